@@ -1,0 +1,67 @@
+"""Commands: what somebody wishes to happen to a run. Imperative names; none of them is a fact.
+
+A command is decided once, in the order of the commands topic, and answered by exactly one event that carries its
+offset: `RunAccepted`, `StopRequested`, ... or `CommandRejected`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+
+
+class _Command(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run_id: str
+
+
+class Caller(BaseModel):
+    """Who asked for the run; becomes `created_by` of records and frames."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    role: Literal["end_user", "account"] = "end_user"
+    id: str
+    """Id of the end user or account."""
+    user: str
+    """The caller's own name for its user (`user` of the request); `sys.user_id` in the run."""
+
+
+class StartRun(_Command):
+    """Start a run of one definition version."""
+
+    type: Literal["StartRun"] = "StartRun"
+    app_id: str
+    workflow_id: str
+    version: str
+    """Version name of the definition, shown in records (a time stamp, or `draft`)."""
+    digest: str
+    """Digest of the definition document; the key under which the registry holds it."""
+    mode: Literal["workflow", "advanced-chat"] = "workflow"
+    inputs: dict[str, JsonValue] = Field(default_factory=dict)
+    """Validated start inputs by variable name."""
+    files: tuple[JsonValue, ...] = ()
+    query: str | None = None
+    conversation_id: str | None = None
+    caller: Caller
+    invoke_from: str = "service-api"
+    triggered_from: str = "app-run"
+    idempotency_key: str | None = None
+    body_digest: str = ""
+    """Digest of what the client sent; a repeat with the same key must have the same one."""
+    not_after_us: int
+    """The command is rejected when it is decided later than this (microseconds since the epoch)."""
+    pins: dict[str, JsonValue] | None = None
+    """Pinned answers, as in a pins file: `{nodes: {...}, types: {...}}`."""
+
+
+class StopRun(_Command):
+    """Stop a run that has not ended."""
+
+    type: Literal["StopRun"] = "StopRun"
+    reason: str = "User requested stop"
+    by: str = ""
+
+
+Command = Annotated[StartRun | StopRun, Field(discriminator="type")]
+COMMAND: TypeAdapter[StartRun | StopRun] = TypeAdapter(Command)

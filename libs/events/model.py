@@ -1,0 +1,334 @@
+"""Events: the facts of runs and partitions. Past tense; their meaning never changes.
+
+A *run event* belongs to one run and has a sequence in it (1, 2, 3, ...). A *partition event* belongs to the owner of
+a partition and has no run sequence. Where an event stands (run, sequence, epoch, n, time, cause) is not in the event
+but in its envelope: see `Recorded` in `libs.events.codec`.
+
+Fields may be added with a default; a changed meaning needs a new type, or a new version and an upcaster.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+
+from libs.events.commands import Caller
+
+Values = dict[str, JsonValue]
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+# --- partition events ------------------------------------------------------------------------------------------------
+
+
+class PartitionClaimed(_Event):
+    """An executor takes the partition. Its envelope has the new epoch and n = 0."""
+
+    type: Literal["PartitionClaimed"] = "PartitionClaimed"
+    owner: str
+    commands_topic_id: str
+    requires: tuple[str, ...] = ()
+    """Features a reader or owner must know to go on behind this claim."""
+
+
+class PartitionReleased(_Event):
+    """The owner hands the partition over; it writes nothing more in this epoch."""
+
+    type: Literal["PartitionReleased"] = "PartitionReleased"
+    owner: str
+
+
+class OwnerConfirmed(_Event):
+    """Says nothing; its confirmation tells an owner that it still owns the partition."""
+
+    type: Literal["OwnerConfirmed"] = "OwnerConfirmed"
+
+
+class CommandRejected(_Event):
+    """A command was refused. The command's run (if it exists) is unchanged."""
+
+    type: Literal["CommandRejected"] = "CommandRejected"
+    command_offset: int
+    command: str
+    """Type of the command, or `unknown` when it could not be decoded."""
+    run_id: str | None = None
+    code: str
+    """Stable: `duplicate`, `idempotency_key_reused`, `expired`, `not_running`, `run_exists`, `misrouted`, `unreadable`."""
+    message: str
+    duplicate_of: str | None = None
+    """With `duplicate`: the run that the first start with this key made."""
+
+
+class CheckpointWritten(_Event):
+    """One part of a checkpoint of the partition's fold. It is complete when all `parts` of `checkpoint_id` are there."""
+
+    type: Literal["CheckpointWritten"] = "CheckpointWritten"
+    checkpoint_id: str
+    part: int
+    parts: int
+    data: JsonValue
+
+
+class RunSnapshotted(_Event):
+    """A disposable cached fold of one run: its state after `seq`. `state` may be a blob reference."""
+
+    type: Literal["RunSnapshotted"] = "RunSnapshotted"
+    run_id: str
+    seq: int
+    state: JsonValue
+
+
+# --- run events: the run ---------------------------------------------------------------------------------------------
+
+
+class RunAccepted(_Event):
+    """The start was accepted; the run is pending. First event of every run (sequence 1)."""
+
+    type: Literal["RunAccepted"] = "RunAccepted"
+    command_offset: int
+    task_id: str
+    app_id: str
+    workflow_id: str
+    version: str
+    digest: str
+    mode: Literal["workflow", "advanced-chat"] = "workflow"
+    inputs: Values = Field(default_factory=dict)
+    files: tuple[JsonValue, ...] = ()
+    query: str | None = None
+    conversation_id: str | None = None
+    caller: Caller
+    invoke_from: str = "service-api"
+    triggered_from: str = "app-run"
+    idempotency_key: str | None = None
+    body_digest: str = ""
+    pins: dict[str, JsonValue] | None = None
+
+
+class RunStarted(_Event):
+    """The run was admitted and runs. Carries the limits in force, so that a replay meets the same ones."""
+
+    type: Literal["RunStarted"] = "RunStarted"
+    max_steps: int
+    max_time_s: float = 0
+    """0: none."""
+
+
+class StopRequested(_Event):
+    """Somebody asked for the run to stop; running nodes are cancelled, then `RunStopped` follows."""
+
+    type: Literal["StopRequested"] = "StopRequested"
+    command_offset: int
+    reason: str
+    by: str = ""
+
+
+class LimitExceeded(_Event):
+    """The run went past one of its limits; running nodes are cancelled, then `RunFailed` follows."""
+
+    type: Literal["LimitExceeded"] = "LimitExceeded"
+    limit: Literal["max_steps", "max_time_s"]
+    message: str
+
+
+class _RunEnded(_Event):
+    outputs: Values = Field(default_factory=dict)
+    error: str | None = None
+    total_steps: int = 0
+    total_tokens: int = 0
+    exceptions_count: int = 0
+    elapsed_s: float = 0.0
+
+
+class RunSucceeded(_RunEnded):
+    type: Literal["RunSucceeded"] = "RunSucceeded"
+
+
+class RunPartiallySucceeded(_RunEnded):
+    """All done, but at least one node ended with an exception that its error strategy handled."""
+
+    type: Literal["RunPartiallySucceeded"] = "RunPartiallySucceeded"
+
+
+class RunFailed(_RunEnded):
+    """`code`: `node_failed`, `limit_exceeded`, `definition_invalid`, `engine_error`."""
+
+    type: Literal["RunFailed"] = "RunFailed"
+    code: str = "node_failed"
+    node_id: str | None = None
+
+
+class RunStopped(_RunEnded):
+    type: Literal["RunStopped"] = "RunStopped"
+
+
+# --- run events: nodes -----------------------------------------------------------------------------------------------
+
+
+class _NodeEvent(_Event):
+    node_id: str
+    path: str = ""
+    """Where in the run: `""` for the main graph, else the rounds around it, outermost first, as
+    `iteration:<node id>:<index>` or `loop:<node id>:<index>` joined by `/` (`:`, `/`, `%` in ids are percent-encoded)."""
+
+
+class _AttemptEvent(_NodeEvent):
+    attempt: int = 1
+    """From 1; a retry is a new attempt."""
+
+
+class NodeStarted(_AttemptEvent):
+    """An attempt began. Attempt 1 begins the node execution; later ones follow a `NodeRetryScheduled`."""
+
+    type: Literal["NodeStarted"] = "NodeStarted"
+    node_type: str
+    title: str = ""
+    index: int
+    """Order of first starts in the run, 1-based; the same for all attempts of an execution."""
+    predecessor_id: str | None = None
+    """The node whose completion made this one ready."""
+    inputs: Values | None = None
+    """Only for containers: what their rounds work on."""
+
+
+class NodeRestarted(_AttemptEvent):
+    """The attempt lost its owner and begins again: same attempt, same execution, same idempotency key."""
+
+    type: Literal["NodeRestarted"] = "NodeRestarted"
+
+
+class _NodeResult(_AttemptEvent):
+    inputs: Values | None = None
+    process_data: Values | None = None
+    outputs: Values | None = None
+    metadata: Values | None = None
+    """Execution metadata: `total_tokens`, `total_price`, `currency`, `tool_info`, `error_strategy`, ..."""
+    elapsed_s: float = 0.0
+    """Of this attempt."""
+
+
+class VariableUpdate(BaseModel):
+    """A value that a node wrote under another selector (assigner)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    selector: tuple[str, ...]
+    value: JsonValue
+    value_type: str
+
+
+class NodeSucceeded(_NodeResult):
+    type: Literal["NodeSucceeded"] = "NodeSucceeded"
+    handle: str | None = None
+    """The selected branch handle of a branch node; None for ordinary nodes."""
+    output_types: dict[str, str] = Field(default_factory=dict)
+    """Declared types of outputs whose type cannot be inferred from the value (`array[file]`, `secret`, ...)."""
+    updates: tuple[VariableUpdate, ...] = ()
+    pinned: bool = False
+    """The answer was pinned; no handler ran."""
+
+
+class NodeRetryScheduled(_NodeResult):
+    """The attempt failed and will be repeated as attempt + 1, not before `due_us`."""
+
+    type: Literal["NodeRetryScheduled"] = "NodeRetryScheduled"
+    error: str
+    error_type: str = ""
+    due_us: int
+
+
+class NodeFailed(_NodeResult):
+    """The last attempt failed and no strategy handles it: the run (or the round) fails."""
+
+    type: Literal["NodeFailed"] = "NodeFailed"
+    error: str
+    error_type: str = ""
+
+
+class NodeExcepted(_NodeResult):
+    """The last attempt failed and the node's error strategy handled it; `outputs` are what successors see."""
+
+    type: Literal["NodeExcepted"] = "NodeExcepted"
+    error: str
+    error_type: str = ""
+    strategy: Literal["fail-branch", "default-value"]
+    handle: str | None = None
+
+
+class NodeSkipped(_NodeEvent):
+    """Every way to the node was ruled out. `by` and `handle`: the decision that ruled out the last one."""
+
+    type: Literal["NodeSkipped"] = "NodeSkipped"
+    by: str | None = None
+    handle: str | None = None
+
+
+class NodeStopped(_AttemptEvent):
+    """The attempt was cancelled because the run stops or has failed elsewhere."""
+
+    type: Literal["NodeStopped"] = "NodeStopped"
+    reason: str = ""
+
+
+# --- run events: rounds of containers --------------------------------------------------------------------------------
+
+
+class RoundStarted(_NodeEvent):
+    """One round of the container `node_id` began; its nodes have `path` + this round."""
+
+    type: Literal["RoundStarted"] = "RoundStarted"
+    index: int
+
+
+class RoundFinished(_NodeEvent):
+    """One round of the container ended."""
+
+    type: Literal["RoundFinished"] = "RoundFinished"
+    index: int
+    error: str | None = None
+    output: JsonValue = None
+    """Iteration: the item's result."""
+    variables: Values = Field(default_factory=dict)
+    """Loop: the loop variables after the round."""
+    elapsed_s: float = 0.0
+
+
+RunEnd = RunSucceeded | RunPartiallySucceeded | RunFailed | RunStopped
+RUN_END_TYPES = frozenset({"RunSucceeded", "RunPartiallySucceeded", "RunFailed", "RunStopped"})
+
+RunEvent = (
+    RunAccepted
+    | RunStarted
+    | StopRequested
+    | LimitExceeded
+    | RunSucceeded
+    | RunPartiallySucceeded
+    | RunFailed
+    | RunStopped
+    | NodeStarted
+    | NodeRestarted
+    | NodeSucceeded
+    | NodeRetryScheduled
+    | NodeFailed
+    | NodeExcepted
+    | NodeSkipped
+    | NodeStopped
+    | RoundStarted
+    | RoundFinished
+)
+PartitionEvent = (
+    PartitionClaimed | PartitionReleased | OwnerConfirmed | CommandRejected | CheckpointWritten | RunSnapshotted
+)
+Event = RunEvent | PartitionEvent
+
+EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
+
+
+def _types(union: Any) -> dict[str, type[Any]]:
+    return {member.__name__: member for member in union.__args__}
+
+
+RUN_EVENT_TYPES: dict[str, type[Any]] = _types(RunEvent)
+PARTITION_EVENT_TYPES: dict[str, type[Any]] = _types(PartitionEvent)
+EVENT_TYPES: dict[str, type[Any]] = RUN_EVENT_TYPES | PARTITION_EVENT_TYPES
