@@ -1,0 +1,234 @@
+"""The SQL tables that the projector fills and the API reads: SQLAlchemy Core metadata, and how an engine is opened.
+
+Promises: every column of `workflow_runs`, `workflow_node_executions` and `dead_letters` is a function of the log's
+records and their positions. No default, sequence or clock of the database takes part, so dropping the tables and
+reading the log again gives the same rows. Record shapes follow the reference's; JSON columns are text.
+
+Does not: know events. What a record means for a row is in `services/projector/projection.py`.
+
+Conventions: times are microseconds since the epoch (UTC) in Python, `timestamptz` in PostgreSQL, RFC 3339 text with
+microseconds in SQLite. A JSON column may hold blob references (`{"$blob": {...}}`) in place of large values; who reads
+resolves them. Columns that an update may leave alone are nullable, because an upsert names all columns.
+"""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    create_engine,
+    event,
+    select,
+)
+from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.types import TypeEngine
+
+from libs.events.codec import from_rfc3339, rfc3339
+
+TENANT_ID = "00000000-0000-0000-0000-000000000001"
+"""The only tenant there is; records carry it because the reference's do."""
+
+SCHEMA_VERSION = 1
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class TablesError(Exception):
+    """The tables cannot be used as they are. The text says what was found and what to do."""
+
+
+class Moment(TypeDecorator[int]):
+    """An instant: an integer of microseconds since the epoch in Python, readable and sortable in SQL."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        kind: TypeEngine[Any] = DateTime(timezone=True) if dialect.name == "postgresql" else Text()
+        return dialect.type_descriptor(kind)
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        return _EPOCH + value * _MICROSECOND if dialect.name == "postgresql" else rfc3339(value, 6)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
+        if value is None:
+            return None
+        return (value - _EPOCH) // _MICROSECOND if isinstance(value, datetime) else from_rfc3339(value)
+
+
+metadata = MetaData()
+
+workflow_runs = Table(
+    "workflow_runs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text),
+    Column("app_id", Text),
+    Column("workflow_id", Text),
+    Column("type", Text, comment="workflow, or chat for a chatflow"),
+    Column("triggered_from", Text),
+    Column("invoke_from", Text),
+    Column("version", Text),
+    Column("digest", Text, comment="key of the document in the registry"),
+    Column("inputs", Text, comment="JSON: start inputs and sys.* values"),
+    Column("status", Text),
+    Column("outputs", Text, comment="JSON"),
+    Column("error", Text),
+    Column("error_code", Text, comment="of a failed run: node_failed, limit_exceeded, ..."),
+    Column("error_node_id", Text, comment="the node that made the run fail"),
+    Column("elapsed_time", Float, comment="seconds; 0 until the run ends"),
+    Column("total_tokens", BigInteger),
+    Column("total_steps", BigInteger),
+    Column("exceptions_count", BigInteger),
+    Column("created_by_role", Text),
+    Column("created_by", Text, comment="id of the end user or account"),
+    Column("created_by_user", Text, comment="the caller's own name for its user"),
+    Column("created_at", Moment, comment="accepted"),
+    Column("started_at", Moment, comment="admitted"),
+    Column("finished_at", Moment),
+    Column("task_id", Text),
+    Column("query", Text),
+    Column("conversation_id", Text),
+    Column("idempotency_key", Text),
+    Column("seq", BigInteger, comment="sequence of the run's last event that is in this row"),
+    Column("partition", Integer),
+    Column("first_offset", BigInteger),
+    Column("last_offset", BigInteger),
+    Column("epoch", BigInteger, comment="of the owner that wrote the last event"),
+    Index("workflow_runs_by_app", "tenant_id", "app_id", "triggered_from"),
+    Index("workflow_runs_by_time", "created_at", "id"),
+    Index("workflow_runs_by_app_and_time", "app_id", "created_at", "id"),
+    Index("workflow_runs_by_status_and_time", "status", "created_at", "id"),
+)
+
+workflow_node_executions = Table(
+    "workflow_node_executions",
+    metadata,
+    Column("id", Text, primary_key=True, comment="libs.events.ids.execution_id: one per (run, path, node)"),
+    Column("tenant_id", Text),
+    Column("app_id", Text),
+    Column("workflow_id", Text),
+    Column("triggered_from", Text),
+    Column("workflow_run_id", Text),
+    Column("index", BigInteger, comment="order of first starts in the run, from 1"),
+    Column("predecessor_node_id", Text),
+    Column("node_execution_id", Text),
+    Column("node_id", Text),
+    Column("node_type", Text),
+    Column("title", Text),
+    Column("path", Text, comment="rounds around the node, outermost first; empty in the main graph"),
+    Column("attempt", Integer, comment="the last attempt, from 1"),
+    Column("inputs", Text, comment="JSON"),
+    Column("process_data", Text, comment="JSON"),
+    Column("outputs", Text, comment="JSON"),
+    Column("status", Text),
+    Column("error", Text),
+    Column("error_type", Text),
+    Column("elapsed_time", Float, comment="seconds, of the last attempt"),
+    Column("execution_metadata", Text, comment="JSON"),
+    Column("created_at", Moment, comment="start of the first attempt"),
+    Column("created_by_role", Text),
+    Column("created_by", Text),
+    Column("finished_at", Moment),
+    Column("seq", BigInteger, comment="sequence of the last event that is in this row"),
+    Column("first_seq", BigInteger, comment="sequence of the first start"),
+    Column("partition", Integer),
+    Column("first_offset", BigInteger),
+    Column("last_offset", BigInteger),
+    Column("epoch", BigInteger, comment="of the owner that wrote the last event"),
+    Index("node_executions_by_run", "workflow_run_id", "index"),
+    Index("node_executions_by_node", "tenant_id", "app_id", "workflow_id", "triggered_from", "node_id"),
+    Index("node_executions_by_node_and_time", "tenant_id", "workflow_id", "node_id", "created_at"),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("offset", BigInteger, primary_key=True, autoincrement=False),
+    Column("run_id", Text),
+    Column("type", Text, comment="event type by the record's headers"),
+    Column("reason", Text),
+    Column("size_bytes", BigInteger, comment="of the record's value; the value itself stays in the log"),
+)
+
+positions = Table(
+    "projection_positions",
+    metadata,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("topic_id", Text, nullable=False),
+    Column("next_offset", BigInteger, nullable=False, comment="every record below it is in the tables"),
+    Column("epoch", BigInteger, nullable=False, comment="state of the validity rule after that record"),
+    Column("n", BigInteger, nullable=False),
+    Column("ignored", BigInteger, nullable=False, comment="records that the validity rule did not admit"),
+    Column("last_record", Text, nullable=False, comment="identity of the record at next_offset - 1"),
+    Column("last_at", Moment, comment="time of the last event that is in the tables"),
+)
+
+schema = Table(
+    "projection_schema",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False, comment="1"),
+    Column("version", Integer, nullable=False),
+    Column("generation", BigInteger, nullable=False, comment="counts rebuilds; a change tells a projector to start over"),
+)
+
+FILLED = (workflow_runs, workflow_node_executions, dead_letters, positions)
+"""The tables that a rebuild fills anew."""
+
+
+def open_engine(url: str) -> Engine:
+    """An engine for `url`. SQLite files get WAL, a busy time-out and transactions that begin where SQLAlchemy says.
+
+    Does not connect. `url` is an SQLAlchemy URL; see `sqlite_url` for a file.
+    """
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True, pool_recycle=1800)
+    engine = create_engine(url)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of the SQLite file at `path`."""
+    return f"sqlite:///{path.absolute()}"
+
+
+def create_tables(engine: Engine) -> None:
+    """Make what is missing. Raises TablesError when the tables were made by another schema version."""
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        found = connection.execute(select(schema.c.version)).scalar()
+        if found is None:
+            connection.execute(schema.insert().values(id=1, version=SCHEMA_VERSION, generation=1))
+        elif found != SCHEMA_VERSION:
+            raise TablesError(
+                f"tables have schema version {found}, this process needs {SCHEMA_VERSION}. "
+                "Run the matching release, or make them anew from the log: flowledger rebuild"
+            )
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # The driver's own BEGIN comes too late (not before DDL or SELECT); with None we send it ourselves.
+    connection.isolation_level = None
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "busy_timeout = 10000"):
+        # NORMAL: rows and position share a transaction, so a power loss takes both back and the log refills them.
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
