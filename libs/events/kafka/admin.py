@@ -1,0 +1,158 @@
+"""Topics of a cluster: create, correct, describe. The specification is `libs.events.topics`."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without saying so
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+from libs.events.kafka.clients import admin_settings, failure
+from libs.events.log import LogError
+from libs.events.topics import SeenTopic, TopicSpec, compare
+
+T = TypeVar("T")
+
+
+def seen_topics(
+    bootstrap: str, options: Mapping[str, str], names: Sequence[str], timeout_s: float
+) -> dict[str, SeenTopic | None]:
+    """What the cluster has under each name. Raises LogError."""
+    admin = AdminClient(admin_settings(bootstrap, options))
+    return _Cluster(admin, bootstrap, timeout_s).seen(names)
+
+
+def apply_specs(
+    bootstrap: str, options: Mapping[str, str], prefix: str, specs: Sequence[TopicSpec], timeout_s: float
+) -> list[str]:
+    """Create missing topics and set differing settings; one line per change. Raises LogError."""
+    cluster = _Cluster(AdminClient(admin_settings(bootstrap, options)), bootstrap, timeout_s)
+    done = [f"{name}: created" for name in cluster.create(prefix, specs)]
+    cluster.wait_for_leaders([spec.name(prefix) for spec in specs])
+    seen = cluster.seen([spec.name(prefix) for spec in specs])
+    for spec in specs:
+        differing = {p.setting for p in compare(spec, seen[spec.name(prefix)], prefix)} & set(spec.config)
+        if differing:
+            cluster.set_config(spec.name(prefix), {name: spec.config[name] for name in differing})
+            done.append(f"{spec.name(prefix)}: set {', '.join(sorted(differing))}")
+    return done
+
+
+def describe_topic(admin: AdminClient, name: str, bootstrap: str, timeout_s: float) -> Any:
+    """The client's description (id, partitions) of one topic. Raises LogError when it is missing."""
+    answer = admin.describe_topics(TopicCollection([name]), request_timeout=timeout_s)
+    try:
+        return answer[name].result(timeout_s + 1)
+    except (KafkaException, TimeoutError) as error:
+        raise _translated(error, f"topic {name}", bootstrap) from error
+
+
+class _Cluster:
+    """One round of questions and changes that share one deadline."""
+
+    def __init__(self, admin: AdminClient, bootstrap: str, timeout_s: float) -> None:
+        self._admin, self._bootstrap = admin, bootstrap
+        self._deadline = time.monotonic() + timeout_s
+
+    def _left(self) -> float:
+        return max(0.1, self._deadline - time.monotonic())
+
+    def _result(self, future: "Future[T]", what: str) -> T:
+        try:
+            return future.result(self._left() + 1)
+        except (KafkaException, TimeoutError) as error:
+            raise _translated(error, what, self._bootstrap) from error
+
+    def _call(self, what: str, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except KafkaException as error:
+            raise _translated(error, what, self._bootstrap) from error
+
+    def seen(self, names: Sequence[str]) -> dict[str, SeenTopic | None]:
+        metadata = self._call("list of topics", lambda: self._admin.list_topics(timeout=self._left()))
+        there = {name: metadata.topics[name].partitions for name in names if name in metadata.topics}
+        configs = self._configs(list(there))
+        return {
+            name: SeenTopic(
+                partitions=len(there[name]),
+                replication=min((len(part.replicas) for part in there[name].values()), default=0),
+                config=configs[name],
+            )
+            if name in there
+            else None
+            for name in names
+        }
+
+    def _configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        if not names:
+            return {}
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+        answers = self._admin.describe_configs(resources, request_timeout=self._left())
+        return {
+            resource.name: {
+                entry.name: str(entry.value) for entry in self._result(future, f"settings of {resource.name}").values()
+            }
+            for resource, future in answers.items()
+        }
+
+    def create(self, prefix: str, specs: Sequence[TopicSpec]) -> list[str]:
+        """Names of the topics that were missing."""
+        wanted = [
+            NewTopic(spec.name(prefix), spec.partitions, spec.replication, config=dict(spec.config)) for spec in specs
+        ]
+        answers = self._admin.create_topics(wanted, request_timeout=self._left(), operation_timeout=self._left())
+        created = []
+        for name, future in answers.items():
+            try:
+                future.result(self._left() + 1)
+                created.append(name)
+            except (KafkaException, TimeoutError) as error:
+                if _code(error) != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise _translated(error, f"creating {name}", self._bootstrap) from error
+        return created
+
+    def set_config(self, name: str, config: Mapping[str, str]) -> None:
+        entries = [
+            ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
+            for setting, value in config.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+        (future,) = self._admin.incremental_alter_configs([resource], request_timeout=self._left()).values()
+        self._result(future, f"settings of {name}")
+
+    def wait_for_leaders(self, names: Sequence[str]) -> None:
+        """A topic that was just created is not writable before its partitions have leaders."""
+        while True:
+            metadata = self._call("list of topics", lambda: self._admin.list_topics(timeout=self._left()))
+            missing = [
+                name
+                for name in names
+                if name not in metadata.topics
+                or not metadata.topics[name].partitions
+                or any(part.leader < 0 for part in metadata.topics[name].partitions.values())
+            ]
+            if not missing:
+                return
+            if time.monotonic() > self._deadline:
+                raise LogError(f"no leader for {', '.join(missing)} (Kafka at {self._bootstrap}). Are all brokers up?")
+            time.sleep(0.02)  # the cluster offers no way to wait for it
+
+
+def _code(error: BaseException) -> int | None:
+    seen = error.args[0] if error.args else None
+    return seen.code() if isinstance(seen, KafkaError) else None
+
+
+def _translated(error: KafkaException | TimeoutError, what: str, bootstrap: str) -> LogError:
+    if isinstance(error, KafkaException):
+        return failure(error, what, bootstrap)
+    return LogError(f"{what}: no answer from Kafka at {bootstrap}. Start the broker or correct FLOWLEDGER_KAFKA")

@@ -1,0 +1,93 @@
+"""Fixtures that every folder of tests may use: the real servers, shared by the session and emptied per test.
+
+Without a broker or a database the tests that need one are skipped and say how to get it; with `CI=true` they fail,
+because a suite that silently tests less is worse than a red one.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import NoReturn
+
+import pytest
+
+from tests import servers
+
+
+def _missing(problem: servers.Unavailable) -> NoReturn:
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"{problem} (CI=true: missing servers fail the suite)", pytrace=False)
+    pytest.skip(str(problem))
+
+
+@pytest.fixture(scope="session")
+def _kafka_or_problem() -> Iterator[servers.Kafka | servers.Unavailable]:
+    """Tried once: a session without a broker must not wait for one in every test."""
+    try:
+        server = servers.open_kafka()
+    except servers.Unavailable as problem:
+        yield problem
+        return
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def kafka_server(_kafka_or_problem: servers.Kafka | servers.Unavailable) -> servers.Kafka:
+    """The session's broker; `.bootstrap`. Not to be stopped: see `private_kafka`."""
+    if isinstance(_kafka_or_problem, servers.Unavailable):
+        _missing(_kafka_or_problem)
+    return _kafka_or_problem
+
+
+@pytest.fixture
+def kafka_prefix(kafka_server: servers.Kafka) -> Iterator[str]:
+    """A topic prefix of the test's own on the session's broker: all topics exist, with 4 run partitions."""
+    with servers.fresh_topics(kafka_server.bootstrap) as prefix:
+        yield prefix
+
+
+@pytest.fixture(scope="module")
+def _private_kafka_or_problem() -> Iterator[servers.Kafka | servers.Unavailable]:
+    try:
+        server = servers.own_kafka()
+    except servers.Unavailable as problem:
+        yield problem
+        return
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def private_kafka(_private_kafka_or_problem: servers.Kafka | servers.Unavailable) -> servers.Kafka:
+    """A broker of the module's own that a test may stop, kill or freeze; it runs when the test begins."""
+    if isinstance(_private_kafka_or_problem, servers.Unavailable):
+        _missing(_private_kafka_or_problem)
+    _private_kafka_or_problem.resume()
+    _private_kafka_or_problem.start()
+    return _private_kafka_or_problem
+
+
+@pytest.fixture
+def private_prefix(private_kafka: servers.Kafka) -> str:
+    """As `kafka_prefix`, on `private_kafka`."""
+    return servers.create_test_topics(private_kafka.bootstrap)
+
+
+@pytest.fixture(scope="session")
+def _postgres_or_problem() -> Iterator[servers.Postgres | servers.Unavailable]:
+    try:
+        server = servers.open_postgres()
+    except servers.Unavailable as problem:
+        yield problem
+        return
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgres_url(_postgres_or_problem: servers.Postgres | servers.Unavailable) -> Iterator[str]:
+    """SQLAlchemy URL of a fresh, empty database of the test's own."""
+    if isinstance(_postgres_or_problem, servers.Unavailable):
+        _missing(_postgres_or_problem)
+    with servers.fresh_database(_postgres_or_problem.url) as url:
+        yield url

@@ -1,0 +1,56 @@
+"""Topics on a real broker: created, checked and corrected as specified."""
+
+import pytest
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+
+from libs.events.log import LogError
+from libs.events.topics import check_topics, create_topics
+from tests import servers
+
+pytestmark = pytest.mark.kafka
+
+
+def _set(bootstrap: str, topic: str, setting: str, value: str) -> None:
+    entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    (future,) = admin.incremental_alter_configs([resource]).values()
+    future.result(5)
+
+
+def test_created_topics_pass_the_check_and_creating_again_changes_nothing(
+    kafka_server: servers.Kafka, kafka_prefix: str
+) -> None:
+    assert check_topics(kafka_server.bootstrap, {}, kafka_prefix, 4) == []
+    assert create_topics(kafka_server.bootstrap, {}, kafka_prefix, 4) == []
+
+
+def test_a_changed_setting_is_named_and_creating_again_corrects_it(
+    kafka_server: servers.Kafka, kafka_prefix: str
+) -> None:
+    topic = f"{kafka_prefix}.events"
+    _set(kafka_server.bootstrap, topic, "retention.ms", "604800000")
+    (problem,) = check_topics(kafka_server.bootstrap, {}, kafka_prefix, 4)
+    assert str(problem) == f"{topic}: retention.ms: expected -1, seen 604800000. Run `flowledger topics create`"
+    assert create_topics(kafka_server.bootstrap, {}, kafka_prefix, 4) == [f"{topic}: set retention.ms"]
+    assert check_topics(kafka_server.bootstrap, {}, kafka_prefix, 4) == []
+
+
+def test_another_number_of_partitions_is_a_problem_that_creating_cannot_heal(
+    kafka_server: servers.Kafka, kafka_prefix: str
+) -> None:
+    problems = check_topics(kafka_server.bootstrap, {}, kafka_prefix, 8)
+    assert {(p.setting, p.expected, p.seen) for p in problems} == {("partitions", "8", "4")}
+    with pytest.raises(LogError, match="FLOWLEDGER_PARTITIONS=4"):
+        create_topics(kafka_server.bootstrap, {}, kafka_prefix, 8)
+
+
+def test_missing_topics_are_all_named_with_the_next_step(kafka_server: servers.Kafka) -> None:
+    problems = check_topics(kafka_server.bootstrap, {}, "nowhere", 4)
+    assert len(problems) == 7
+    assert all("flowledger topics create" in str(problem) for problem in problems)
+
+
+def test_an_unreachable_broker_is_named() -> None:
+    with pytest.raises(LogError, match=r"127\.0\.0\.1:1"):
+        check_topics("127.0.0.1:1", {}, "any", 4, timeout_s=0.5)
