@@ -28,8 +28,6 @@ WAITING_LIMIT = 200_000
 POLL_S = 0.05
 """How often a read-only log looks for records that another process wrote."""
 
-_PARTITIONED = frozenset({Topic.COMMANDS, Topic.EVENTS, Topic.CHUNKS, Topic.BLOBS})
-
 
 class LocalLog:
     """See the module docstring. `now_ms` is the clock of record time stamps; they never fall."""
@@ -110,7 +108,7 @@ class LocalLog:
         return self._store.end(topic, partition)
 
     def _check(self, topic: Topic, partition: int) -> None:
-        count = self._store.partitions if topic in _PARTITIONED else max(self._store.partitions, 1)
+        count = self._store.partitions
         if not 0 <= partition < count:
             raise LogError(f"{topic}[{partition}]: no such partition, this log has {count}. Check the partition count")
         if self._closed:
@@ -134,7 +132,8 @@ class LocalLog:
         if not entries or self._closed:
             return
         if topic not in EPHEMERAL:
-            self.enqueue(Batch(topic, partition, entries))
+            with suppress(AppendRefused):
+                self.enqueue(Batch(topic, partition, entries))
             return
         batch = Batch(topic, partition, entries)
         with self._lock:

@@ -41,6 +41,11 @@ class Batch:
     def end(self) -> int:
         return self.first + len(self.entries)
 
+    def split(self, at: int) -> "tuple[Batch, Batch]":
+        """The first `at` entries, and the rest; only for appends (a send has one entry)."""
+        first = Batch(self.topic, self.partition, self.entries[:at], appender=self.appender)
+        return first, Batch(self.topic, self.partition, self.entries[at:], appender=self.appender)
+
     @property
     def size_bytes(self) -> int:
         """About what it costs to keep in memory."""
