@@ -11,6 +11,7 @@ microseconds in SQLite. A JSON column may hold blob references (`{"$blob": {...}
 resolves them. Columns that an update may leave alone are nullable, because an upsert names all columns.
 """
 
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,7 @@ schema = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False, comment="1"),
     Column("version", Integer, nullable=False),
-    Column("generation", BigInteger, nullable=False, comment="counts rebuilds; a change tells a projector to start over"),
+    Column("generation", BigInteger, nullable=False, comment="counts rebuilds; a change restarts projectors"),
 )
 
 FILLED = (workflow_runs, workflow_node_executions, dead_letters, positions)
@@ -196,11 +197,20 @@ def open_engine(url: str) -> Engine:
     Does not connect. `url` is an SQLAlchemy URL; see `sqlite_url` for a file.
     """
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, pool_recycle=1800)
+        return create_engine(url, pool_pre_ping=True, pool_recycle=1800, client_encoding="utf8")
     engine = create_engine(url)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def writing(engine: Engine) -> AbstractContextManager[Connection]:
+    """A transaction that will write.
+
+    SQLite takes its write lock at once: a transaction that reads first and finds at its first write that another one
+    was committed in between fails without waiting.
+    """
+    return engine.execution_options(sqlite_begin="IMMEDIATE").begin()
 
 
 def sqlite_url(path: Path) -> str:
@@ -210,7 +220,7 @@ def sqlite_url(path: Path) -> str:
 
 def create_tables(engine: Engine) -> None:
     """Make what is missing. Raises TablesError when the tables were made by another schema version."""
-    with engine.begin() as connection:
+    with writing(engine) as connection:
         metadata.create_all(connection)
         found = connection.execute(select(schema.c.version)).scalar()
         if found is None:
@@ -231,4 +241,4 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
+    connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_begin', '')}")

@@ -1,0 +1,399 @@
+"""The projector over SQLite and PostgreSQL: same rows, same positions, whatever dies in between (faults C.4, C.5)."""
+
+import random
+import string
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event, select
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import OperationalError
+
+from libs.events.ids import execution_id
+from libs.events.log import Topic
+from libs.events.memory import MemoryLog, MemoryStore
+from libs.tables import create_tables, dead_letters, open_engine, positions, sqlite_url, workflow_runs
+from services.projector.position import PositionTaken, RebuildNeeded
+from services.projector.projector import Projector
+from services.projector.rebuild import rebuild
+from tests.projections import (
+    Owner,
+    accepted,
+    append,
+    broken,
+    dump,
+    entry,
+    failing_story,
+    interleaved,
+    node,
+    run_id,
+    story,
+)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    if request.param == "sqlite":
+        made = open_engine(sqlite_url(tmp_path / "tables.db"))
+    else:
+        made = open_engine(request.getfixturevalue("postgres_url"))
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def log() -> Iterator[MemoryLog]:
+    made = MemoryLog(MemoryStore(partitions=2))
+    yield made
+    made.close()
+
+
+def fill(log: MemoryLog, owner: Owner, first: int, runs: int) -> None:
+    ids = [run_id(i, owner.partition) for i in range(first, first + runs)]
+    stories = {run: story(run) if i % 3 else failing_story(run) for i, run in enumerate(ids)}
+    append(log, [entry(one) for one in interleaved(owner, stories)], owner.partition)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "condition not reached in time"
+        time.sleep(0.005)
+
+
+def caught_up(projector: Projector) -> bool:
+    state = projector.state()
+    assert state.failure is None, state.failure
+    return state.running and not any(state.lag_records.values())
+
+
+def project_all(log: MemoryLog, engine: Engine) -> None:
+    projector = Projector(log, engine)
+    projector.start()
+    try:
+        wait_until(lambda: caught_up(projector))
+    finally:
+        projector.stop()
+
+
+def test_rows_show_what_the_log_holds(log: MemoryLog, engine: Engine) -> None:
+    fill(log, Owner(0), 0, 4)
+    fill(log, Owner(1), 100, 4)
+    project_all(log, engine)
+    rows = dump(engine)
+    assert len(rows["workflow_runs"]) == 8
+    with engine.begin() as connection:
+        statuses = connection.execute(select(workflow_runs.c.status).order_by(workflow_runs.c.id)).scalars().all()
+    assert statuses == ["failed", "succeeded", "succeeded", "failed"] * 2
+    assert len(rows["workflow_node_executions"]) == 4 * 3 + 4
+
+
+def test_rows_written_event_by_event_are_those_of_one_batch(log: MemoryLog, engine: Engine, tmp_path: Path) -> None:
+    owner = Owner()
+    records = list(interleaved(owner, {run_id(i): story(run_id(i)) for i in range(2)}))
+    projector = Projector(log, engine)
+    projector.start()
+    try:
+        for recorded in records:
+            append(log, [entry(recorded)])
+            wait_until(lambda: caught_up(projector))
+    finally:
+        projector.stop()
+    other = open_engine(sqlite_url(tmp_path / "other.db"))
+    project_all(log, other)
+    assert dump(engine) == dump(other)
+    other.dispose()
+
+
+def test_a_restart_goes_on_behind_the_saved_position(log: MemoryLog, engine: Engine, tmp_path: Path) -> None:
+    owner = Owner()
+    records = [entry(one) for one in interleaved(owner, {run_id(i): story(run_id(i)) for i in range(3)})]
+    half = len(records) // 2
+    append(log, records[:half])
+    project_all(log, engine)
+    append(log, records[half:])
+    project_all(log, engine)
+    other = open_engine(sqlite_url(tmp_path / "other.db"))
+    project_all(log, other)
+    assert dump(engine) == dump(other)
+    other.dispose()
+
+
+def test_records_of_a_frozen_owner_leave_no_trace(log: MemoryLog, engine: Engine) -> None:
+    old, new = Owner(), Owner()
+    append(log, [entry(one) for one in interleaved(old, {run_id(1): story(run_id(1))})])
+    new.epoch, new.seqs = old.epoch, dict(old.seqs)
+    append(log, [entry(new.claim())])
+    append(log, [entry(old.record(run_id(2), accepted(run_id(2))))])
+    append(log, [entry(new.record(run_id(3), accepted(run_id(3))))])
+    project_all(log, engine)
+    with engine.begin() as connection:
+        assert set(connection.execute(select(workflow_runs.c.id)).scalars()) == {run_id(1), run_id(3)}
+        assert connection.execute(select(positions.c.ignored)).scalars().first() == 1
+
+
+def test_a_record_that_cannot_be_decoded_becomes_a_dead_letter_and_nothing_sticks(
+    log: MemoryLog, engine: Engine
+) -> None:
+    owner = Owner()
+    run = run_id(1)
+    events = [owner.claim(), owner.record(run, accepted(run)), owner.record(run, node("a", 1))]
+    poison = owner.record(run, node("b", 2))
+    append(log, [*map(entry, events), broken(poison), entry(owner.record(run, node("c", 3)))])
+    project_all(log, engine)
+    with engine.begin() as connection:
+        found = connection.execute(select(dead_letters)).mappings().one()
+    assert (found["partition"], found["offset"], found["run_id"]) == (0, poison.offset, run)
+    assert found["type"] == "NodeStarted"
+    assert len(dump(engine)["workflow_node_executions"]) == 2
+    letters = [one for batch in log.read(Topic.DEAD_LETTERS, 0, 0) for one in batch]
+    assert [letter.headers["source"] for letter in letters] == [b"events[0]@%d" % poison.offset]
+
+
+@pytest.mark.postgres
+def test_a_row_that_the_database_refuses_becomes_a_dead_letter_alone(log: MemoryLog, postgres_url: str) -> None:
+    engine = open_engine(postgres_url)
+    owner = Owner()
+    run = run_id(1)
+    # Too long for an index entry of PostgreSQL (2,704 bytes), and random enough not to be compressed below it.
+    long_id = "".join(random.Random(1).choices(string.ascii_letters, k=20_000))
+    events = [owner.claim(), owner.record(run, accepted(run))]
+    events += [owner.record(run, node(f"n{i}", i + 1)) for i in range(5)]
+    poison = owner.record(run, node(long_id, 6))
+    events += [poison, *(owner.record(run, node(f"n{i}", i + 1)) for i in range(6, 10))]
+    append(log, list(map(entry, events)))
+    project_all(log, engine)
+    with engine.begin() as connection:
+        assert connection.execute(select(dead_letters.c.offset)).scalars().all() == [poison.offset]
+    assert len(dump(engine)["workflow_node_executions"]) == 9
+    engine.dispose()
+
+
+def test_a_second_projector_on_the_tables_fails_its_transaction_and_says_so(log: MemoryLog, engine: Engine) -> None:
+    owner = Owner()
+    append(log, [entry(one) for one in interleaved(owner, {run_id(1): story(run_id(1))})])
+    behind = Projector(log, engine)
+    gate = threading.Event()
+    reached = threading.Event()
+
+    def hold(records: Sequence[object]) -> None:
+        reached.set()
+        assert gate.wait(20)
+
+    held = _Held(log, hold)
+    behind = Projector(held, engine)  # type: ignore[arg-type]  # delegates what it does not hold back
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            behind.run()
+        except PositionTaken as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert reached.wait(20)
+    project_all(log, engine)
+    before = dump(engine)
+    gate.set()
+    thread.join(20)
+    assert "Another projector writes these tables" in str(failure[0])
+    assert dump(engine) == before
+
+
+class _Held:
+    """A log whose tail holds every batch back until the test lets it go."""
+
+    def __init__(self, log: MemoryLog, hold: Callable[[Sequence[object]], None]) -> None:
+        self._log, self._hold = log, hold
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._log, name)
+
+    def tail(self, topic, starts, deliver, on_error):  # type: ignore[no-untyped-def]  # as Log.tail
+        def later(records: Sequence[object]) -> None:
+            self._hold(records)
+            deliver(records)
+
+        return self._log.tail(topic, starts, later, on_error)
+
+
+@pytest.mark.parametrize("at", ["begin", "commit", "answer to commit"])
+def test_a_crash_around_the_commit_repeats_or_keeps_the_batch(
+    log: MemoryLog, engine: Engine, tmp_path: Path, at: str
+) -> None:
+    fill(log, Owner(), 0, 3)
+    projector = Projector(log, engine)
+    create_tables(engine)
+    failures = iter([True])
+
+    hook = at.rpartition(" ")[2]
+
+    def fail(connection: Connection) -> None:
+        if threading.current_thread().name == "projector" and next(failures, False):
+            if hook != at:
+                connection.connection.cursor().execute("COMMIT")
+            raise OperationalError("COMMIT", {}, Exception("connection lost"))
+
+    event.listen(engine, hook, fail)
+    projector.start()
+    try:
+        wait_until(lambda: caught_up(projector))
+    finally:
+        projector.stop()
+        event.remove(engine, hook, fail)
+    other = open_engine(sqlite_url(tmp_path / "other.db"))
+    project_all(log, other)
+    assert dump(engine) == dump(other)
+    other.dispose()
+
+
+def test_a_database_that_is_away_is_waited_for_and_readiness_says_since_when(log: MemoryLog, tmp_path: Path) -> None:
+    engine = open_engine(sqlite_url(tmp_path / "tables.db"))
+    fill(log, Owner(), 0, 2)
+    away = threading.Event()
+    away.set()
+
+    def fail(connection: object) -> None:
+        if away.is_set():
+            raise OperationalError("BEGIN", {}, Exception("server is gone"))
+
+    event.listen(engine, "begin", fail)
+    projector = Projector(log, engine, clock=lambda: 1_767_000_000.0)
+    projector.start()
+    try:
+        wait_until(lambda: projector.state().database_down_since_s == 1_767_000_000.0)
+        assert sum(projector.state().lag_records.values()) > 0
+        away.clear()
+        wait_until(lambda: caught_up(projector))
+        assert projector.state().database_down_since_s is None
+    finally:
+        projector.stop()
+    assert len(dump(engine)["workflow_runs"]) == 2
+    engine.dispose()
+
+
+def test_a_database_that_lost_its_last_commits_is_filled_again(log: MemoryLog, tmp_path: Path) -> None:
+    engine = open_engine(sqlite_url(tmp_path / "tables.db"))
+    owner = Owner()
+    records = [entry(one) for one in interleaved(owner, {run_id(i): story(run_id(i)) for i in range(2)})]
+    append(log, records[:10])
+    project_all(log, engine)
+    with engine.begin() as connection:
+        saved = connection.execute(select(positions)).mappings().all()
+        runs = connection.execute(select(workflow_runs)).mappings().all()
+    projector = Projector(log, engine)
+    projector.start()
+    try:
+        append(log, records[10:20])
+        wait_until(lambda: caught_up(projector))
+        with engine.begin() as connection:  # as a stale replica that was promoted
+            for table, rows in ((positions, saved), (workflow_runs, runs)):
+                connection.execute(table.delete())
+                connection.execute(table.insert(), [dict(row) for row in rows])
+        append(log, records[20:])
+        wait_until(lambda: caught_up(projector))
+    finally:
+        projector.stop()
+    other = open_engine(sqlite_url(tmp_path / "other.db"))
+    project_all(log, other)
+    assert dump(engine) == dump(other)
+    engine.dispose()
+    other.dispose()
+
+
+def test_tables_of_another_log_are_refused(log: MemoryLog, engine: Engine) -> None:
+    fill(log, Owner(), 0, 1)
+    project_all(log, engine)
+    other = MemoryLog(MemoryStore(partitions=2))
+    fill(other, Owner(), 5, 1)
+    with pytest.raises(RebuildNeeded, match="flowledger rebuild"):
+        Projector(other, engine).run()
+    other.close()
+
+
+def test_a_record_that_differs_at_the_saved_position_is_noticed(log: MemoryLog, engine: Engine) -> None:
+    fill(log, Owner(), 0, 1)
+    project_all(log, engine)
+    other = MemoryLog(MemoryStore(partitions=2))
+    fill(other, Owner(), 7, 3)  # the same offsets, other runs
+    with engine.begin() as connection:
+        connection.execute(positions.update().values(topic_id=other.topic_id(Topic.EVENTS)))
+    with pytest.raises(RebuildNeeded, match="is not the one that was projected"):
+        Projector(other, engine).run()
+    other.close()
+
+
+def test_a_rebuild_gives_the_same_rows(log: MemoryLog, engine: Engine) -> None:
+    owner = Owner()
+    fill(log, owner, 0, 6)
+    append(log, [broken(owner.record(run_id(0), node("x", 9)))])
+    project_all(log, engine)
+    before = dump(engine)
+    seen: list[tuple[int, int]] = []
+    done = rebuild(log, engine, lambda at, total: seen.append((at, total)))
+    assert dump(engine) == before
+    assert (done.dead_letters, done.generation) == (1, 2)
+    assert seen[-1][0] == seen[-1][1]
+    project_all(log, engine)
+    assert dump(engine) == before
+    assert rebuild(log, engine).generation == 3
+
+
+def test_a_rebuild_heals_tables_that_were_changed_by_hand(log: MemoryLog, engine: Engine) -> None:
+    fill(log, Owner(), 0, 3)
+    project_all(log, engine)
+    before = dump(engine)
+    with engine.begin() as connection:
+        connection.execute(workflow_runs.update().values(status="running"))
+    rebuild(log, engine)
+    assert dump(engine) == before
+
+
+def test_a_rebuild_beside_a_running_projector_loses_nothing(log: MemoryLog, engine: Engine, tmp_path: Path) -> None:
+    owner = Owner()
+    fill(log, owner, 0, 10)
+    projector = Projector(log, engine)
+    projector.start()
+    try:
+        wait_until(lambda: caught_up(projector))
+        for i in range(1, 4):
+            fill(log, owner, i * 100, 5)
+            rebuild(log, engine)
+            fill(log, owner, i * 100 + 50, 5)
+        wait_until(lambda: caught_up(projector))
+    finally:
+        projector.stop()
+    other = open_engine(sqlite_url(tmp_path / "other.db"))
+    project_all(log, other)
+    assert dump(engine) == dump(other)
+    other.dispose()
+
+
+def test_node_rows_know_their_run_also_when_it_was_accepted_long_ago(log: MemoryLog, engine: Engine) -> None:
+    owner, run = Owner(), run_id(1)
+    append(log, [entry(owner.claim()), entry(owner.record(run, accepted(run)))])
+    project_all(log, engine)
+    append(log, [entry(owner.record(run, node("a", 1)))])
+    project_all(log, engine)
+    rows = dump(engine)["workflow_node_executions"]
+    assert rows[0][0] == execution_id(run, "", "a")
+    assert rows[0][2:4] == ("11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222")
+
+
+def test_what_was_read_twice_changes_nothing(log: MemoryLog, engine: Engine) -> None:
+    fill(log, Owner(), 0, 3)
+    project_all(log, engine)
+    before = dump(engine)
+    with engine.begin() as connection:
+        saved = connection.execute(select(positions)).mappings().all()
+        connection.execute(positions.delete())  # the whole log is projected over the rows that are there
+    project_all(log, engine)
+    assert dump(engine) == before
+    with engine.begin() as connection:
+        assert connection.execute(select(positions)).mappings().all() == saved
+
+

@@ -1,0 +1,170 @@
+"""Histories for tests and benchmarks of the projector: runs of a few nodes, interleaved in one events partition."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.engine import Engine
+
+from libs.events.codec import Recorded, encode_event
+from libs.events.commands import Caller
+from libs.events.ids import RunId, new_run_id, task_id_of
+from libs.events.log import Entry, Log, Topic
+from libs.events.model import (
+    Event,
+    NodeRestarted,
+    NodeRetryScheduled,
+    NodeSkipped,
+    NodeStarted,
+    NodeSucceeded,
+    PartitionClaimed,
+    RunAccepted,
+    RunFailed,
+    RunStarted,
+    RunSucceeded,
+)
+from libs.tables import dead_letters, workflow_node_executions, workflow_runs
+
+START_US = 1_767_000_000_000_000
+
+
+@dataclass
+class Owner:
+    """Writes an events partition as its owner would: claim first, then numbered records."""
+
+    partition: int = 0
+    epoch: int = 0
+    n: int = 0
+    offset: int = 0
+    at_us: int = START_US
+    seqs: dict[str, int] = field(default_factory=dict)
+
+    def claim(self) -> Recorded:
+        self.epoch, self.n = self.epoch + 1, -1
+        return self.record("", PartitionClaimed(owner="test", commands_topic_id="t"))
+
+    def record(self, run_id: str, event: Event) -> Recorded:
+        self.n += 1
+        self.at_us += 1_000
+        seq = 0
+        if run_id:
+            seq = self.seqs[run_id] = self.seqs.get(run_id, 0) + 1
+        recorded = Recorded(
+            event=event,
+            run_id=run_id,
+            seq=seq,
+            epoch=self.epoch,
+            n=self.n,
+            at_us=self.at_us,
+            cause="derived",
+            partition=self.partition,
+            offset=self.offset,
+        )
+        self.offset += 1
+        return recorded
+
+
+def run_id(number: int, partition: int = 0) -> RunId:
+    return new_run_id(partition, START_US + number * 1_000, number)
+
+
+def accepted(run: str, **changed: Any) -> RunAccepted:
+    whole: dict[str, Any] = {
+        "command_offset": 0,
+        "task_id": task_id_of(run),
+        "app_id": "11111111-1111-4111-8111-111111111111",
+        "workflow_id": "22222222-2222-4222-8222-222222222222",
+        "version": "2026-05-02 09:13:44.120331",
+        "digest": "sha256:00",
+        "inputs": {"city": "Lyon"},
+        "caller": Caller(id="33333333-3333-4333-8333-333333333333", user="crm-42"),
+    }
+    return RunAccepted(**(whole | changed))
+
+
+def node(node_id: str, index: int, **changed: Any) -> NodeStarted:
+    whole: dict[str, Any] = {"node_id": node_id, "node_type": "code", "title": node_id.title(), "index": index}
+    return NodeStarted(**(whole | changed))
+
+
+def story(run: str, nodes: int = 3) -> list[Event]:
+    """The events of one run: node `n0` is retried once, one node is skipped, the last one lost its owner once."""
+    events: list[Event] = [accepted(run), RunStarted(max_steps=100)]
+    for i in range(nodes):
+        name, before = f"n{i}", f"n{i - 1}" if i else None
+        events.append(node(name, i + 1, predecessor_id=before))
+        attempt = 1
+        if i == 0:
+            events += [
+                NodeRetryScheduled(node_id=name, error="503\0 from upstream", error_type="HTTPError", due_us=1),
+                node(name, i + 1, attempt=2, predecessor_id=before),
+            ]
+            attempt = 2
+        if i == nodes - 1:
+            events.append(NodeRestarted(node_id=name))
+        events.append(
+            NodeSucceeded(
+                node_id=name,
+                attempt=attempt,
+                inputs={"x": i},
+                outputs={"text": f"tab\tline\n back\\slash \0 nul é {name}"},
+                metadata={"total_tokens": i},
+                elapsed_s=0.25,
+            )
+        )
+    events.append(NodeSkipped(node_id="other", by="n0", handle="false"))
+    events.append(RunSucceeded(outputs={"result": "ok"}, total_steps=nodes, total_tokens=3, elapsed_s=1.5))
+    return events
+
+
+def failing_story(run: str) -> list[Event]:
+    return [accepted(run), RunStarted(max_steps=100), node("n0", 1), RunFailed(error="boom", node_id="n0")]
+
+
+def interleaved(owner: Owner, stories: dict[str, Sequence[Event]]) -> Iterator[Recorded]:
+    """Round robin over the runs' events, as concurrent runs of one partition are written."""
+    yield owner.claim()
+    waiting = {run: iter(events) for run, events in stories.items()}
+    while waiting:
+        for run in list(waiting):
+            event = next(waiting[run], None)
+            if event is None:
+                del waiting[run]
+            else:
+                yield owner.record(run, event)
+
+
+def entry(recorded: Recorded) -> Entry:
+    return encode_event(
+        recorded.event,
+        partition=recorded.partition,
+        run_id=recorded.run_id,
+        seq=recorded.seq,
+        epoch=recorded.epoch,
+        n=recorded.n,
+        at_us=recorded.at_us,
+        cause=recorded.cause,
+    )
+
+
+def broken(recorded: Recorded) -> Entry:
+    """A valid record whose body cannot be read."""
+    return replace(entry(recorded), value=b'{"type": ')
+
+
+def append(log: Log, entries: Sequence[Entry], partition: int = 0) -> None:
+    """Append to the events topic and wait until all of it is durable."""
+    for future in [log.send(Topic.EVENTS, partition, one, timeout_s=30.0) for one in entries]:
+        future.result(30.0)
+
+
+def dump(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of the projected tables, in a fixed order."""
+    with engine.begin() as connection:
+        return {
+            table.name: sorted(
+                (tuple(row) for row in connection.execute(select(table))), key=lambda row: tuple(map(str, row[:2]))
+            )
+            for table in (workflow_runs, workflow_node_executions, dead_letters)
+        }
