@@ -12,6 +12,7 @@ import pytest
 from libs.events.log import Log
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.sqlite import SqliteLog
+from tests import servers
 
 PARTITIONS = 4
 Open = Callable[[], Log]
@@ -29,9 +30,19 @@ def _memory(request: pytest.FixtureRequest) -> Iterator[Open]:
     yield lambda: MemoryLog(store)
 
 
+@contextmanager
+def _kafka(request: pytest.FixtureRequest) -> Iterator[Open]:
+    server: servers.Kafka = request.getfixturevalue("kafka_server")
+    prefix: str = request.getfixturevalue("kafka_prefix")
+    from libs.events.kafka import KafkaLog  # a library with a C part: not for those who run only the other rows
+
+    yield lambda: KafkaLog(server.bootstrap, {}, prefix, PARTITIONS)
+
+
 LOGS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Open]]] = {
     "sqlite": _sqlite,
     "memory": _memory,
+    "kafka": _kafka,
 }
 MARKS = {"kafka": pytest.mark.kafka}
 

@@ -26,8 +26,8 @@ _SHARED = {
     "reconnect.backoff.max.ms": "1000",
     "allow.auto.create.topics": "false",
     "log.connection.close": "false",
-    # A wrong topic fails soon; while a cluster starts, metadata may lag behind.
-    "topic.metadata.propagation.max.ms": "5000",
+    # A missing topic is named before a send gives up, yet a topic just created may take a moment to be known.
+    "topic.metadata.propagation.max.ms": "2500",
     "topic.metadata.refresh.interval.ms": "30000",
 }
 
