@@ -64,8 +64,10 @@ class Projector:
         self._thread: threading.Thread | None = None
         self._positions: dict[int, Position] = {}
         self._down_since: float | None = None
-        self._failure: str | None = None
-        self._running = False
+        self.failure: str | None = None
+        """Why `run` ended by itself in the thread of `start`."""
+        self.running = False
+        """Whether the tables are being kept up to date (they may lag)."""
         self._events = self._dead = 0
         self._between_tries: Callable[[], None] = _nothing
 
@@ -84,10 +86,10 @@ class Projector:
         here = dict(self._positions)
         ends = {p: self._source.bounds(Topic.EVENTS, p)[1] for p in range(self._source.partitions)}
         return ProjectorState(
-            running=self._running,
+            running=self.running,
             lag_records={p: end - (here[p].next_offset if p in here else 0) for p, end in ends.items()},
             database_down_since_s=self._down_since,
-            failure=self._failure,
+            failure=self.failure,
             events=self._events,
             dead_letters=self._dead,
             ignored=sum(position.ignored for position in here.values()),
@@ -104,11 +106,11 @@ class Projector:
     def _run_guarded(self) -> None:
         try:
             self.run()
-        except Exception as error:
-            self._failure = str(error)
+        except Exception as error:  # the thread's main: whoever started it reads `failure`
+            self.failure = str(error)
             _log.error("projector stopped: %s", error)
         finally:
-            self._running = False
+            self.running = False
 
     # --- a session ---------------------------------------------------------------------------------------------------
 
@@ -125,7 +127,7 @@ class Projector:
             Topic.EVENTS, {p: position.next_offset for p, position in at.items()}, waiting.put, waiting.fail
         )
         try:
-            self._running = True
+            self.running = True
             writer = BatchWriter(self._engine)
             self._between_tries = lambda: waiting.throttle(tail, at)
             while not self._stopping.is_set():
@@ -134,7 +136,7 @@ class Projector:
                 if records:
                     self._apply(writer, records, at, made)
         finally:
-            self._running = False
+            self.running = False
             self._between_tries = _nothing
             tail.close()
 
