@@ -104,6 +104,8 @@ class KafkaLog:
         deliver: Callable[[list[Record]], None],
         on_error: Callable[[LogError], None],
     ) -> KafkaTail:
+        # Who tails is a service and will send; a new idempotent producer needs half a second until it may.
+        self._new_sender(SEND_TIMEOUT_S)
         with self._lock:
             self._check_open()
             tail = KafkaTail(self._bootstrap, self._options, self._prefix, topic, starts, deliver, on_error)

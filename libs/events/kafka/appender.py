@@ -51,6 +51,7 @@ class KafkaAppender:
     ) -> None:
         self._bootstrap, self._topic, self._on_acks = bootstrap, topic, on_acks
         self._settings = producer_settings(bootstrap, options, timeout_s=message_timeout_s)
+        self._log_error = self._settings["error_cb"]
         self._settings["error_cb"] = self._client_error
         self._lock = threading.Lock()  # append order = order in _pending = order in the client's buffer
         self._pending: dict[int, deque[_Pending]] = {}
@@ -173,7 +174,7 @@ class KafkaAppender:
     def _client_error(self, error: KafkaError) -> None:
         if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 (the client's own name)
             self._fatal = error.str()
-        _logger.warning("kafka_producer_error", extra={"topic": self._topic, "error": error.str()})
+        self._log_error(error)
 
     def _replace_producer(self) -> None:
         """A fatal error ends this producer: everything under way is reported as failed, later epochs get a new one."""

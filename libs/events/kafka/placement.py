@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from libs.events.kafka.clients import consumer_settings
 
@@ -44,7 +44,6 @@ class KafkaPlacement:
             # Heartbeats go on while Python hangs; this is what takes the partitions away then.
             max_poll_interval_ms=max(_MAX_POLL_INTERVAL_MS, session_ms),
         )
-        self._settings["error_cb"] = self._client_error
         self._member = False
         self._closed = threading.Event()
         self._consumer = Consumer(self._settings)
@@ -91,9 +90,6 @@ class KafkaPlacement:
             _logger.info("placement_unassign", extra={"topic": self._topic, "error": str(error)})
         if places:
             self._on_revoked({place.partition for place in places})
-
-    def _client_error(self, error: KafkaError) -> None:
-        _logger.warning("kafka_consumer_error", extra={"topic": self._topic, "error": error.str()})
 
     def close(self, timeout_s: float) -> None:
         self._closed.set()

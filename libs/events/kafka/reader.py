@@ -43,9 +43,9 @@ def to_record(topic: Topic, message: Message) -> Record:
 class Readers:
     def __init__(self, bootstrap: str, options: Mapping[str, str], prefix: str) -> None:
         self._bootstrap, self._prefix = bootstrap, prefix
-        # Short waits for new data: a kept consumer must not find its connection busy with the last call's fetch.
+        # Hardly any wait for new data: a kept consumer must not find its connection busy with the last call's fetch.
         # The end of a partition is reported, because the last offsets may hold no record (compaction, markers).
-        self._settings = consumer_settings(bootstrap, options, fetch_wait_max_ms=10, enable_partition_eof="true")
+        self._settings = consumer_settings(bootstrap, options, fetch_wait_max_ms=1, enable_partition_eof="true")
         self._lock = threading.Lock()
         self._idle: list[Consumer] = []
         self._closed = False

@@ -2,7 +2,6 @@
 
 import heapq
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from libs.events.kafka.clients import failure, producer_settings
 from libs.events.log import AppendRefused, Entry, LogError
 
-_logger = logging.getLogger(__name__)
 _POLL_S = 0.05
 
 
@@ -25,6 +23,7 @@ class Sender:
     def __init__(self, bootstrap: str, options: Mapping[str, str], give_up_s: float) -> None:
         self._bootstrap, self._give_up_s = bootstrap, give_up_s
         self._settings = producer_settings(bootstrap, options, timeout_s=give_up_s)
+        self._log_error = self._settings["error_cb"]
         self._settings["error_cb"] = self._client_error
         self._lock = threading.Lock()
         self._order = itertools.count()
@@ -87,7 +86,7 @@ class Sender:
 
     def _client_error(self, error: KafkaError) -> None:
         self._fatal = self._fatal or error.fatal()
-        _logger.warning("kafka_producer_error", extra={"error": error.str()})
+        self._log_error(error)
 
     def _replace_producer(self) -> None:
         with self._lock:

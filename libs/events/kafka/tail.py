@@ -35,6 +35,7 @@ class KafkaTail:
         # A partition that is added waits for the fetch under way; 20 ms of long poll bound that. It costs 50 empty
         # fetches a second, which is the price of a hand-over that is not felt.
         self._settings = consumer_settings(bootstrap, options, fetch_wait_max_ms=20)
+        self._log_error = self._settings["error_cb"]
         self._settings["error_cb"] = self._client_error
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._reading: set[int] = set()
@@ -128,4 +129,6 @@ class KafkaTail:
         self._on_error(failure(error, place, self._bootstrap))
 
     def _client_error(self, error: KafkaError) -> None:
-        _logger.warning("kafka_consumer_error", extra={"topic": self._name, "error": error.str()})
+        """A missing topic or a refused login comes here, not with the messages; so does what heals."""
+        self._log_error(error)
+        self._report(error, None)
