@@ -1,0 +1,106 @@
+"""The command line: one verb, one function; each module is imported when its verb is typed.
+
+`flowledger --help` therefore costs little more than click itself (tests/unit/test_cli.py measures the imports).
+stdout is data, stderr is talk; exit codes are in `flowledger.cli.exits`.
+"""
+
+import importlib
+import os
+import sys
+from typing import NamedTuple
+
+import click
+
+from flowledger import __version__
+from flowledger.cli.exits import EXIT_CODES, INTERRUPTED
+
+
+class Verb(NamedTuple):
+    module: str
+    help: str
+
+
+VERBS: dict[str, Verb] = {
+    "dev": Verb("services", "All services in one process, embedded log."),
+    "validate": Verb("documents", "Check documents without running anything."),
+    "import": Verb("documents", "Bring a document: a new app, or a new version of one."),
+    "apps": Verb("documents", "List apps."),
+    "versions": Verb("documents", "List the published versions of an app."),
+    "keys": Verb("documents", "List, create, add or revoke the keys of an app."),
+    "run": Verb("running", "Run a document or an app."),
+    "runs": Verb("reading", "List runs, newest first."),
+    "show": Verb("reading", "Show a run: state, nodes, outputs."),
+    "watch": Verb("running", "Follow a run until it ends."),
+    "history": Verb("reading", "The events of a run, from the log."),
+    "stop": Verb("running", "Stop a run."),
+    "api": Verb("services", "The HTTP service (Kafka and database by settings)."),
+    "executor": Verb("services", "The service that runs nodes (Kafka by settings)."),
+    "projector": Verb("services", "The service that fills the tables (Kafka and database by settings)."),
+    "rebuild": Verb("upkeep", "Drop the tables and make them anew from the log."),
+    "topics": Verb("upkeep", "Create or check the Kafka topics."),
+    "doctor": Verb("upkeep", "Check what this machine and its settings offer."),
+}
+
+
+class _Verbs(click.Group):
+    """Knows its verbs and their one-line help without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        verb = VERBS.get(cmd_name)
+        if verb is None:
+            return None
+        module = importlib.import_module(f"flowledger.cli.{verb.module}")
+        command: click.Command = module.COMMANDS[cmd_name]
+        command.epilog = command.epilog or EXIT_CODES
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in VERBS and not name.startswith("-"):
+            close = [verb for verb in VERBS if verb.startswith(name[:2])]
+            hint = f" Did you mean {' or '.join(close)}?" if close else " List them: flowledger --help"
+            raise click.UsageError(f"no verb {name!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
+
+
+@click.command(cls=_Verbs, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="flowledger")
+def cli() -> None:
+    """Durable workflow execution for AI graphs.
+
+    \b
+    Examples:
+      flowledger run examples/hello.yml -i name=Ada
+      flowledger runs
+      flowledger history 0193
+    """
+
+
+def main() -> None:
+    """Entry point of the `flowledger` script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one verb; the exit code."""
+    try:
+        result = cli.main(arguments, prog_name="flowledger", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): no complaint, and none at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0

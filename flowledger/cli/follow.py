@@ -1,0 +1,148 @@
+"""Server-sent events: read, and read on after a broken connection, without gaps or repeats.
+
+A frame's id is the run's sequence (a text chunk's: `sequence.position`). After a break the stream is asked for what
+follows the last id; the run itself is not touched by any of this.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flowledger.cli.exits import TIMED_OUT, Problem
+from flowledger.cli.target import Server
+
+if TYPE_CHECKING:
+    import httpx
+
+ENDS = frozenset({"workflow_finished", "workflow_paused", "error"})
+_SILENCE_S = 35.0
+"""Pings come every 10 s: three missed ones mean that the connection is dead."""
+
+_GIVE_UP_S = 60.0
+_RETRY_S = (0.2, 5.0)
+
+
+@dataclass(slots=True, frozen=True)
+class Frame:
+    id: str
+    data: dict[str, Any]
+
+    @property
+    def event(self) -> str:
+        return str(self.data.get("event", ""))
+
+
+def frames(lines: Iterable[str]) -> Iterator[Frame]:
+    """The JSON frames of a stream, pings and comments left out."""
+    identity, parts = "", list[str]()
+    for line in lines:
+        if line.startswith("data:"):
+            parts.append(line[5:].removeprefix(" "))
+        elif line.startswith("id:"):
+            identity = line[3:].strip()
+        elif not line:
+            if parts:
+                yield Frame(identity, json.loads("\n".join(parts)))
+            parts = []
+
+
+@dataclass(slots=True)
+class Started:
+    """A run that was asked for: its ids, known before its first frame."""
+
+    run_id: str
+    task_id: str
+    response: "httpx.Response"
+
+
+def start(server: Server, body: dict[str, Any], idempotency_key: str | None = None) -> Started:
+    """Ask for a run; returns as soon as it is accepted, with the open stream."""
+    import httpx
+
+    headers = {"Accept": "text/event-stream"}
+    if idempotency_key:
+        headers["Idempotency-Key"] = idempotency_key
+    request = server.http.build_request(
+        "POST", "/v1/runs", json=body | {"response_mode": "streaming"}, headers=headers, timeout=_timeout()
+    )
+    try:
+        response = server.http.send(request, stream=True)
+        if not response.is_success:
+            response.read()
+    except httpx.TransportError as error:
+        raise server.unreachable(error) from error
+    server.check(response)
+    return Started(response.headers.get("X-Workflow-Run-Id", ""), response.headers.get("X-Task-Id", ""), response)
+
+
+def follow(
+    server: Server, run_id: str, first: "httpx.Response | None" = None, timeout_s: float | None = None
+) -> Iterator[Frame]:
+    """Every frame of the run until one that ends it. `first`: an open stream to begin with.
+
+    Raises Problem when waiting takes longer than `timeout_s` (the run goes on), or the server stays away.
+    """
+    import httpx
+
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    last_id, wait_s, lost_at = "0", _RETRY_S[0], time.monotonic()
+    response = first
+    while True:
+        try:
+            response = response or _attach(server, run_id, last_id)
+            for frame in _until(response, deadline, run_id):
+                lost_at, wait_s = time.monotonic(), _RETRY_S[0]
+                last_id = frame.id or last_id
+                yield frame
+                if frame.event in ENDS:
+                    return
+        except httpx.TransportError as error:
+            if time.monotonic() - lost_at > _GIVE_UP_S:
+                raise server.unreachable(error) from error
+        finally:
+            if response is not None:
+                response.close()
+        response = None
+        _check_deadline(deadline, run_id)
+        time.sleep(wait_s)
+        wait_s = min(_RETRY_S[1], wait_s * 2)
+
+
+def _check_deadline(deadline: float | None, run_id: str) -> None:
+    if deadline is not None and time.monotonic() > deadline:
+        raise Problem(
+            f"run {run_id} has not ended in time; it goes on. Return to it: flowledger watch {run_id}", TIMED_OUT
+        )
+
+
+def _until(response: "httpx.Response", deadline: float | None, run_id: str) -> Iterator[Frame]:
+    def lines() -> Iterator[str]:
+        for line in response.iter_lines():  # pings keep this loop turning, so the deadline is looked at
+            _check_deadline(deadline, run_id)
+            yield line
+
+    return frames(lines())
+
+
+def _attach(server: Server, run_id: str, last_id: str) -> "httpx.Response":
+    import httpx
+
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": last_id}
+    request = server.http.build_request(
+        "GET", f"/v1/workflow/{run_id}/events", params={"user": "cli"}, headers=headers, timeout=_timeout()
+    )
+    response = server.http.send(request, stream=True)
+    if not response.is_success:
+        response.read()
+        if response.status_code in (502, 503, 504):  # a replica that starts or stops: try again
+            raise httpx.ConnectError(f"{response.status_code} {response.reason_phrase}")
+    server.check(response)
+    return response
+
+
+def _timeout() -> "httpx.Timeout":
+    import httpx
+
+    return httpx.Timeout(30.0, connect=5.0, read=_SILENCE_S)

@@ -1,0 +1,95 @@
+"""How results look: JSON on request, else plain columns; colour only where it helps and a terminal takes it."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import click
+
+_COLOURS = {
+    "succeeded": "green",
+    "partial-succeeded": "yellow",
+    "exception": "yellow",
+    "retry": "yellow",
+    "failed": "red",
+    "stopped": "magenta",
+    "running": "cyan",
+    "paused": "blue",
+}
+
+SIGNS = {
+    "pending": "·",
+    "running": "▸",
+    "succeeded": "✓",
+    "partial-succeeded": "◐",
+    "exception": "!",
+    "retry": "↻",
+    "failed": "✗",
+    "stopped": "■",
+    "skipped": "-",
+    "paused": "‖",
+}
+
+
+def fancy(stream: TextIO) -> bool:
+    """Whether colour and cursor moves are welcome on `stream`."""
+    quiet = os.environ.get("NO_COLOR") or os.environ.get("CI") or os.environ.get("TERM") == "dumb"
+    return stream.isatty() and not quiet
+
+
+def data(value: Any) -> None:
+    """One JSON object or list on stdout, on one line."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def pretty(value: Any) -> None:
+    """JSON for a person, on stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def talk(text: str) -> None:
+    """A sentence to the person, on stderr."""
+    click.echo(text, err=True)
+
+
+def state(status: str, stream: TextIO | None = None) -> str:
+    """Sign and word of a state; coloured too where that is welcome, never by colour alone."""
+    text = f"{SIGNS.get(status, ' ')} {status}"
+    colour = _COLOURS.get(status)
+    return click.style(text, fg=colour) if colour and fancy(stream or sys.stdout) else text
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:
+    """Aligned columns on stdout; without rows, `empty` (what would fill it) on stderr."""
+    if not rows:
+        talk(empty)
+        return
+    cells = [[("" if cell is None else str(cell)) for cell in row] for row in rows]
+    widths = [max(len(click.unstyle(row[i])) for row in [list(head), *cells]) for i in range(len(head))]
+    for row in [list(head), *cells]:
+        padded = (cell + " " * (width - len(click.unstyle(cell))) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
+
+
+def seconds(value: float | None) -> str:
+    """A duration for a person."""
+    if value is None:
+        return ""
+    if value < 60:
+        return f"{value:.2f} s"
+    minutes, rest = divmod(int(value), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def ago(moment: str | None) -> str:
+    """`3 min ago` for an RFC 3339 instant."""
+    if not moment:
+        return ""
+    past = (datetime.now(UTC) - datetime.fromisoformat(moment.replace("Z", "+00:00"))).total_seconds()
+    for size, word in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if past >= size:
+            return f"{int(past // size)} {word} ago"
+    return f"{max(0, int(past))} s ago"

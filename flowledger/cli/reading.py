@@ -1,0 +1,167 @@
+"""Verbs that read: runs, show, history."""
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flowledger.cli import output
+from flowledger.cli.exits import USAGE, Problem
+from flowledger.cli.lookup import complete_run, find_app, find_run, pages
+from flowledger.cli.output import ago, seconds, state, table
+from flowledger.cli.target import server, target_options
+
+STATUSES = ("pending", "running", "paused", "succeeded", "partial-succeeded", "failed", "stopped")
+_LIST_KEYS = (
+    "id", "app_id", "workflow_id", "version", "status", "error", "created_at", "started_at", "finished_at",
+    "elapsed_time", "total_steps", "total_tokens", "seq", "triggered_from",
+)  # fmt: skip
+
+
+@click.command()
+@click.option("--status", type=click.Choice(STATUSES), help="Only runs in this state.")
+@click.option("--app", help="Only runs of this app (id, prefix of an id, or name).")
+@click.option("--since", help="Only runs made since: 10m, 2h, 3d, or an RFC 3339 instant.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1))
+@click.option("--json", "as_json", is_flag=True, help="A list.")
+@target_options
+def runs(
+    status: str | None,
+    app: str | None,
+    since: str | None,
+    limit: int,
+    as_json: bool,
+    url: str | None,
+    data: Path | None,
+) -> None:
+    """List runs, newest first.
+
+    \b
+    Examples:
+      flowledger runs --status failed --since 1d
+      flowledger runs --app "My flow" --json
+    """
+    moment = since_instant(since, datetime.now(UTC)) if since else None
+    with server(url, data, executor=False) as target:
+        app_id = find_app(target, app)["app_id"] if app else None
+        found = list(pages(target, limit, status=status, app_id=app_id, since=moment))
+    if as_json:
+        output.data([{key: run.get(key) for key in _LIST_KEYS} | run for run in found])
+        return
+    lines = [
+        [run["id"], state(run["status"]), ago(run.get("created_at")), seconds(run.get("elapsed_time")), _short(run)]
+        for run in found
+    ]
+    table(["run", "state", "made", "took", "error"], lines, "No runs match. Start one: flowledger run FILE")
+
+
+def since_instant(text: str, now: datetime) -> str:
+    """RFC 3339 of `10m`, `2h`, `3d` before `now`, or of an instant."""
+    relative = re.fullmatch(r"(\d+)\s*([smhd])", text)
+    if relative:
+        size = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[relative[2]]
+        moment = now - timedelta(**{size: int(relative[1])})
+    else:
+        try:
+            moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        except ValueError as error:
+            raise Problem(f"--since {text!r}: expected 10m, 2h, 3d, or 2026-05-02T09:00:00Z", USAGE) from error
+        moment = moment if moment.tzinfo else moment.astimezone()
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@click.command()
+@click.argument("run", shell_complete=complete_run)
+@click.option("--at", type=click.IntRange(1), help="As of this sequence instead of now.")
+@click.option("--json", "as_json", is_flag=True, help="One object.")
+@target_options
+def show(run: str, at: int | None, as_json: bool, url: str | None, data: Path | None) -> None:
+    """Show a run: state, nodes, outputs; now, or as of sequence N.
+
+    \b
+    Examples:
+      flowledger show 0193
+      flowledger show 0193 --at 12 --json
+    """
+    with server(url, data, executor=False) as target:
+        run_id = find_run(target, run)
+        found = target.get(f"/v1/runs/{run_id}/state", at=at) if at else target.get(f"/v1/runs/{run_id}")
+    if as_json:
+        output.data(found)
+        return
+    _print_run(found)
+
+
+def _print_run(run: dict[str, Any]) -> None:
+    click.echo(f"run      {run['id']}")
+    click.echo(f"state    {state(run['status'])}" + (f"  at sequence {run['seq']}" if run.get("seq") else ""))
+    click.echo(f"app      {run.get('app_id')}  version {run.get('version')}")
+    click.echo(f"made     {run.get('created_at')}  took {seconds(run.get('elapsed_time'))}")
+    if run.get("waiting_for"):
+        click.echo(f"waits    {json.dumps(run['waiting_for'], ensure_ascii=False)}")
+    if run.get("error"):
+        click.echo(f"error    {run['error']}")
+    lines = []
+    for node_id, node in (run.get("nodes") or {}).items():
+        for one in node.get("executions") or [{"status": node.get("status")}]:
+            place = f"{node_id} [{one['path']}]" if one.get("path") else node_id
+            took = seconds(one.get("elapsed_time"))
+            lines.append([place, state(one["status"]), one.get("attempt"), took, _short(one)])
+    if lines:
+        click.echo()
+        table(["node", "state", "attempt", "took", "error"], lines, "")
+    if run.get("outputs"):
+        click.echo()
+        output.pretty(run["outputs"])
+
+
+@click.command()
+@click.argument("run", shell_complete=complete_run)
+@click.option("--from", "first", type=click.IntRange(1), help="First sequence.")
+@click.option("--to", "last", type=click.IntRange(1), help="Last sequence.")
+@click.option("--json", "as_json", is_flag=True, help="One object a line.")
+@target_options
+def history(run: str, first: int | None, last: int | None, as_json: bool, url: str | None, data: Path | None) -> None:
+    """The events of a run, read from the log.
+
+    \b
+    Examples:
+      flowledger history 0193
+      flowledger history 0193 --from 5 --to 9 --json
+    """
+    with server(url, data, executor=False) as target:
+        run_id = find_run(target, run)
+        answer = target.request(
+            "GET",
+            f"/v1/runs/{run_id}/history",
+            params={name: value for name, value in (("from", first), ("to", last)) if value},
+            headers={"Accept": "application/x-ndjson"},
+        )
+    lines = [line for line in answer.text.splitlines() if line]
+    if as_json:
+        for line in lines:
+            click.echo(line)
+        return
+    for event in map(json.loads, lines):
+        where = f"{event['node_id']}" if event.get("node_id") else ""
+        where += f" [{event['path']}]" if event.get("path") else ""
+        where += f" #{event['attempt']}" if event.get("attempt", 1) > 1 else ""
+        click.echo(f"{event['seq']:>5}  {event['at'][11:23]}  {event['type']:<22}  {where}  {_gist(event)}".rstrip())
+
+
+def _gist(event: dict[str, Any]) -> str:
+    facts = event.get("data") or {}
+    for key in ("error", "message", "handle", "reason"):
+        if facts.get(key):
+            return str(facts[key]).splitlines()[0][:100]
+    return ""
+
+
+def _short(item: dict[str, Any]) -> str:
+    return str(item.get("error") or "").split("\n")[0][:60]
+
+
+COMMANDS: dict[str, click.Command] = {"runs": runs, "show": show, "history": history}

@@ -1,0 +1,176 @@
+"""Verbs that serve until they are asked to stop: dev, api, executor, projector."""
+
+import errno
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from flowledger.cli.exits import UNREACHABLE, USAGE, Problem
+from flowledger.cli.target import Server, settings
+
+_HOST = click.option("--host", default="127.0.0.1", show_default=True)
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[FILE...]")
+@click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
+@_HOST
+@click.option("--port", default=5001, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
+@click.option("--offline", is_flag=True, help="No model is called: answers come from a stand-in.")
+@click.option("--run", "run_first", is_flag=True, help="Run the first FILE once, with live progress, and keep serving.")
+def dev(
+    files: tuple[Path, ...],
+    data: Path | None,
+    host: str,
+    port: int,
+    open_browser: bool,
+    offline: bool,
+    run_first: bool,
+) -> int:
+    """All services in one process, with the log and the tables in the data folder. Ctrl-C ends it.
+
+    Every FILE is imported unless this very document is there already.
+
+    \b
+    Examples:
+      flowledger dev
+      flowledger dev examples/hello.yml --offline --open
+    """
+    from flowledger.dev import start_embedded
+    from libs.events.log import LogError
+    from libs.serving import configure_logging
+
+    if run_first and not files:
+        raise Problem("--run needs a FILE", USAGE)
+    configure_logging()
+    given = settings(data)
+    _check_port(host, port)
+    try:
+        instance = start_embedded(given.data, host, port, replace(given, models="offline") if offline else given)
+    except LogError as error:
+        raise Problem(f"cannot open {given.data}: {error}", UNREACHABLE) from error
+    asked = _asked_to_stop()
+    try:
+        click.echo(f"flowledger dev ready on {instance.url}")
+        target = Server(instance.url, instance.admin_token)
+        _first_things(target, files, run_first=run_first)
+        target.close()
+        if open_browser:
+            click.launch(instance.url)
+        asked.wait()
+    finally:
+        instance.stop()
+    return 0
+
+
+def _first_things(target: Server, files: tuple[Path, ...], *, run_first: bool) -> None:
+    from flowledger.cli.follow import start
+    from flowledger.cli.running import app_of_file, follow_to_end
+
+    apps = [app_of_file(target, file) for file in files]
+    if run_first:
+        started = start(target, {"app_id": apps[0], "inputs": {}, "user": "cli"})
+        follow_to_end(target, started.run_id, started, quiet=False)
+        click.echo(f"Serving on {target.url} (Ctrl-C ends it). In another terminal, try:")
+        click.echo(f"{_own_name()} run {files[0]} -i name=Ada")
+
+
+def _own_name() -> str:
+    """How this program was called, so that a line can be copied."""
+    called = Path(sys.argv[0])
+    if called.name != "flowledger":
+        return "flowledger"
+    with suppress(ValueError):
+        return str(called.absolute().relative_to(Path.cwd()))
+    return "flowledger"
+
+
+def _asked_to_stop() -> threading.Event:
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    return asked
+
+
+def _check_port(host: str, port: int) -> None:
+    """Say who has the port before anything is started."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise Problem(f"cannot listen on {host}:{port}: {error.strerror}", USAGE) from error
+            who = _listener(port) or "another process"
+            raise Problem(f"port {port} is in use by {who}. Take another: --port {port + 1}", USAGE) from error
+
+
+def _listener(port: int) -> str | None:
+    """`name (pid)` of who listens on `port`; None where /proc cannot tell."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "0A":  # 0A: listening
+                    inodes.add(f"socket:[{fields[9]}]")
+    for process in Path("/proc").glob("[0-9]*") if inodes else ():
+        with suppress(OSError):
+            if any(str(link.readlink()) in inodes for link in (process / "fd").iterdir()):
+                return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+    return None
+
+
+@click.command()
+@_HOST
+@click.option("--port", default=5001, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+def api(host: str, port: int) -> int | None:
+    """The HTTP service. Kafka and the database come from settings.
+
+    \b
+    Examples:
+      FLOWLEDGER_KAFKA=localhost:9092 FLOWLEDGER_DATABASE_URL=postgresql://localhost/flowledger flowledger api
+    """
+    from services.api.main import main
+
+    return main(host, port)
+
+
+@click.command()
+@_HOST
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Health and metrics. 0 takes a free one.")
+def executor(host: str, port: int) -> int | None:
+    """The service that runs nodes. Kafka comes from settings.
+
+    \b
+    Examples:
+      FLOWLEDGER_KAFKA=localhost:9092 flowledger executor --port 9101
+    """
+    from services.executor.main import main
+
+    return main(host, port)
+
+
+@click.command()
+@_HOST
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Health and metrics. 0 takes a free one.")
+def projector(host: str, port: int) -> int:
+    """The service that fills the tables. Kafka and the database come from settings.
+
+    \b
+    Examples:
+      FLOWLEDGER_KAFKA=localhost:9092 FLOWLEDGER_DATABASE_URL=postgresql://localhost/flowledger flowledger projector
+    """
+    from services.projector.main import main
+
+    return main(host, port)
+
+
+COMMANDS: dict[str, click.Command] = {"dev": dev, "api": api, "executor": executor, "projector": projector}

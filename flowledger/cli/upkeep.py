@@ -1,0 +1,268 @@
+"""Verbs of upkeep: rebuild, topics, doctor."""
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flowledger.cli import output
+from flowledger.cli.exits import RUN_FAILED, UNREACHABLE, USAGE, Problem
+from flowledger.cli.output import talk
+from flowledger.cli.target import settings
+
+if TYPE_CHECKING:
+    from libs.events.log import Log
+    from libs.settings import Settings
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
+@click.option("--json", "as_json", is_flag=True, help="One object.")
+def rebuild(yes: bool, data: Path | None, as_json: bool) -> None:
+    """Drop the tables and make them anew from the log. Readers see the old ones until the new ones are complete.
+
+    \b
+    Examples:
+      flowledger rebuild
+      flowledger rebuild --yes
+    """
+    from dataclasses import asdict
+
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from libs.events.log import LogError
+    from libs.tables import TablesError, open_engine
+    from services.projector.position import ProjectorError
+    from services.projector.rebuild import rebuild as rebuild_tables
+
+    given = settings(data)
+    database_url = _database_url(given)
+    if not yes and not _agreed(f"Make all tables of {_without_password(database_url)} anew from the log?"):
+        return
+    engine = open_engine(database_url)
+    try:
+        log = _open_log(given)
+        with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
+            done = rebuild_tables(log, engine, _shown_by(bar))
+        log.close()
+    except (LogError, ProjectorError, TablesError) as error:
+        raise Problem(f"rebuild: {error}", UNREACHABLE) from error
+    except SQLAlchemyError as error:
+        reason = str(error).splitlines()[0]
+        raise Problem(f"rebuild: {_without_password(database_url)}: {reason}", UNREACHABLE) from error
+    finally:
+        engine.dispose()
+    if as_json:
+        output.data(asdict(done))
+    else:
+        talk(f"tables made anew from {done.events} events; {done.dead_letters} dead letters, {done.ignored} ignored")
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise Problem("rebuild: stdin is no terminal, so nobody can be asked. Say --yes", USAGE)
+    return click.confirm(question, err=True)
+
+
+def _shown_by(bar: Any) -> Callable[[int, int], None]:
+    seen = 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal seen
+        bar.length = max(total, 1)
+        bar.update(done - seen)
+        seen = done
+
+    return show
+
+
+def _open_log(given: "Settings") -> "Log":
+    if given.kafka is not None:
+        from libs.events.kafka import KafkaLog
+
+        return KafkaLog(given.kafka, given.kafka_options, given.topic_prefix, given.partitions)
+    from libs.events.sqlite import SqliteLog
+
+    return SqliteLog(given.data, read_only=True)
+
+
+def _database_url(given: "Settings") -> str:
+    from libs.tables import sqlite_url
+
+    if given.database_url is None and given.kafka is not None:
+        raise Problem("FLOWLEDGER_KAFKA is set, so FLOWLEDGER_DATABASE_URL must be, too", USAGE)
+    return given.database_url or sqlite_url(given.data / "tables.db")
+
+
+def _without_password(url: str) -> str:
+    from sqlalchemy.engine import make_url
+
+    return make_url(url).render_as_string(hide_password=True)
+
+
+@click.group()
+def topics() -> None:
+    """Create or check the Kafka topics of FLOWLEDGER_KAFKA.
+
+    \b
+    Examples:
+      flowledger topics create
+      flowledger topics check
+    """
+
+
+@topics.command()
+def create() -> None:
+    """Create what is missing and set what differs. Does nothing the second time."""
+    from libs.events.log import LogError
+    from libs.events.topics import create_topics
+
+    given = settings()
+    try:
+        done = create_topics(
+            _kafka(given), given.kafka_options, given.topic_prefix, given.partitions, given.replication
+        )
+    except LogError as error:
+        raise Problem(f"topics: {error}", UNREACHABLE) from error
+    for line in done:
+        click.echo(line)
+    talk("all topics are as specified")
+
+
+@topics.command()
+@click.option("--json", "as_json", is_flag=True, help="A list of what does not hold.")
+def check(as_json: bool) -> int:
+    """Fail when a topic is missing or is not as specified. Changes nothing."""
+    from dataclasses import asdict
+
+    from libs.events.log import LogError
+    from libs.events.topics import check_topics
+
+    given = settings()
+    try:
+        problems = check_topics(
+            _kafka(given), given.kafka_options, given.topic_prefix, given.partitions, given.replication
+        )
+    except LogError as error:
+        raise Problem(f"topics: {error}", UNREACHABLE) from error
+    if as_json:
+        output.data([asdict(problem) for problem in problems])
+    else:
+        for problem in problems:
+            click.echo(str(problem))
+        if not problems:
+            talk("all topics are as specified")
+    return RUN_FAILED if problems else 0
+
+
+def _kafka(given: "Settings") -> str:
+    if given.kafka is None:
+        raise Problem("topics: FLOWLEDGER_KAFKA is not set, so there is no Kafka. Embedded mode has no topics", USAGE)
+    return given.kafka
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
+@click.option("--json", "as_json", is_flag=True, help="A list of {check, ok, seen, hint}.")
+def doctor(data: Path | None, as_json: bool) -> int:
+    """Check what this machine and its settings offer. Changes nothing.
+
+    \b
+    Examples:
+      flowledger doctor
+      flowledger doctor --json
+    """
+    given = settings(data)
+    checks = [_check_python(), _check_data(given), _check_server(given), _check_kafka(given), _check_database(given)]
+    checks.append(_check_models(given))
+    if as_json:
+        output.data(checks)
+    else:
+        for one in checks:
+            hint = f". {one['hint']}" if one["hint"] and not one["ok"] else ""
+            click.echo(f"{'ok ' if one['ok'] else 'BAD'}  {one['check']:<9} {one['seen']}{hint}")
+    return 0 if all(one["ok"] for one in checks) else RUN_FAILED
+
+
+def _result(check: str, ok: bool, seen: str, hint: str = "") -> dict[str, Any]:
+    return {"check": check, "ok": ok, "seen": seen, "hint": hint}
+
+
+def _check_python() -> dict[str, Any]:
+    seen = f"{platform.python_implementation()} {platform.python_version()} on {platform.system()}"
+    return _result("python", sys.version_info >= (3, 11), seen, "Python 3.11 or later is needed")
+
+
+def _check_data(given: "Settings") -> dict[str, Any]:
+    folder = given.data.absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    writable = os.access(there, os.W_OK)
+    seen = str(folder) if folder.exists() else f"{folder} (made at the first start)"
+    return _result("data", writable, seen, f"{there} cannot be written to. Set FLOWLEDGER_DATA")
+
+
+def _check_server(given: "Settings") -> dict[str, Any]:
+    import httpx
+
+    from flowledger.cli.target import _address
+
+    url = given.url or _address(given.data)
+    if url is None:
+        return _result("server", True, "none; verbs open the data folder themselves")
+    try:
+        answer = httpx.get(f"{url}/readyz", timeout=3.0)
+        return _result("server", answer.is_success, f"{url} answers {answer.status_code}", answer.text[:200])
+    except httpx.HTTPError as error:
+        return _result("server", False, f"{url}: {error}", "Start it (flowledger api), or correct FLOWLEDGER_URL")
+
+
+def _check_kafka(given: "Settings") -> dict[str, Any]:
+    if given.kafka is None:
+        return _result("kafka", True, "not set: embedded log")
+    from libs.events.log import LogError
+    from libs.events.topics import check_topics
+
+    try:
+        problems = check_topics(
+            given.kafka, given.kafka_options, given.topic_prefix, given.partitions, given.replication, 5.0
+        )
+    except LogError as error:
+        return _result("kafka", False, f"{given.kafka}: {error}", "Correct FLOWLEDGER_KAFKA or start the broker")
+    seen = f"{given.kafka}, topics " + ("as specified" if not problems else f"with {len(problems)} differences")
+    return _result("kafka", not problems, seen, "Run: flowledger topics create")
+
+
+def _check_database(given: "Settings") -> dict[str, Any]:
+    if given.database_url is None:
+        ok = given.kafka is None
+        seen = "SQLite in the data folder" if ok else "not set"
+        return _result("database", ok, seen, "With Kafka, set FLOWLEDGER_DATABASE_URL")
+    from sqlalchemy import text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from libs.tables import open_engine
+
+    shown = _without_password(given.database_url)
+    try:
+        engine = open_engine(given.database_url)
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        engine.dispose()
+    except SQLAlchemyError as error:
+        return _result("database", False, f"{shown}: {str(error).splitlines()[0]}", "Correct FLOWLEDGER_DATABASE_URL")
+    return _result("database", True, shown)
+
+
+def _check_models(given: "Settings") -> dict[str, Any]:
+    if given.models == "offline":
+        return _result("models", True, "offline: a stand-in answers")
+    names = ", ".join(sorted(given.providers)) or "none; model nodes need one, or --offline"
+    return _result("models", True, f"providers: {names}")
+
+
+COMMANDS: dict[str, click.Command] = {"rebuild": rebuild, "topics": topics, "doctor": doctor}
