@@ -68,7 +68,7 @@ class CheckpointWritten(_Event):
     checkpoint_id: str
     part: int
     parts: int
-    data: JsonValue
+    data: JsonValue = None
 
 
 class RunSnapshotted(_Event):
@@ -77,7 +77,7 @@ class RunSnapshotted(_Event):
     type: Literal["RunSnapshotted"] = "RunSnapshotted"
     run_id: str
     seq: int
-    state: JsonValue
+    state: JsonValue = None
 
 
 # --- run events: the run ---------------------------------------------------------------------------------------------
@@ -189,7 +189,9 @@ class NodeStarted(_AttemptEvent):
     predecessor_id: str | None = None
     """The node whose completion made this one ready."""
     inputs: Values | None = None
-    """Only for containers: what their rounds work on."""
+    """Only for containers: what their rounds work on; None when they could not open."""
+    pinned: bool = False
+    """The answer is pinned: no handler runs, a container opens no rounds."""
 
 
 class NodeRestarted(_AttemptEvent):
@@ -214,7 +216,7 @@ class VariableUpdate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     selector: tuple[str, ...]
-    value: JsonValue
+    value: JsonValue = None
     value_type: str
 
 
