@@ -59,6 +59,9 @@ _BROKER = {
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "500",
     "log.cleaner.dedupe.buffer.size": "16777216",
+    # A killed broker is let in again when its former session has expired: 9 s by default.
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
 }
 
 _KAFKA_HINT = (

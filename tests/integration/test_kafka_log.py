@@ -1,0 +1,389 @@
+"""What happens to the log when its broker is frozen, killed, stopped, or fed by others: on a real broker.
+
+Each test has topics of its own on a broker of the module's own, because it is stopped and frozen here.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+
+from libs.events.codec import encode_event, stamp_of
+from libs.events.kafka import KafkaLog
+from libs.events.kafka.appender import KafkaAppender
+from libs.events.log import Ack, Entry, LogError, Record, Topic
+from libs.events.model import OwnerConfirmed, PartitionClaimed
+from libs.events.topics import create_topics
+from libs.events.validity import Validity
+from tests import servers
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+
+PATIENCE_S = 30.0
+
+
+class Seen:
+    """Acknowledgements or records as they came, and a way to wait until they satisfy a test."""
+
+    def __init__(self) -> None:
+        self.acks: list[Ack] = []
+        self.records: list[Record] = []
+        self.errors: list[LogError] = []
+        self._changed = threading.Condition()
+
+    def take_acks(self, acks: list[Ack]) -> None:
+        with self._changed:
+            self.acks += acks
+            self._changed.notify_all()
+
+    def take_records(self, records: list[Record]) -> None:
+        with self._changed:
+            self.records += records
+            self._changed.notify_all()
+
+    def take_error(self, error: LogError) -> None:
+        with self._changed:
+            self.errors.append(error)
+            self._changed.notify_all()
+
+    def wait(self, until: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
+        with self._changed:
+            assert self._changed.wait_for(until, patience_s), what
+
+
+@pytest.fixture
+def log(private_kafka: servers.Kafka, private_prefix: str) -> Iterator[KafkaLog]:
+    log = KafkaLog(private_kafka.bootstrap, {}, private_prefix, 4)
+    yield log
+    log.close()
+
+
+def burst(first: int, count: int, epoch: int = 1) -> list[Entry]:
+    return [fact(epoch, n) for n in range(first, first + count)]
+
+
+def fact(epoch: int, n: int) -> Entry:
+    event = PartitionClaimed(owner="test", commands_topic_id="x") if n == 0 else OwnerConfirmed()
+    return encode_event(event, partition=0, run_id="", seq=0, epoch=epoch, n=n, at_us=1, cause="owner")
+
+
+def everything(log: KafkaLog, topic: Topic = Topic.EVENTS) -> list[Record]:
+    return [record for batch in log.read(topic, 0, 0) for record in batch]
+
+
+def stamps(records: list[Record]) -> list[tuple[int, int]]:
+    found = [stamp_of(record) for record in records]
+    return [(stamp.epoch, stamp.n) for stamp in found if stamp is not None]
+
+
+def impatient(kafka: servers.Kafka, prefix: str, seen: Seen, timeout_s: float = 1.5) -> KafkaAppender:
+    """An appender whose records time out soon, so that a test need not wait five minutes."""
+    return KafkaAppender(kafka.bootstrap, {}, f"{prefix}.events", seen.take_acks, message_timeout_s=timeout_s)
+
+
+def test_a_record_that_timed_out_while_the_broker_was_frozen_may_be_in_the_log(
+    private_kafka: servers.Kafka, private_prefix: str, log: KafkaLog
+) -> None:
+    seen = Seen()
+    appender = impatient(private_kafka, private_prefix, seen)
+    appender.append(0, [fact(1, 0), fact(1, 1)])
+    seen.wait(lambda: len(seen.acks) == 2, "the records before the freeze")
+    private_kafka.suspend()
+    appender.append(0, burst(2, 3))
+    seen.wait(lambda: len(seen.acks) == 5, "an answer for each record while the broker is frozen")
+    assert [ack.error is None for ack in seen.acks] == [True, True, False, False, False]
+    private_kafka.resume()
+    appender.append(0, [fact(2, 0)])  # the claim of the next epoch goes through the same appender
+    seen.wait(lambda: len(seen.acks) == 6, "the claim after the freeze")
+    appender.close(5)
+    assert seen.acks[-1].error is None
+    records = stamps(everything(log))
+    assert (1, 2) in records, "the frozen broker had received it: timed out does not mean absent"
+    assert records[-1] == (2, 0)
+    assert len(records) == len(set(records)), "nothing was sent twice"
+
+
+def test_after_an_error_the_rest_of_the_epoch_is_refused_until_a_claim(
+    private_kafka: servers.Kafka, private_prefix: str, log: KafkaLog
+) -> None:
+    seen = Seen()
+    appender = impatient(private_kafka, private_prefix, seen)
+    appender.append(0, [fact(1, 0)])
+    seen.wait(lambda: len(seen.acks) == 1, "the claim")
+    private_kafka.suspend()
+    appender.append(0, burst(1, 1))
+    seen.wait(lambda: len(seen.acks) == 2, "the time-out")
+    private_kafka.resume()
+    appender.append(0, burst(2, 2))
+    appender.append(1, [fact(1, 0)])
+    seen.wait(lambda: len(seen.acks) == 5, "the refusals, and the other partition's claim")
+    refused = [ack for ack in seen.acks if ack.n in (2, 3)]
+    assert all(ack.error and "Claim the partition anew" in ack.error for ack in refused)
+    assert [ack.error for ack in seen.acks if ack.partition == 1] == [None]
+    appender.close(5)
+    assert not {(1, 2), (1, 3)} & set(stamps(everything(log)))
+
+
+def test_a_broker_killed_in_a_burst_costs_nothing_that_was_acknowledged(
+    private_kafka: servers.Kafka, log: KafkaLog
+) -> None:
+    seen = Seen()
+    appender = log.open_appender(seen.take_acks)
+    appender.append(0, [fact(1, 0)])
+    seen.wait(lambda: bool(seen.acks), "the claim")
+    for first in range(1, 20_001, 100):
+        appender.append(0, burst(first, 100))
+        if first == 5001:
+            private_kafka.kill()
+    private_kafka.start()
+    seen.wait(lambda: len(seen.acks) == 20_001, "an answer for every record")
+    assert [ack.n for ack in seen.acks] == list(range(20_001)), "acknowledged in order, once each"
+    records = everything(log)
+    at = {record.offset: stamp_of(record) for record in records}
+    for ack in seen.acks:
+        if ack.error is None and ack.offset >= 0:
+            stamp = at[ack.offset]
+            assert stamp is not None
+            assert (stamp.epoch, stamp.n) == (ack.epoch, ack.n)
+    rule = Validity()
+    admitted = [record for record in records if rule.admit(stamp_of(record))]
+    assert len(admitted) == rule.n + 1, "readers see one gapless prefix, whatever the outage left behind"
+
+
+def test_a_hole_in_a_burst_ends_what_readers_see_of_the_epoch(
+    private_kafka: servers.Kafka, private_prefix: str, log: KafkaLog
+) -> None:
+    """Records behind a timed-out one land (m); readers admit only what stands before the hole."""
+    seen = Seen()
+    appender = impatient(private_kafka, private_prefix, seen, timeout_s=5)
+    appender.append(0, [fact(1, 0)])
+    seen.wait(lambda: len(seen.acks) == 1, "the claim")
+    private_kafka.suspend()
+    # More than a frozen broker's connection takes: the first part is on its way, the rest waits here.
+    bulk = [Entry(e.key, b"x" * 900, e.headers, e.epoch, e.n) for e in burst(1, 20_000)]
+    appender.append(0, bulk)
+    threading.Event().wait(4)  # the second burst must be younger than the first one's time-out
+    appender.append(0, burst(20_001, 10))
+    seen.wait(lambda: bool(seen.acks[1:]), "the first time-out")
+    private_kafka.resume()
+    appender.append(0, [fact(2, 0)])
+    seen.wait(lambda: len(seen.acks) == 20_012, "an answer for every record")
+    appender.close(5)
+    lost = {ack.n for ack in seen.acks if ack.error}
+    assert lost
+    found = [stamp for stamp in map(stamp_of, everything(log)) if stamp is not None]
+    there = [stamp.n for stamp in found if stamp.epoch == 1]
+    assert there == sorted(set(there)), "in order, nothing twice"
+    assert there[-1] == 20_010, "the second burst landed, and the first one did not all"
+    assert len(there) < 20_011
+    rule = Validity()
+    admitted = [stamp.n for stamp in found if rule.admit(stamp) and stamp.epoch == 1]
+    assert admitted == list(range(len(admitted)))
+    assert rule.epoch == 2
+    assert rule.ignored == len(there) - len(admitted)
+
+
+@pytest.mark.timeout(180)
+def test_a_tail_goes_on_without_gap_or_duplicate_when_the_broker_was_down_for_20_seconds(
+    private_kafka: servers.Kafka, log: KafkaLog
+) -> None:
+    seen = Seen()
+    appender = log.open_appender(seen.take_acks)
+    tail = log.tail(Topic.EVENTS, {0: 0}, seen.take_records, seen.take_error)
+    appender.append(0, [fact(1, 0), *burst(1, 500)])
+    seen.wait(lambda: len(seen.records) == 501, "the records before the outage")
+    private_kafka.stop()
+    appender.append(0, burst(501, 500))
+    stopped = threading.Event()
+    stopped.wait(20)  # the length of the outage is the point: clients back off, connections age
+    private_kafka.start()
+    began = time.monotonic()
+    appender.append(0, burst(1001, 500))
+    seen.wait(lambda: len(seen.records) >= 1501, "the records after the outage")
+    assert time.monotonic() - began < 5, "a broker that is back is found within about a second"
+    tail.close()
+    assert stamps(seen.records) == [(1, n) for n in range(1501)]
+    assert [record.offset for record in seen.records] == list(range(1501))
+    assert [ack.error for ack in seen.acks if ack.error] == []
+    assert seen.errors == []
+
+
+def test_foreign_claims_and_garbage_between_are_delivered_in_place_and_ignored_by_the_rule(
+    private_kafka: servers.Kafka, private_prefix: str, log: KafkaLog
+) -> None:
+    seen = Seen()
+    appender = log.open_appender(seen.take_acks)
+    tail = log.tail(Topic.EVENTS, {0: 0}, seen.take_records, seen.take_error)
+    appender.append(0, [fact(1, 0), *burst(1, 2)])
+    seen.wait(lambda: len(seen.acks) == 3, "the first owner")
+    foreign = Producer({"bootstrap.servers": private_kafka.bootstrap})
+    nothing: list[tuple[str, str | bytes | None]] = []
+    for key, value, headers in (
+        (None, b"\xff\xfe garbage", nothing),
+        (b"run", None, [("ce_epoch", b"one"), ("ce_n", b"2")]),
+        (b"run", b"{}", [("ce_epoch", None), ("ce_n", b"3"), ("ce_type", b"flowledger.NodeStarted.1")]),
+        (None, b"{}", list(fact(1, 0).headers)),  # a late claim of the same epoch
+        (None, b"{}", list(fact(2, 0).headers)),  # another owner's claim: valid
+    ):
+        foreign.produce(f"{private_prefix}.events", value=value, key=key, headers=headers, partition=0)
+    foreign.flush(10)
+    appender.append(0, burst(3, 1))  # the old owner, acknowledged although it lost the partition
+    seen.wait(lambda: len(seen.acks) == 4 and len(seen.records) == 9, "all nine records")
+    tail.close()
+    assert [record.offset for record in seen.records] == list(range(9))
+    assert [ack.offset for ack in seen.acks] == [0, 1, 2, 8], "the gap tells the old owner to look"
+    rule = Validity()
+    assert [record.offset for record in seen.records if rule.admit(stamp_of(record))] == [0, 1, 2, 7]
+    assert rule.ignored == 5
+    assert [record.offset for record in everything(log)] == list(range(9))
+
+
+def test_a_topic_that_is_deleted_and_made_again_has_another_id_and_its_tail_says_so(
+    private_kafka: servers.Kafka, private_prefix: str, log: KafkaLog
+) -> None:
+    seen = Seen()
+    before = log.topic_id(Topic.EVENTS)
+    assert log.topic_id(Topic.EVENTS) == before
+    log.send(Topic.EVENTS, 0, fact(1, 0)).result(5)
+    tail = log.tail(Topic.EVENTS, {0: 0}, seen.take_records, seen.take_error)
+    seen.wait(lambda: len(seen.records) == 1, "the first record")
+    admin = AdminClient({"bootstrap.servers": private_kafka.bootstrap})
+    for future in admin.delete_topics([f"{private_prefix}.events"], operation_timeout=10).values():
+        future.result(10)
+    seen.wait(lambda: bool(seen.errors), "the tail reports the missing topic")
+    assert "flowledger topics create" in str(seen.errors[0])
+    with pytest.raises(LogError, match="flowledger topics create"):
+        log.topic_id(Topic.EVENTS)
+    with pytest.raises(LogError, match="flowledger topics create"):
+        log.bounds(Topic.EVENTS, 0)
+    tail.close()
+    create_topics(private_kafka.bootstrap, {}, private_prefix, 4)
+    assert log.topic_id(Topic.EVENTS) != before
+
+
+def test_a_stopped_broker_fails_sends_within_their_time(private_kafka: servers.Kafka, log: KafkaLog) -> None:
+    log.send(Topic.COMMANDS, 0, Entry(b"k", b"v")).result(5)
+    private_kafka.stop()
+    began = time.monotonic()
+    quick = log.send(Topic.COMMANDS, 0, Entry(b"k", b"v"), timeout_s=0.5)
+    usual = log.send(Topic.COMMANDS, 0, Entry(b"k", b"v"))
+    with pytest.raises(LogError, match="may be in the log"):
+        quick.result(3)
+    assert time.monotonic() - began < 1.5
+    with pytest.raises(LogError, match="FLOWLEDGER_KAFKA"):
+        usual.result(8)
+    assert time.monotonic() - began < 6
+    log.publish(Topic.CHUNKS, 0, [Entry(None, b"lost")] * 100)
+    with pytest.raises(LogError):
+        log.bounds(Topic.COMMANDS, 0)
+    private_kafka.start()
+    assert log.send(Topic.COMMANDS, 0, Entry(b"k", b"w")).result(8) >= 1
+
+
+def test_closing_with_a_broker_that_is_gone_does_not_hang(private_kafka: servers.Kafka, private_prefix: str) -> None:
+    log = KafkaLog(private_kafka.bootstrap, {}, private_prefix, 4)
+    seen = Seen()
+    appender = log.open_appender(seen.take_acks)
+    log.tail(Topic.EVENTS, {0: 0}, seen.take_records, seen.take_error)
+    log.place("g", lambda _: None, lambda _: None, lambda: True)
+    appender.append(0, [fact(1, 0)])
+    seen.wait(lambda: len(seen.records) == 1, "the record")
+    private_kafka.kill()
+    appender.append(0, burst(1, 10))
+    began = time.monotonic()
+    log.close()
+    assert time.monotonic() - began < 15
+    assert len(seen.acks) == 11
+    assert all(ack.error for ack in seen.acks[1:])
+
+
+# --- placement -------------------------------------------------------------------------------------------------------
+
+
+def _member(bootstrap: str, prefix: str, told: Connection) -> None:
+    """A group member in a process of its own, until it is killed."""
+    log = KafkaLog(bootstrap, {}, prefix, 4)
+    log.place("executors", lambda parts: told.send(parts), lambda parts: None, lambda: True)
+    threading.Event().wait()
+
+
+class Owned:
+    def __init__(self) -> None:
+        self.partitions: set[int] = set()
+        self.changed = threading.Condition()
+
+    def add(self, partitions: set[int]) -> None:
+        with self.changed:
+            assert not self.partitions & partitions
+            self.partitions |= partitions
+            self.changed.notify_all()
+
+    def drop(self, partitions: set[int]) -> None:
+        with self.changed:
+            self.partitions -= partitions
+            self.changed.notify_all()
+
+    def wait_for(self, count: int, patience_s: float = PATIENCE_S) -> float:
+        """Seconds until exactly `count` partitions are owned."""
+        began = time.monotonic()
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.partitions) == count, patience_s), self.partitions
+        return time.monotonic() - began
+
+
+def test_a_killed_members_partitions_are_placed_elsewhere_within_two_seconds(
+    private_kafka: servers.Kafka, private_prefix: str, log: KafkaLog
+) -> None:
+    mine = Owned()
+    log.place("executors", mine.add, mine.drop, lambda: True)
+    mine.wait_for(4)
+    context = multiprocessing.get_context("spawn")  # a client must not be taken across a fork
+    heard, told = context.Pipe(duplex=False)
+    other = context.Process(target=_member, args=(private_kafka.bootstrap, private_prefix, told), daemon=True)
+    other.start()
+    try:
+        assert heard.poll(PATIENCE_S)
+        assert len(heard.recv()) == 2
+        mine.wait_for(2)
+        assert other.pid is not None
+        os.kill(other.pid, signal.SIGKILL)
+        assert mine.wait_for(4) < 2.5
+    finally:
+        other.kill()
+        other.join()
+        heard.close()
+        told.close()
+
+
+def test_a_member_that_is_not_alive_leaves_and_comes_back(private_kafka: servers.Kafka, log: KafkaLog) -> None:
+    mine, alive = Owned(), threading.Event()
+    alive.set()
+    log.place("executors", mine.add, mine.drop, alive.is_set)
+    mine.wait_for(4)
+    alive.clear()
+    mine.wait_for(0)
+    alive.set()
+    mine.wait_for(4)
+
+
+def test_a_member_that_leaves_hands_over_at_once(
+    private_kafka: servers.Kafka, private_prefix: str, log: KafkaLog
+) -> None:
+    mine, others = Owned(), Owned()
+    log.place("executors", mine.add, mine.drop, lambda: True)
+    mine.wait_for(4)
+    second = KafkaLog(private_kafka.bootstrap, {}, private_prefix, 4)
+    placement = second.place("executors", others.add, others.drop, lambda: True)
+    others.wait_for(2)
+    mine.wait_for(2)
+    placement.close(5)
+    assert mine.wait_for(4) < 2
+    assert others.partitions == set()
+    second.close()
