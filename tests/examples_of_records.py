@@ -1,0 +1,136 @@
+"""One rich example of every event, command and registry fact; what the golden records were made from."""
+
+from libs.events.commands import Caller, StartRun, StopRun
+from libs.events.model import (
+    CheckpointWritten,
+    CommandRejected,
+    Event,
+    LimitExceeded,
+    NodeExcepted,
+    NodeFailed,
+    NodeRestarted,
+    NodeRetryScheduled,
+    NodeSkipped,
+    NodeStarted,
+    NodeStopped,
+    NodeSucceeded,
+    OwnerConfirmed,
+    PartitionClaimed,
+    PartitionReleased,
+    RoundFinished,
+    RoundStarted,
+    RunAccepted,
+    RunFailed,
+    RunPartiallySucceeded,
+    RunSnapshotted,
+    RunStarted,
+    RunStopped,
+    RunSucceeded,
+    StopRequested,
+    VariableUpdate,
+)
+from libs.events.registry import AppCreated, DocumentStored, Fact, KeyCreated, KeyRevoked, VersionPublished
+
+RUN = "019a3d3e-4d80-7003-8000-00000000002a"
+APP = "5f0c1f2e-7f0b-4a52-9d5e-0d8a3f1f8b11"
+CALLER = Caller(role="end_user", id="8d0c2f57-6e5c-4f4e-9a35-8f3e6a0b7c21", user="ann")
+PATH = "iteration:each:2"
+
+EVENTS: tuple[Event, ...] = (
+    PartitionClaimed(owner="executor-1", commands_topic_id="Jx3", requires=("timers",)),
+    PartitionReleased(owner="executor-1"),
+    OwnerConfirmed(),
+    CommandRejected(command_offset=12, command="StartRun", run_id=RUN, code="duplicate", message="m", duplicate_of=RUN),
+    CheckpointWritten(checkpoint_id="c1", part=1, parts=2, data={"runs": [None, {"seq": 3}]}),
+    RunSnapshotted(run_id=RUN, seq=40, state={"pool": {"a": None}}),
+    RunAccepted(
+        command_offset=7,
+        task_id="83027cfc-308a-4b7d-8094-e81b56f0a3f2",
+        app_id=APP,
+        workflow_id="w1",
+        version="2026-05-02 09:13:44",
+        digest="sha256:00",
+        mode="advanced-chat",
+        inputs={"topic": "größe", "none": None, "deep": {"none": None, "list": [None, 1, 2.5, True]}},
+        files=(None, {"type": "image"}),
+        query="hello",
+        conversation_id="c-1",
+        caller=CALLER,
+        idempotency_key="order-1",
+        body_digest="ab",
+        pins={"nodes": {"llm": None}},
+    ),
+    RunStarted(max_steps=500, max_time_s=1200),
+    StopRequested(command_offset=9, reason="User requested stop", by="ann"),
+    LimitExceeded(limit="max_steps", message="more than 500 steps"),
+    RunSucceeded(outputs={"text": "x", "none": None}, total_steps=4, total_tokens=120, elapsed_s=1.25),
+    RunPartiallySucceeded(outputs={}, total_steps=4, exceptions_count=1, elapsed_s=0.5),
+    RunFailed(error="boom", code="node_failed", node_id="llm", total_steps=2),
+    RunStopped(outputs={"text": "so far"}, error="stopped", total_steps=2),
+    NodeStarted(
+        node_id="llm",
+        path=PATH,
+        node_type="llm",
+        title="LLM",
+        index=3,
+        predecessor_id="start",
+        inputs={"items": [1, None]},
+    ),
+    NodeRestarted(node_id="llm", path=PATH, attempt=2),
+    NodeSucceeded(
+        node_id="llm",
+        path=PATH,
+        attempt=2,
+        inputs={"prompt": None},
+        process_data={"model": "m"},
+        outputs={"text": '\u0000\n\t"\\ 漢字 🙂', "none": None, "big": 2**70, "float": 1e300},
+        metadata={"total_tokens": 12, "total_price": "0.001"},
+        elapsed_s=0.125,
+        handle="true",
+        output_types={"files": "array[file]"},
+        updates=(
+            VariableUpdate(selector=("conversation", "memory"), value=None, value_type="object"),
+            VariableUpdate(selector=("conversation", "count"), value=3, value_type="number"),
+        ),
+        pinned=True,
+    ),
+    NodeRetryScheduled(
+        node_id="http", error="503", error_type="HTTPError", due_us=1_762_000_001_000_000, outputs={"a": 1}
+    ),
+    NodeFailed(node_id="http", attempt=3, error="503", error_type="HTTPError"),
+    NodeExcepted(node_id="http", error="503", strategy="default-value", outputs={"body": None}, handle="fail-branch"),
+    NodeSkipped(node_id="other", by="branch", handle="false"),
+    NodeStopped(node_id="llm", reason="run stopped"),
+    RoundStarted(node_id="each", index=2),
+    RoundFinished(
+        node_id="each", index=2, error="x", output=[None, {"a": None}], variables={"n": None}, elapsed_s=0.25
+    ),
+)
+
+COMMANDS: tuple[StartRun | StopRun, ...] = (
+    StartRun(
+        run_id=RUN,
+        app_id=APP,
+        workflow_id="w1",
+        version="draft",
+        digest="sha256:00",
+        inputs={"none": None, "list": [None]},
+        files=({"type": "image"},),
+        query="hi",
+        conversation_id="c-1",
+        caller=CALLER,
+        idempotency_key="order-1",
+        body_digest="ab",
+        not_after_us=1_762_000_060_000_000,
+        pins={"types": {"llm": None}},
+    ),
+    StopRun(run_id=RUN, by="ann"),
+)
+
+FACTS: tuple[Fact, ...] = (
+    AppCreated(app_id=APP, name="Größe", description="d", icon="🤖", icon_background="#fff", created_at_us=1),
+    DocumentStored(digest="sha256:00", document="app:\n  name: x\n"),
+    VersionPublished(app_id=APP, workflow_id="w1", version="v1", digest="sha256:00", published_at_us=2),
+    KeyCreated(key_id="k1", app_id=APP, hash="00" * 32, prefix="app-ab12", created_at_us=3),
+    KeyRevoked(key_id="k1", app_id=APP, revoked_at_us=4),
+)
