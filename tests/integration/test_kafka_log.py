@@ -27,6 +27,7 @@ from tests import servers
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 PATIENCE_S = 30.0
+Headers = list[tuple[str, str | bytes | None]]
 
 
 class Seen:
@@ -224,14 +225,16 @@ def test_foreign_claims_and_garbage_between_are_delivered_in_place_and_ignored_b
     appender.append(0, [fact(1, 0), *burst(1, 2)])
     seen.wait(lambda: len(seen.acks) == 3, "the first owner")
     foreign = Producer({"bootstrap.servers": private_kafka.bootstrap})
-    nothing: list[tuple[str, str | bytes | None]] = []
-    for key, value, headers in (
-        (None, b"\xff\xfe garbage", nothing),
+    late_claim: Headers = [*fact(1, 0).headers]  # of the same epoch
+    valid_claim: Headers = [*fact(2, 0).headers]
+    foreign_records: list[tuple[bytes | None, bytes | None, Headers]] = [
+        (None, b"\xff\xfe garbage", []),
         (b"run", None, [("ce_epoch", b"one"), ("ce_n", b"2")]),
         (b"run", b"{}", [("ce_epoch", None), ("ce_n", b"3"), ("ce_type", b"flowledger.NodeStarted.1")]),
-        (None, b"{}", list(fact(1, 0).headers)),  # a late claim of the same epoch
-        (None, b"{}", list(fact(2, 0).headers)),  # another owner's claim: valid
-    ):
+        (None, b"{}", late_claim),
+        (None, b"{}", valid_claim),
+    ]
+    for key, value, headers in foreign_records:
         foreign.produce(f"{private_prefix}.events", value=value, key=key, headers=headers, partition=0)
     foreign.flush(10)
     appender.append(0, burst(3, 1))  # the old owner, acknowledged although it lost the partition
