@@ -1,0 +1,113 @@
+"""What every service process needs around its work: log lines, a health port, a clean end.
+
+Imported by `main` modules only.
+"""
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({})))
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, event, and the facts given in `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class ReadableLines(logging.Formatter):
+    """For a person at a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = " ".join(f"{key}={value}" for key, value in vars(record).items() if key not in _STANDARD)
+        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = f"{moment} {record.levelname:<7} {record.getMessage()} {facts}".rstrip()
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def configure_logging(level: int = logging.INFO) -> None:
+    """Log to stderr: readable on a terminal, JSON lines elsewhere. stdout stays for data and ready lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(ReadableLines() if sys.stderr.isatty() else JsonLines())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+class HealthServer:
+    """`/healthz`, `/readyz` and `/metrics` on a thread of its own, so it answers while the loop is busy.
+
+    `ready()` returns None, or why the process is not ready; `metrics()` returns Prometheus text.
+    """
+
+    def __init__(
+        self, host: str, port: int, ready: Callable[[], str | None], metrics: Callable[[], bytes], service: str
+    ) -> None:
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:  # the name http.server calls
+                status, kind, body = _answer(self.path.partition("?")[0], ready, metrics, service)
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                """Probes are not worth a line."""
+
+        self._server = ThreadingHTTPServer((host, port), Answer)
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _answer(
+    path: str, ready: Callable[[], str | None], metrics: Callable[[], bytes], service: str
+) -> tuple[int, str, bytes]:
+    if path == "/healthz":
+        return 200, "application/json", json.dumps({"status": "ok", "service": service}).encode()
+    if path == "/readyz":
+        problem = ready()
+        body = {"status": "ready" if problem is None else "not ready", "service": service}
+        if problem is not None:
+            body["problem"] = problem
+        return (200 if problem is None else 503), "application/json", json.dumps(body).encode()
+    if path == "/metrics":
+        return 200, "text/plain; version=0.0.4; charset=utf-8", metrics()
+    return 404, "application/json", b'{"code": "not_found", "message": "/healthz, /readyz or /metrics", "status": 404}'
+
+
+async def until_asked_to_stop() -> None:
+    """Wait for SIGTERM or SIGINT."""
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    try:
+        await asked.wait()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,222 @@
+"""The executor: owns the partitions it is placed on and runs their runs on one event loop.
+
+Placement says which partitions to own; safety comes from the claims in the log. Handlers that wait share the loop;
+the log's clients have threads of their own and are crossed in batches.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from libs.events.blobs import Blobs
+from libs.events.log import Ack, Log, LogError, Record, Topic
+from libs.workflow.catalog import Catalog, DefinitionMissing
+from libs.workflow.definition import Definition
+from services.executor.nodes.port import Handler
+from services.executor.owner import PartitionOwner
+from services.executor.slots import Slots
+
+logger = logging.getLogger(__name__)
+
+LOOP_SILENCE_S = 3.0
+"""A loop that has not ticked for this long is not alive: others get its partitions."""
+
+REVOKE_DEADLINE_S = 2.5
+"""All revoked partitions share it; well under the group's `max.poll.interval.ms`."""
+
+
+@dataclass(slots=True)
+class Health:
+    """What readiness and metrics show of an executor."""
+
+    quarantined: dict[str, str] = field(default_factory=dict)
+    """Run -> why it was set aside."""
+    alarms: dict[int, str] = field(default_factory=dict)
+    """Partition -> why it was stopped; a person must act."""
+
+
+class Executor:
+    """Build it, `start()` it inside a running loop, `stop()` it."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        catalog: Catalog,
+        refresh_definitions: Callable[[], None],
+        handlers: Mapping[str, Handler],
+        blobs: Blobs,
+        owner_id: str,
+        slots: Mapping[str, int],
+        max_steps: int,
+        max_time_s: float,
+        now_us: Callable[[], int],
+        group: str = "executors",
+        session_timeout_s: float = 1.0,
+        monotonic: Callable[[], float] = time.monotonic,
+        blocking: Callable[..., Awaitable[Any]] = asyncio.to_thread,
+    ) -> None:
+        """`refresh_definitions` reads the definitions topic to its end (blocking). `slots`: sizes by kind.
+
+        `now_us` is the wall clock of events, `monotonic` the clock of leases; `blocking` runs a blocking function.
+        """
+        self.log = log
+        self.catalog = catalog
+        self.handlers = handlers
+        self.blobs = blobs
+        self.owner_id = owner_id
+        self.slots = Slots(slots)
+        self.max_steps = max_steps
+        self.max_time_s = max_time_s
+        self.now_us = now_us
+        self.session_timeout_s = session_timeout_s
+        self.monotonic = monotonic
+        self.blocking = blocking
+        self.health = Health()
+        self._refresh_definitions = refresh_definitions
+        self._group = group
+        self._owners: dict[int, PartitionOwner] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._ticked_at = self.monotonic()
+
+    async def start(self) -> None:
+        self._loop = loop = asyncio.get_running_loop()
+        self.appender = self.log.open_appender(lambda acks: _call(loop, self._on_acks, acks))
+        self.commands = self.log.tail(
+            Topic.COMMANDS, {}, lambda records: _call(loop, self._on_commands, records), self._on_tail_error
+        )
+        self._ticker = loop.create_task(self._tick())
+        self._placement = await self.blocking(
+            self.log.place, self._group, self._assigned, self._revoked, self.alive, self.session_timeout_s
+        )
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """Hand everything over and leave. Idempotent."""
+        if self._ticker.done():
+            return
+        partitions = set(self._owners)
+        await self._release(partitions, grace_s)
+        await self.blocking(self._placement.close, 2.0)
+        self.commands.close()
+        await self.blocking(self.appender.close, 2.0)
+        self._ticker.cancel()
+
+    @property
+    def owned(self) -> dict[int, str]:
+        """Partition -> phase of its owner."""
+        return {partition: owner.phase.value for partition, owner in self._owners.items()}
+
+    @property
+    def unfinished_runs(self) -> int:
+        return sum(owner.unfinished_runs for owner in self._owners.values())
+
+    def definition(self, digest: str) -> Definition:
+        """Blocking. Raises DefinitionMissing, DefinitionInvalid."""
+        try:
+            return self.catalog.get(digest)
+        except DefinitionMissing:
+            self._refresh_definitions()
+            return self.catalog.get(digest)
+
+    def quarantine(self, run_id: str, reason: str) -> None:
+        """Set one run aside: nothing of it is executed until somebody looks at it."""
+        logger.error("run_quarantined", extra={"run_id": run_id, "reason": reason})
+        self.health.quarantined[run_id] = reason
+
+    def alarm(self, partition: int, reason: str) -> None:
+        self.health.alarms[partition] = reason
+
+    # --- placement ---------------------------------------------------------------------------------------------------
+
+    def _assigned(self, partitions: set[int]) -> None:
+        _call(self._loop, self._own, partitions)
+
+    def _revoked(self, partitions: set[int]) -> None:
+        """Called on the placement's thread; returns when the partitions are handed over, or after the deadline."""
+        done = asyncio.run_coroutine_threadsafe(self._release(partitions, REVOKE_DEADLINE_S - 1.0), self._loop)
+        try:
+            done.result(REVOKE_DEADLINE_S)
+        except (TimeoutError, asyncio.CancelledError):
+            logger.warning("hand_over_late", extra={"partitions": sorted(partitions)})
+
+    def alive(self) -> bool:
+        """Whether the loop makes progress; asked from other threads."""
+        return self.monotonic() - self._ticked_at < LOOP_SILENCE_S
+
+    async def _tick(self) -> None:
+        while True:
+            self._ticked_at = self.monotonic()
+            await asyncio.sleep(0.25)
+
+    def _own(self, partitions: set[int]) -> None:
+        for partition in partitions - set(self._tasks):
+            owner = self._owners[partition] = PartitionOwner(partition, self)
+            self._tasks[partition] = self._loop.create_task(self._keep(partition, owner))
+
+    async def _keep(self, partition: int, owner: PartitionOwner) -> None:
+        """Own the partition for as long as it is assigned."""
+        failures = 0
+        while True:
+            began = self.monotonic()
+            try:
+                again = await owner.own()
+                if partition in self.health.alarms:
+                    return
+            except LogError as error:
+                again = True
+                logger.warning("partition_unavailable", extra={"partition": partition, "problem": str(error)})
+            failures = failures + 1 if self.monotonic() - began < 5.0 else 0
+            if again:
+                await asyncio.sleep(min(0.05 * 2**failures, 2.0) * random.uniform(0.5, 1.0))
+            else:
+                # Claimed elsewhere although it is assigned here: placement is late on one side. Wait it out.
+                await asyncio.sleep(self.session_timeout_s)
+
+    async def _release(self, partitions: set[int], grace_s: float) -> None:
+        owners = [self._owners.pop(partition) for partition in partitions if partition in self._owners]
+        await asyncio.gather(*(owner.release(grace_s) for owner in owners))
+        for partition in partitions:
+            task = self._tasks.pop(partition, None)
+            if task is not None:
+                task.cancel()
+
+    # --- the log -----------------------------------------------------------------------------------------------------
+
+    def _on_acks(self, acks: list[Ack]) -> None:
+        by_partition: dict[int, list[Ack]] = defaultdict(list)
+        for ack in acks:
+            by_partition[ack.partition].append(ack)
+        for partition, some in by_partition.items():
+            owner = self._owners.get(partition)
+            if owner is not None:
+                owner.on_acks(some)
+
+    def _on_commands(self, records: list[Record]) -> None:
+        by_partition: dict[int, list[Record]] = defaultdict(list)
+        for record in records:
+            by_partition[record.partition].append(record)
+        for partition, some in by_partition.items():
+            owner = self._owners.get(partition)
+            if owner is not None:
+                owner.on_commands(some)
+
+    def _on_tail_error(self, error: LogError) -> None:
+        logger.error("commands_unreadable", extra={"problem": str(error)})
+        _call(self._loop, self._commands_failed, str(error))
+
+    def _commands_failed(self, problem: str) -> None:
+        for owner in self._owners.values():
+            owner.lose(f"commands cannot be read: {problem}", again=True)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: object) -> None:
+    """Hand over to the loop from another thread; nothing happens when the loop is closed already."""
+    try:
+        loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:
+        logger.debug("loop_closed")

@@ -1,0 +1,88 @@
+"""An unfinished run in its owner's memory, and how it gets there: snapshot, events behind it, this epoch's own."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from libs.events.blobs import Blobs
+from libs.events.claim_check import restore
+from libs.events.codec import decode_event
+from libs.events.log import Log, Record, Topic
+from libs.events.model import RunEvent, RunSnapshotted
+from libs.workflow.definition import Definition
+from libs.workflow.machine import apply, new_state
+from libs.workflow.pins import Pins, parse_pins
+from libs.workflow.state import Key, RunState, load_state
+
+
+@dataclass(slots=True, eq=False)
+class LiveRun:
+    """One unfinished run. `state` is None until it is hydrated."""
+
+    run_id: str
+    digest: str
+    state: RunState | None = None
+    pins: Pins | None = None
+    snapshot: Record | None = None
+    snapshot_offset: int | None = None
+    """Where the newest snapshot stands that recovery did not meet on its way."""
+    snapshot_seq: int = 0
+    records: list[Record] = field(default_factory=list)
+    """Events of earlier epochs that are still to be folded."""
+    ahead: list[tuple[RunEvent, int]] = field(default_factory=list)
+    """Events of this epoch that were decided before the run was hydrated, with their times."""
+    tasks: dict[Key, "asyncio.Task[None] | None"] = field(default_factory=dict)
+    """Attempts under way; None: its `NodeStarted` is not confirmed yet."""
+    timer: asyncio.TimerHandle | None = None
+    timer_us: int = 0
+    queued: bool = False
+    hydrating: bool = False
+    waits_for: set[str] = field(default_factory=set)
+    """Slot kinds it will be woken for."""
+
+    def fold_ahead(self, state: RunState, epoch: int) -> None:
+        """Fold this epoch's own events; from then on `state` is the run's state."""
+        for event, at_us in self.ahead:
+            apply(state, event, at_us, epoch)
+        self.ahead.clear()
+        self.state = state
+        if state.accepted is not None and state.accepted.pins:
+            self.pins = parse_pins(state.accepted.pins)
+
+    def let_go(self) -> None:
+        """Cancel what is under way."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        for task in self.tasks.values():
+            if task is not None:
+                task.cancel()
+        self.tasks.clear()
+
+
+Ahead = list[tuple[RunEvent, int]]
+
+
+def load_run(
+    run: LiveRun, ahead: Ahead, log: Log, blobs: Blobs, partition: int, definition: Callable[[str], Definition]
+) -> tuple[RunState, Ahead]:
+    """The run's state from its snapshot and the events behind it; and `ahead` with its large values. Blocking.
+
+    Raises DefinitionMissing, DefinitionInvalid; CodecError, LogError; and whatever a broken history does to the fold.
+    """
+    compiled = definition(run.digest)
+    record = run.snapshot
+    if record is None and run.snapshot_offset is not None:
+        start = run.snapshot_offset
+        record = next(found for batch in log.read(Topic.EVENTS, partition, start, start + 1) for found in batch)
+    state = new_state(compiled, run.run_id)
+    if record is not None:
+        snapshot = restore(decode_event(record).event, blobs)
+        assert isinstance(snapshot, RunSnapshotted)
+        state = load_state(compiled, run.run_id, snapshot.state)
+    for record in run.records:
+        recorded = decode_event(record)
+        if recorded.seq > state.seq:
+            event = restore(recorded.event, blobs)
+            apply(state, event, recorded.at_us, recorded.epoch)  # type: ignore[arg-type]  # a run event
+    return state, [(restore(event, blobs), at_us) for event, at_us in ahead]  # type: ignore[misc]  # run events

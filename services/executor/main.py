@@ -1,0 +1,80 @@
+"""`flowledger executor`: one executor process on Kafka. Reads the environment, builds the objects, waits for SIGTERM."""
+
+import asyncio
+import os
+import socket
+import sys
+import uuid
+
+import uvloop
+from prometheus_client import CollectorRegistry, generate_latest
+
+from libs.events.blobs import LogBlobs
+from libs.events.kafka import KafkaLog
+from libs.events.log import LogError
+from libs.events.registry import RegistryTail
+from libs.serving import HealthServer, configure_logging, until_asked_to_stop
+from libs.settings import Settings, SettingsError, load_settings
+from libs.workflow.catalog import Catalog
+from services.executor.build import build_executor
+from services.executor.executor import Executor
+from services.executor.metrics import ExecutorMetrics
+
+GRACE_S = 5.0
+
+
+def owner_name() -> str:
+    """Unique per process start: two claims with the same name would be taken for one owner."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def main(host: str = "127.0.0.1", port: int = 0) -> int:
+    """Run until SIGTERM. Returns the exit code."""
+    configure_logging()
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        print(error, file=sys.stderr)  # noqa: T201  # before logging has anything to say
+        return 2
+    if settings.kafka is None:
+        print("FLOWLEDGER_KAFKA is not set: an executor of its own needs a broker.", file=sys.stderr)  # noqa: T201
+        return 2
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, host, port))
+    except LogError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 7
+    return 0
+
+
+async def _serve(settings: Settings, host: str, port: int) -> None:
+    assert settings.kafka is not None
+    log = KafkaLog(settings.kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
+    registry = await asyncio.to_thread(RegistryTail, log)
+    catalog = Catalog(registry.document)
+    executor = build_executor(settings, log, catalog, registry.refresh, LogBlobs(log), owner_name())
+    metrics = CollectorRegistry()
+    metrics.register(ExecutorMetrics(executor))
+    health = HealthServer(host, port, lambda: _problem(executor), lambda: generate_latest(metrics), "executor")
+    try:
+        await executor.start()
+        print("flowledger executor ready", flush=True)  # noqa: T201  # the ready line is data
+        await until_asked_to_stop()
+    finally:
+        await executor.stop(GRACE_S)
+        health.close()
+        registry.close()
+        log.close()
+
+
+def _problem(executor: Executor) -> str | None:
+    if not executor.alive():
+        return "the event loop does not tick"
+    if executor.health.alarms:
+        return "; ".join(f"partition {number}: {why}" for number, why in executor.health.alarms.items())
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""What Prometheus sees of an executor."""
+
+from collections.abc import Iterator
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from services.executor.executor import Executor
+
+
+class ExecutorMetrics(Collector):
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "flowledger_partitions_owned",
+            "Partitions this executor owns",
+            value=sum(phase == "active" for phase in self._executor.owned.values()),
+        )
+        yield GaugeMetricFamily(
+            "flowledger_runs_quarantined", "Runs set aside", value=len(self._executor.health.quarantined)
+        )
+        yield GaugeMetricFamily(
+            "flowledger_partitions_alarmed", "Partitions stopped by an alarm", value=len(self._executor.health.alarms)
+        )
+        runs = GaugeMetricFamily("flowledger_runs_unfinished", "Unfinished runs in memory")
+        runs.add_metric([], self._executor.unfinished_runs)
+        yield runs

@@ -1,0 +1,576 @@
+"""The owner of one partition: claims it, folds it, decides, appends, confirms, and only then acts.
+
+The order of the steps of a turn is the correctness argument:
+  1 read      commands and outcomes that arrived since the last turn
+  2 fold      they are decided against memory, which is the fold of the log plus this epoch's own appends
+  3 decide    one fact per command and per outcome; derived facts follow; pure nodes run ahead
+  4 append    everything of the turn in one batch, numbered (epoch, n)
+  5 confirm   acknowledged at the expected offset: in the log, valid, nobody claimed in between
+  6 act       only now an effect starts whose `NodeStarted` is confirmed
+
+Memory ahead of the confirmed log is provisional: any doubt (`lose`) ends the epoch and drops it; nothing is resent.
+Steps 4 and 5 are in `outbox`, handlers in `attempts`, the way of a run into memory in `live`.
+One event loop; blocking reads go to threads.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from enum import Enum
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from libs.events.chunks import Chunk, encode_chunk
+from libs.events.claim_check import contains_ref
+from libs.events.codec import CodecError, decode_command, encode_event
+from libs.events.log import Ack, Entry, LogError, Record, Topic
+from libs.events.model import (
+    RUN_END_TYPES,
+    CheckpointWritten,
+    Event,
+    NodeStopped,
+    OwnerConfirmed,
+    PartitionClaimed,
+    PartitionReleased,
+    RunFailed,
+    RunSnapshotted,
+)
+from libs.workflow.catalog import DefinitionMissing
+from libs.workflow.definition import DefinitionInvalid
+from libs.workflow.machine import (
+    Begin,
+    CheckTime,
+    CompleteAttempt,
+    Due,
+    Rejection,
+    StartAttempt,
+    apply,
+    decide,
+    derived,
+    due,
+    new_state,
+    next_timer_us,
+)
+from libs.workflow.outcome import Outcome
+from libs.workflow.state import Key, RunState, dump_state
+from services.executor.attempts import SLOT_KINDS, Plan, perform, plan
+from services.executor.live import LiveRun, load_run
+from services.executor.outbox import Outbox, Outgoing
+from services.executor.partition import NEEDS_BODY, PartitionFold, Position
+from services.executor.recovery import PartitionReader, pointer_record, read_to, recover
+
+if TYPE_CHECKING:
+    from services.executor.executor import Executor
+
+logger = logging.getLogger(__name__)
+
+TURN_BUDGET_S = 0.005
+"""A turn ends after about this long, so that commands, acknowledgements and streams are never kept waiting."""
+
+RUN_BUDGET_EVENTS = 64
+"""Events one run may cause before another run of the partition has its turn."""
+
+MAX_AHEAD = 20_000
+"""Records ahead of the confirmed log; beyond it runs wait, commands do not."""
+
+CHECKPOINT_BYTES = 16 * 1024 * 1024
+SNAPSHOT_EVENTS = 1_000
+DUE_AT_ONCE = 32
+RELEASE_CONFIRM_S = 2.0
+
+
+class Phase(Enum):
+    CLAIMING = "claiming"
+    ACTIVE = "active"
+    DRAINING = "draining"
+    OVER = "over"
+
+
+class PartitionOwner:
+    """One partition from assignment to release. Built and fed by `Executor`."""
+
+    def __init__(self, partition: int, executor: "Executor") -> None:
+        self.partition = partition
+        self.phase = Phase.OVER
+        self._x = executor
+        self._loop = asyncio.get_running_loop()
+        self._fold = PartitionFold(partition)
+        self._epoch = 0
+        self._outbox: Outbox
+        self._runs: dict[str, LiveRun] = {}
+        self._commands: deque[Record] = deque()
+        self._outcomes: deque[tuple[LiveRun, Plan, Outcome]] = deque()
+        self._runnable: deque[LiveRun] = deque()
+        self._scheduled = False
+        self._checkpointing = False
+        self._checkpoint_bytes = 0
+        self._last_checkpoint_offset = 0
+        self._claim_ack: asyncio.Future[Ack] | None = None
+        self._over: asyncio.Future[bool] = self._loop.create_future()
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def unfinished_runs(self) -> int:
+        return len(self._runs)
+
+    # --- owning ------------------------------------------------------------------------------------------------------
+
+    async def own(self) -> bool:
+        """Claim the partition and work until the epoch is over.
+
+        True: try again at once (delivery error). False: somebody else claimed it, wait for a new assignment.
+        """
+        self.phase = Phase.CLAIMING
+        self._over = self._loop.create_future()
+        reader = await self._x.blocking(recover, self._x.log, self.partition)
+        self._fold, self._epoch = reader.fold, reader.fold.validity.epoch + 1
+        claimed_at = self._x.monotonic()
+        ack = await self._claim()
+        if self.phase is not Phase.CLAIMING:
+            return False
+        if ack.error is not None:
+            logger.warning("claim_failed", extra={"partition": self.partition, "problem": ack.error})
+            return True
+        await self._x.blocking(read_to, self._x.log, reader, None if ack.offset < 0 else ack.offset + 1)
+        if self.phase is not Phase.CLAIMING:
+            return False
+        if self._fold.owner != self._x.owner_id or self._fold.validity.epoch != self._epoch:
+            logger.info("claim_lost", extra={"partition": self.partition, "epoch": self._epoch})
+            return False
+        self._activate(reader, claimed_at)
+        return await self._over
+
+    async def _claim(self) -> Ack:
+        claim = PartitionClaimed(
+            owner=self._x.owner_id,
+            commands_topic_id=await self._x.blocking(self._x.log.topic_id, Topic.COMMANDS),
+        )
+        at_us = max(self._x.now_us(), self._fold.last_at_us)
+        entry = encode_event(
+            claim, partition=self.partition, run_id="", seq=0, epoch=self._epoch, n=0, at_us=at_us, cause="owner"
+        )
+        self._claim_ack = self._loop.create_future()
+        self._x.appender.append(self.partition, [entry])
+        return await self._claim_ack
+
+    def _activate(self, reader: PartitionReader, claimed_at: float) -> None:
+        self.phase = Phase.ACTIVE
+        self._checkpointing, self._checkpoint_bytes = False, 0
+        self._last_checkpoint_offset = self._fold.claim_offset
+        self._outbox = Outbox(
+            partition=self.partition,
+            epoch=self._epoch,
+            claim_offset=self._fold.claim_offset,
+            claimed_at=claimed_at,
+            log=self._x.log,
+            appender=self._x.appender,
+            blobs=self._x.blobs,
+            monotonic=self._x.monotonic,
+            blocking=self._x.blocking,
+            spawn=self._spawn,
+            lost=self.lose,
+            wake=self.wake,
+        )
+        for run_id, entry in self._fold.runs.items():
+            if run_id in reader.unreadable:
+                self._x.quarantine(run_id, reader.unreadable[run_id])
+                continue
+            run = LiveRun(run_id, entry.digest, snapshot=reader.snapshots.get(run_id))
+            run.records = reader.events.get(run_id, [])
+            run.snapshot_seq, run.snapshot_offset = entry.snapshot_seq, entry.snapshot_offset
+            self._runs[run_id] = run
+            self._queue(run)
+        facts = {"partition": self.partition, "epoch": self._epoch, "unfinished_runs": len(self._runs)}
+        logger.info("partition_owned", extra=facts)
+        self._x.commands.add(self.partition, self._fold.next_command)
+        self.wake()
+
+    def lose(self, reason: str, *, again: bool, alarm: bool = False) -> None:
+        """The epoch is over: cancel handlers, drop what memory holds. `again`: claim anew at once."""
+        if self.phase is Phase.OVER:
+            return
+        logger.warning("epoch_over", extra={"partition": self.partition, "epoch": self._epoch, "reason": reason})
+        if alarm:
+            self._x.alarm(self.partition, reason)
+        if self.phase is not Phase.CLAIMING:
+            self._outbox.close()
+        self.phase = Phase.OVER
+        self._x.commands.remove(self.partition)
+        for run in self._runs.values():
+            run.let_go()
+        for queue in (self._commands, self._outcomes, self._runnable):
+            queue.clear()
+        self._runs.clear()
+        for task in self._background:
+            task.cancel()
+        if not self._over.done():
+            self._over.set_result(again)
+
+    async def release(self, grace_s: float) -> None:
+        """Hand the partition over: stop starting, let running attempts end for `grace_s`, checkpoint, say so."""
+        if self.phase is Phase.ACTIVE:
+            self.phase = Phase.DRAINING
+            self._x.commands.remove(self.partition)
+            running = [task for run in self._runs.values() for task in run.tasks.values() if task is not None]
+            if running:
+                await asyncio.wait(running, timeout=grace_s)
+            self._turn()
+            for run in self._runs.values():
+                run.let_go()
+            if self.phase is Phase.DRAINING:
+                self._write_checkpoint()
+                released = self._emit("", PartitionReleased(owner=self._x.owner_id), "owner")
+                done = self._loop.create_task(self._outbox.confirmed(released))
+                await asyncio.wait([done, self._over], timeout=RELEASE_CONFIRM_S, return_when=asyncio.FIRST_COMPLETED)
+                done.cancel()
+                if self._background:
+                    await asyncio.wait(self._background, timeout=RELEASE_CONFIRM_S)
+        self.lose("released", again=False)
+
+    # --- what arrives ------------------------------------------------------------------------------------------------
+
+    def on_commands(self, records: list[Record]) -> None:
+        if self.phase is Phase.ACTIVE:
+            self._commands.extend(records)
+            self.wake()
+
+    def on_acks(self, acks: list[Ack]) -> None:
+        if self.phase in (Phase.ACTIVE, Phase.DRAINING):
+            self._outbox.on_acks(acks)
+        elif self._claim_ack is not None and not self._claim_ack.done():
+            for ack in acks:
+                if (ack.epoch, ack.n) == (self._epoch, 0):
+                    self._claim_ack.set_result(ack)
+
+    # --- the turn ----------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Have a turn soon; calls before it are one turn."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if self.phase not in (Phase.ACTIVE, Phase.DRAINING):
+            return
+        self._decide_commands()
+        self._decide_outcomes()
+        stop_at = self._x.monotonic() + TURN_BUDGET_S
+        while self._runnable and self._outbox.ahead < MAX_AHEAD:
+            run = self._runnable.popleft()
+            run.queued = False
+            if run.run_id in self._runs:
+                self._advance(run)
+            if self._x.monotonic() > stop_at:
+                break
+        self._x.slots.pump()
+        self._outbox.flush()
+        if self._outbox.bytes_written - self._checkpoint_bytes > CHECKPOINT_BYTES and not self._checkpointing:
+            self._checkpoint()
+        if self._runnable and self._outbox.ahead < MAX_AHEAD:
+            self.wake()
+
+    def _decide_commands(self) -> None:
+        now_us = self._x.now_us()
+        while self._commands:
+            record = self._commands.popleft()
+            if record.offset < self._fold.next_command:
+                continue
+            try:
+                decision = self._fold.decide(decode_command(record), record.offset, now_us)
+            except CodecError as error:
+                decision = self._fold.reject_unreadable(record.offset, str(error))
+            run_id, event = decision
+            run = self._runs.get(run_id)
+            out = self._emit(run_id, event, f"command:{record.offset}", run)
+            if run is None and run_id in self._fold.runs and out.seq == 1:
+                run = self._runs[run_id] = LiveRun(run_id, self._fold.runs[run_id].digest)
+                run.ahead.append((event, out.at_us))  # type: ignore[arg-type]  # sequence 1 is a RunAccepted
+            if run is not None:
+                self._queue(run)
+
+    def _decide_outcomes(self) -> None:
+        while self._outcomes:
+            run, planned, outcome = self._outcomes.popleft()
+            if run.state is not None and run.run_id in self._runs:
+                self._complete(run, run.state, planned, outcome)
+                self._queue(run)
+
+    def _complete(self, run: LiveRun, state: RunState, planned: Plan, outcome: Outcome) -> None:
+        key, attempt = planned.item.key, planned.item.attempt
+        pinned = planned.pin is not None
+        event = decide(state, CompleteAttempt(key, attempt, self._epoch, outcome, self._x.now_us(), pinned))
+        if isinstance(event, Rejection):
+            logger.debug("outcome_rejected", extra={"run_id": run.run_id, "reason": event.reason})
+            return
+        self._emit(run.run_id, event, f"node:{key.path}/{key.node_id}#{attempt}", run)
+
+    def _queue(self, run: LiveRun) -> None:
+        if not run.queued:
+            run.queued = True
+            self._runnable.append(run)
+            self.wake()
+
+    def _advance(self, run: LiveRun) -> None:
+        """Everything that follows for one run, up to its share of the turn."""
+        state = run.state or self._hydrated(run)
+        if state is None:
+            return
+        budget = state.seq + RUN_BUDGET_EVENTS
+        now_us = self._x.now_us()
+        while state.seq < budget:
+            if self._follow(run, state, now_us):
+                if state.ended:
+                    self._finish(run)
+                    return
+                continue
+            if self.phase is not Phase.ACTIVE:
+                return
+            if not self._start_due(run, state, now_us):
+                self._set_timer(run, state)
+                break
+        else:
+            self._queue(run)
+        if state.seq - run.snapshot_seq >= SNAPSHOT_EVENTS:
+            self._snapshot(run, state)
+
+    def _follow(self, run: LiveRun, state: RunState, now_us: int) -> bool:
+        """The next fact that follows without anybody's doing: derived, admission, time limit."""
+        event, cause = derived(state), "derived"
+        if event is None and self.phase is Phase.ACTIVE:
+            if state.status == "pending":
+                event, cause = decide(state, Begin(self._x.max_steps, self._x.max_time_s)), "owner"  # type: ignore[assignment]
+            elif state.max_time_s:
+                event, cause = decide(state, CheckTime(now_us)), "timer"  # type: ignore[assignment]
+        if event is None or isinstance(event, Rejection):
+            return False
+        self._emit(run.run_id, event, cause, run)
+        return True
+
+    def _start_due(self, run: LiveRun, state: RunState, now_us: int) -> bool:
+        """Start what is due; whether anything could be started."""
+        started = 0
+        blocked: set[str] = set()
+        # Who waits for one kind of slot may have nodes of the other kind further behind.
+        most = None if run.waits_for else DUE_AT_ONCE
+        for item in list(islice(due(state, self._epoch, now_us), most)):
+            if item.key in run.tasks:
+                continue
+            if self._start(run, state, item, blocked):
+                started += 1
+                if started >= DUE_AT_ONCE or derived(state) is not None:
+                    break
+            elif len(blocked) == len(SLOT_KINDS):
+                break
+        for kind in blocked - run.waits_for:
+            run.waits_for.add(kind)
+            self._x.slots.wait(kind, partial(self._slot_free, run, kind))
+        return started > 0
+
+    def _slot_free(self, run: LiveRun, kind: str) -> None:
+        run.waits_for.discard(kind)
+        if self.phase is Phase.ACTIVE and run.run_id in self._runs:
+            self._queue(run)
+
+    def _finish(self, run: LiveRun) -> None:
+        run.let_go()
+        self._runs.pop(run.run_id, None)
+
+    # --- attempts ----------------------------------------------------------------------------------------------------
+
+    def _start(self, run: LiveRun, state: RunState, item: Due, blocked: set[str]) -> bool:
+        """Record the start; answer at once, or launch. False: no slot is free."""
+        planned = plan(run, state, item, self._x.handlers)
+        slot = planned.slot
+        if planned.launches and (slot in blocked or not self._x.slots.take(slot)):
+            blocked.add(slot)
+            return False
+        pinned = planned.pin is not None
+        event = decide(state, StartAttempt(item.key, self._epoch, self._x.now_us(), pinned))
+        assert not isinstance(event, Rejection), event.reason
+        out = self._emit(run.run_id, event, "owner" if item.lost else "derived", run)
+        if planned.outcome is not None:
+            self._complete(run, state, planned, planned.outcome)
+            return True
+        if not planned.launches:
+            return True
+        run.tasks[item.key] = None
+        launch = partial(self._launch, run, state, planned, out.seq)
+        if planned.effect:
+            self._outbox.when_confirmed(out, launch)
+        else:
+            launch()
+        return True
+
+    def _launch(self, run: LiveRun, state: RunState, planned: Plan, seq: int) -> None:
+        key = planned.item.key
+        if key not in run.tasks or self.phase is not Phase.ACTIVE:
+            run.tasks.pop(key, None)
+            self._x.slots.release(planned.slot)
+            return
+        run.tasks[key] = self._loop.create_task(self._attempt(run, state, planned, seq))
+
+    async def _attempt(self, run: LiveRun, state: RunState, planned: Plan, seq: int) -> None:
+        key = planned.item.key
+        try:
+            outcome = await perform(run, state, planned, self._epoch, seq, self._publish, self._still_owner)
+        finally:
+            if run.tasks.get(key) is asyncio.current_task():
+                del run.tasks[key]
+            self._x.slots.release(planned.slot)
+        self._outcomes.append((run, planned, outcome))
+        self.wake()
+
+    async def _still_owner(self) -> None:
+        """Confirm again when the last proof of ownership is older than a session time-out (the process was frozen)."""
+        while self._x.monotonic() - self._outbox.proven_at > self._x.session_timeout_s:
+            await self._outbox.confirmed(self._emit("", OwnerConfirmed(), "owner"))
+
+    def _publish(self, chunks: list[Chunk]) -> None:
+        self._x.log.publish(Topic.CHUNKS, self.partition, [encode_chunk(chunk) for chunk in chunks])
+
+    # --- hydration and timers ----------------------------------------------------------------------------------------
+
+    def _hydrated(self, run: LiveRun) -> RunState | None:
+        """The state when nothing has to be waited for; else hydration begins and None is returned."""
+        if run.hydrating:
+            return None
+        definition = self._x.catalog.cached(run.digest)
+        from_the_log = bool(run.records) or run.snapshot is not None or run.snapshot_offset is not None
+        if definition is None or from_the_log or any(contains_ref(event) for event, _ in run.ahead):
+            run.hydrating = True
+            self._spawn(self._hydrate(run))
+            return None
+        run.fold_ahead(new_state(definition, run.run_id), self._epoch)
+        return run.state
+
+    async def _hydrate(self, run: LiveRun) -> None:
+        ahead = list(run.ahead)
+        try:
+            arguments = (self._x.log, self._x.blobs, self.partition, self._x.definition)
+            state, ahead = await self._x.blocking(load_run, run, ahead, *arguments)
+            run.ahead[: len(ahead)] = ahead
+            run.fold_ahead(state, self._epoch)
+        except (DefinitionMissing, DefinitionInvalid) as error:
+            self._fail(run, "definition_invalid", str(error))
+            return
+        except Exception as error:  # one run's fold throws: only that run is set aside
+            logger.exception("run_unfoldable", extra={"run_id": run.run_id})
+            self._x.quarantine(run.run_id, f"its history cannot be folded: {error!r}")
+            self._runs.pop(run.run_id, None)
+            return
+        finally:
+            run.hydrating = False
+        run.records, run.snapshot = [], None
+        if run.run_id in self._runs:
+            self._queue(run)
+
+    def _fail(self, run: LiveRun, code: str, error: str) -> None:
+        """End a run whose document cannot be run at all."""
+        if run.run_id in self._runs:
+            self._emit(run.run_id, RunFailed(code=code, error=error), "owner", run)
+            self._finish(run)
+            self.wake()
+
+    def _set_timer(self, run: LiveRun, state: RunState) -> None:
+        instant_us = next_timer_us(state)
+        if run.timer is not None:
+            if run.timer_us == instant_us:
+                return
+            run.timer.cancel()
+            run.timer = None
+        if instant_us is not None:
+            run.timer_us = instant_us
+            delay_s = max(instant_us - self._x.now_us(), 0) / 1e6
+            run.timer = self._loop.call_later(delay_s, self._on_timer, run)
+
+    def _on_timer(self, run: LiveRun) -> None:
+        run.timer = None
+        if run.run_id in self._runs:
+            self._queue(run)
+
+    # --- facts -------------------------------------------------------------------------------------------------------
+
+    def _emit(self, run_id: str, event: Event, cause: str, run: LiveRun | None = None) -> Outgoing:
+        """Fold a fact into memory and put it into the outbox."""
+        fold = self._fold
+        at_us = fold.last_at_us = max(self._x.now_us(), fold.last_at_us)
+        name = type(event).__name__
+        entry = fold.runs.get(run_id)
+        if name in NEEDS_BODY:
+            fold.apply(event, run_id, at_us, self._outbox.position)
+            entry = fold.runs.get(run_id)
+        elif run_id:
+            fold.count(name, run_id, self._outbox.position)
+        # A run that has ended has left the table: its entry still says the sequence before.
+        seq = 0 if entry is None else entry.seq + (name in RUN_END_TYPES)
+        out = self._outbox.put(event, run_id, seq, at_us, cause)
+        if run is not None:
+            if run.state is None:
+                run.ahead.append((event, at_us))  # type: ignore[arg-type]  # runs get run events only
+            else:
+                apply(run.state, event, at_us, self._epoch)  # type: ignore[arg-type]  # same
+            if isinstance(event, NodeStopped):
+                task = run.tasks.pop(Key(event.path, event.node_id), None)
+                if task is not None:
+                    task.cancel()
+        return out
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _snapshot(self, run: LiveRun, state: RunState) -> None:
+        seq = run.snapshot_seq = state.seq
+        out = self._emit("", RunSnapshotted(run_id=run.run_id, seq=seq, state=dump_state(state)), "owner")
+        self._outbox.when_confirmed(out, partial(self._snapshot_confirmed, run.run_id, seq, out))
+
+    def _snapshot_confirmed(self, run_id: str, seq: int, out: Outgoing) -> None:
+        offset = self._outbox.before(out).offset
+        self._fold.snapshotted(run_id, seq, offset, Position(offset + 1, self._epoch, out.n))
+
+    def _checkpoint(self) -> None:
+        """Snapshot the runs whose events reach back furthest, then write the table of unfinished runs."""
+        self._checkpointing = True
+        for run_id, run in self._runs.items():
+            entry = self._fold.runs[run_id]
+            behind = entry.seq > entry.snapshot_seq and entry.since.offset < self._last_checkpoint_offset
+            if behind and run.state is not None:
+                self._snapshot(run, run.state)
+        barrier = self._emit("", OwnerConfirmed(), "owner")
+        self._outbox.when_confirmed(barrier, self._write_checkpoint)
+        self._outbox.flush()
+
+    def _write_checkpoint(self) -> None:
+        fold = self._fold
+        fold.forget_old_keys(self._x.now_us())
+        scan = fold.scan_from(self._outbox.position)
+        parts = fold.dump()
+        name = f"{self._epoch}-{self._outbox.bytes_written}-{fold.last_at_us}"
+        outs = [
+            self._emit("", CheckpointWritten(checkpoint_id=name, part=i, parts=len(parts), data=part), "owner")
+            for i, part in enumerate(parts)
+        ]
+        self._outbox.when_confirmed(outs[-1], partial(self._point_at, outs[0], scan))
+        self._checkpoint_bytes = self._outbox.bytes_written
+        self._outbox.flush()
+
+    def _point_at(self, first: Outgoing, scan: Position) -> None:
+        before = self._outbox.before(first)
+        self._last_checkpoint_offset = before.offset
+        self._checkpointing = False
+        self._spawn(self._send_pointer(before, scan))
+
+    async def _send_pointer(self, before: Position, scan: Position) -> None:
+        """A pointer that does not arrive costs the next owner time, nothing else."""
+        try:
+            key, value = await self._x.blocking(pointer_record, self._x.log, self.partition, before, scan)
+            await asyncio.wrap_future(self._x.log.send(Topic.INDEX, 0, Entry(key, value)))
+        except LogError as error:
+            logger.warning("checkpoint_pointer_failed", extra={"partition": self.partition, "problem": str(error)})
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

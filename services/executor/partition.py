@@ -1,0 +1,240 @@
+"""The fold of one partition: what its owner must know to decide commands, number events and write checkpoints.
+
+Pure. Holds no run states, only a table of unfinished runs; a finished run leaves the table, so its size does not
+depend on the age of the partition. Commands are decided here, from the table alone: deciding one never parses a
+definition nor waits for a run to be hydrated.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pydantic import JsonValue
+
+from libs.events.commands import StartRun, StopRun
+from libs.events.ids import partition_of, task_id_of
+from libs.events.model import (
+    RUN_END_TYPES,
+    CommandRejected,
+    Event,
+    PartitionClaimed,
+    RunAccepted,
+    RunSnapshotted,
+    StopRequested,
+)
+from libs.events.validity import Validity
+
+KEY_LIFETIME_US = 24 * 3600 * 1_000_000
+"""How long an idempotency key is kept."""
+
+CHECKPOINT_PART_RUNS = 1500
+"""Table rows in one checkpoint part: about 200 bytes each, so a part stays under 500 KB."""
+
+
+class Position(NamedTuple):
+    """A place in the events partition: a reader that begins at `offset` begins with the state `(epoch, n)`."""
+
+    offset: int
+    epoch: int
+    n: int
+
+
+@dataclass(slots=True)
+class RunEntry:
+    """One unfinished run."""
+
+    seq: int
+    app_id: str
+    digest: str
+    since: Position
+    """Reading from here shows every event behind its snapshot (all of its events when it has none)."""
+    stopping: bool = False
+    started: bool = False
+    snapshot_seq: int = 0
+    snapshot_offset: int | None = None
+
+
+class KeyEntry(NamedTuple):
+    """What a first start with an idempotency key did."""
+
+    run_id: str
+    body_digest: str
+    expires_us: int
+
+
+class Decision(NamedTuple):
+    """The fact a command causes; `run_id` is empty for a rejection."""
+
+    run_id: str
+    event: RunAccepted | StopRequested | CommandRejected
+
+
+@dataclass(slots=True)
+class PartitionFold:
+    partition: int
+    validity: Validity = field(default_factory=Validity)
+    owner: str = ""
+    """Who made the last valid claim, and where it stands."""
+    claim_offset: int = 0
+    commands_topic_id: str = ""
+    next_command: int = 0
+    last_at_us: int = 0
+    runs: dict[str, RunEntry] = field(default_factory=dict)
+    keys: dict[tuple[str, str], KeyEntry] = field(default_factory=dict)
+
+    # --- deciding ---
+
+    def decide(self, command: StartRun | StopRun, offset: int, now_us: int) -> Decision:
+        """The one fact that the command at `offset` of the commands partition causes. Changes nothing."""
+        if _partition_or_none(command.run_id) != self.partition:
+            return self._reject(command, offset, "misrouted", f"partition {self.partition} does not hold this run")
+        if isinstance(command, StopRun):
+            entry = self.runs.get(command.run_id)
+            if entry is None or entry.stopping:
+                return self._reject(command, offset, "not_running", f"run {command.run_id} is not running")
+            stop = StopRequested(command_offset=offset, reason=command.reason, by=command.by)
+            return Decision(command.run_id, stop)
+        return self._decide_start(command, offset, now_us)
+
+    def _decide_start(self, command: StartRun, offset: int, now_us: int) -> Decision:
+        if command.idempotency_key is not None:
+            known = self.keys.get((command.app_id, command.idempotency_key))
+            if known is not None and known.expires_us > now_us:
+                if known.body_digest != command.body_digest:
+                    message = f"idempotency key was used with another body, by run {known.run_id}"
+                    return self._reject(command, offset, "idempotency_key_reused", message)
+                message = f"run {known.run_id} was started with this idempotency key"
+                return self._reject(command, offset, "duplicate", message, duplicate_of=known.run_id)
+        if command.run_id in self.runs:
+            return self._reject(command, offset, "run_exists", f"run {command.run_id} exists already")
+        if now_us > command.not_after_us:
+            late_s = (now_us - command.not_after_us) / 1e6
+            return self._reject(command, offset, "expired", f"the start came {late_s:.1f} s after its deadline")
+        accepted = RunAccepted(
+            command_offset=offset,
+            task_id=task_id_of(command.run_id),
+            **{name: getattr(command, name) for name in _COPIED},
+        )
+        return Decision(command.run_id, accepted)
+
+    def reject_unreadable(self, offset: int, message: str) -> Decision:
+        """The answer to a command record that cannot be decoded."""
+        rejected = CommandRejected(command_offset=offset, command="unknown", code="unreadable", message=message)
+        return Decision("", rejected)
+
+    def _reject(
+        self, command: StartRun | StopRun, offset: int, code: str, message: str, duplicate_of: str | None = None
+    ) -> Decision:
+        rejected = CommandRejected(
+            command_offset=offset,
+            command=command.type,
+            run_id=command.run_id,
+            code=code,
+            message=message,
+            duplicate_of=duplicate_of,
+        )
+        return Decision("", rejected)
+
+    # --- folding ---
+
+    def apply(self, event: Event, run_id: str, at_us: int, before: Position) -> None:
+        """Fold one valid event. `before`: a position from which a reader meets this event."""
+        self.last_at_us = max(self.last_at_us, at_us)
+        match event:
+            case RunAccepted():
+                self.next_command = max(self.next_command, event.command_offset + 1)
+                self.runs[run_id] = RunEntry(1, event.app_id, event.digest, before)
+                if event.idempotency_key is not None:
+                    key = (event.app_id, event.idempotency_key)
+                    self.keys[key] = KeyEntry(run_id, event.body_digest, at_us + KEY_LIFETIME_US)
+                return
+            case CommandRejected():
+                self.next_command = max(self.next_command, event.command_offset + 1)
+                return
+            case PartitionClaimed():
+                self.owner, self.claim_offset = event.owner, before.offset
+                if event.commands_topic_id != self.commands_topic_id:
+                    # A new commands topic counts from 0 again.
+                    self.commands_topic_id, self.next_command = event.commands_topic_id, 0
+                return
+            case RunSnapshotted():
+                return
+            case StopRequested():
+                self.next_command = max(self.next_command, event.command_offset + 1)
+                if run_id in self.runs:
+                    self.runs[run_id].stopping = True
+        if run_id:
+            self.count(type(event).__name__, run_id, before)
+
+    def count(self, event_type: str, run_id: str, before: Position) -> None:
+        """Fold a run event of which only the headers were read (types that `NEEDS_BODY` does not name)."""
+        if event_type in RUN_END_TYPES:
+            self.runs.pop(run_id, None)
+        elif (entry := self.runs.get(run_id)) is not None:
+            if entry.seq == entry.snapshot_seq:
+                entry.since = before
+            entry.seq += 1
+            if event_type == "RunStarted":
+                entry.started = True
+
+    def snapshotted(self, run_id: str, seq: int, offset: int, behind: Position) -> None:
+        """The run's newest snapshot stands at `offset`; `behind` is the position right behind it."""
+        if (entry := self.runs.get(run_id)) is not None and seq >= entry.snapshot_seq:
+            entry.snapshot_seq, entry.snapshot_offset, entry.since = seq, offset, behind
+
+    def forget_old_keys(self, now_us: int) -> None:
+        self.keys = {key: entry for key, entry in self.keys.items() if entry.expires_us > now_us}
+
+    # --- checkpoints ---
+
+    def dump(self) -> list[JsonValue]:
+        """The fold in parts for `CheckpointWritten`; `load` takes them back together."""
+        rows: list[JsonValue] = [
+            [run_id, e.seq, e.app_id, e.digest, list(e.since), e.stopping, e.started, e.snapshot_seq, e.snapshot_offset]
+            for run_id, e in self.runs.items()
+        ]
+        keys: list[JsonValue] = [[*key, *entry] for key, entry in self.keys.items()]
+        head: dict[str, Any] = {
+            "commands_topic_id": self.commands_topic_id,
+            "next_command": self.next_command,
+            "last_at_us": self.last_at_us,
+        }
+        parts: list[JsonValue] = [head]
+        for name, items in (("runs", rows), ("keys", keys)):
+            for start in range(0, len(items), CHECKPOINT_PART_RUNS):
+                parts.append({name: items[start : start + CHECKPOINT_PART_RUNS]})
+        return parts
+
+    def load(self, parts: list[Any]) -> None:
+        """Take over what `dump` wrote; the validity state stays the reader's."""
+        head, *rest = parts
+        self.commands_topic_id, self.next_command = head["commands_topic_id"], head["next_command"]
+        self.last_at_us = head["last_at_us"]
+        self.runs, self.keys = {}, {}
+        for part in rest:
+            for run_id, seq, app_id, digest, since, *flags in part.get("runs", ()):
+                self.runs[run_id] = RunEntry(seq, app_id, digest, Position(*since), *flags)
+            for app_id, key, *entry in part.get("keys", ()):
+                self.keys[app_id, key] = KeyEntry(*entry)
+
+    def scan_from(self, now: Position) -> Position:
+        """Where a recovery must begin to read, with a checkpoint that is written at `now`."""
+        behind = (entry.since for entry in self.runs.values() if entry.seq > entry.snapshot_seq)
+        return min(behind, default=now, key=lambda position: position.offset)
+
+
+NEEDS_BODY = frozenset(
+    {"RunAccepted", "CommandRejected", "StopRequested", "PartitionClaimed", "CheckpointWritten", "RunSnapshotted"}
+)
+"""Event types whose body the fold reads; of the others it needs only type and run."""
+
+_COPIED = (
+    "app_id", "workflow_id", "version", "digest", "mode", "inputs", "files", "query", "conversation_id", "caller",
+    "invoke_from", "triggered_from", "idempotency_key", "body_digest", "pins",
+)  # fmt: skip
+
+
+def _partition_or_none(run_id: str) -> int | None:
+    try:
+        return partition_of(run_id)
+    except ValueError:
+        return None

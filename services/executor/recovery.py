@@ -1,0 +1,156 @@
+"""Reading a partition until its state is known: from the last complete checkpoint, else from the beginning.
+
+The index topic points at the checkpoint; a stale or missing pointer costs time, never truth. Recovery time depends on
+the log written since about two checkpoints ago, not on the age of runs or of the partition. Blocking: run it in a
+thread.
+"""
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from libs.events.codec import CodecError, decode_event, run_of, stamp_of, type_of
+from libs.events.log import Log, LogTruncated, Record, Topic
+from libs.events.model import RUN_END_TYPES, RUN_EVENT_TYPES, CheckpointWritten, PartitionClaimed, RunSnapshotted
+from services.executor.partition import NEEDS_BODY, PartitionFold, Position
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class PartitionReader:
+    """Feeds records of an events partition into a `PartitionFold` and keeps the events that runs need."""
+
+    fold: PartitionFold
+    next_offset: int = 0
+    checkpoint_at: int | None = None
+    """Offset of the checkpoint that must be met before the table is known; None: it is known."""
+    events: dict[str, list[Record]] = field(default_factory=dict)
+    """Unfinished run -> its events behind its snapshot."""
+    snapshots: dict[str, Record] = field(default_factory=dict)
+    """Unfinished run -> its newest snapshot that was met."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Run -> why it must be quarantined: one of its valid events cannot be read."""
+    _parts: dict[int, Any] = field(default_factory=dict)
+    _checkpoint_id: str = ""
+
+    def feed(self, records: Iterable[Record]) -> None:
+        for record in records:
+            before = Position(record.offset, self.fold.validity.epoch, self.fold.validity.n)
+            self.next_offset = record.offset + 1
+            if self.fold.validity.admit(stamp_of(record)):
+                self._take(record, before)
+
+    def _take(self, record: Record, before: Position) -> None:
+        name, run_id = type_of(record), run_of(record)
+        if name in NEEDS_BODY or name not in RUN_EVENT_TYPES:
+            try:
+                recorded = decode_event(record)
+            except CodecError as error:
+                self._cannot_read(run_id, error)
+                return
+            if isinstance(recorded.event, CheckpointWritten):
+                self._on_checkpoint(record, recorded.event)
+                return
+            if isinstance(recorded.event, RunSnapshotted):
+                self._on_snapshot(record, recorded.event)
+                return
+            if self.checkpoint_at is None or isinstance(recorded.event, PartitionClaimed):
+                self.fold.apply(recorded.event, recorded.run_id, recorded.at_us, before)
+        elif self.checkpoint_at is None:
+            self.fold.count(name, run_id, before)
+        if run_id:
+            self._keep(name, run_id, record)
+
+    def _keep(self, name: str, run_id: str, record: Record) -> None:
+        if name in RUN_END_TYPES:
+            self.events.pop(run_id, None)
+            self.snapshots.pop(run_id, None)
+        else:
+            self.events.setdefault(run_id, []).append(record)
+
+    def _on_snapshot(self, record: Record, snapshot: RunSnapshotted) -> None:
+        self.events.pop(snapshot.run_id, None)
+        self.snapshots[snapshot.run_id] = record
+        validity = self.fold.validity
+        behind = Position(record.offset + 1, validity.epoch, validity.n)
+        self.fold.snapshotted(snapshot.run_id, snapshot.seq, record.offset, behind)
+
+    def _on_checkpoint(self, record: Record, part: CheckpointWritten) -> None:
+        if self.checkpoint_at is None:
+            return
+        if part.checkpoint_id != self._checkpoint_id:
+            self._checkpoint_id, self._parts = part.checkpoint_id, {}
+        self._parts[part.part] = part.data
+        if record.offset >= self.checkpoint_at and len(self._parts) == part.parts:
+            self.fold.load([self._parts[index] for index in range(part.parts)])
+            self.checkpoint_at = None
+            for kept in (self.events, self.snapshots):
+                for run_id in [run_id for run_id in kept if run_id not in self.fold.runs]:
+                    del kept[run_id]
+
+    def _cannot_read(self, run_id: str, error: CodecError) -> None:
+        logger.error("event_unreadable", extra={"run_id": run_id, "problem": str(error)})
+        if run_id:
+            self.unreadable[run_id] = str(error)
+
+
+def start_reader(log: Log, partition: int) -> PartitionReader:
+    """A reader at the place where recovery begins: the pointed checkpoint's, else offset 0."""
+    fold = PartitionFold(partition)
+    pointer = read_pointer(log, partition)
+    if pointer is not None:
+        scan = Position(*pointer["scan"])
+        if scan.offset >= log.bounds(Topic.EVENTS, partition)[0]:
+            fold.validity.epoch, fold.validity.n = scan.epoch, scan.n
+            return PartitionReader(fold, next_offset=scan.offset, checkpoint_at=int(pointer["offset"]))
+    return PartitionReader(fold)
+
+
+def read_to(log: Log, reader: PartitionReader, stop: int | None = None) -> None:
+    """Feed the reader up to `stop`, or to the end as of now. Blocking. Raises LogTruncated."""
+    for records in log.read(Topic.EVENTS, reader.fold.partition, reader.next_offset, stop):
+        reader.feed(records)
+
+
+def recover(log: Log, partition: int) -> PartitionReader:
+    """The partition's state as of now. A pointer that leads nowhere is ignored: everything is read."""
+    reader = start_reader(log, partition)
+    read_to(log, reader)
+    if reader.checkpoint_at is not None:
+        logger.warning("checkpoint_unusable", extra={"partition": partition, "offset": reader.checkpoint_at})
+        reader = PartitionReader(PartitionFold(partition))
+        read_to(log, reader)
+    return reader
+
+
+def read_pointer(log: Log, partition: int) -> dict[str, Any] | None:
+    """The newest index record of the partition, if it belongs to this incarnation of the events topic."""
+    key = b"%d" % partition
+    newest: Record | None = None
+    try:
+        first, end = log.bounds(Topic.INDEX, 0)
+        for records in log.read(Topic.INDEX, 0, first, end):
+            for record in records:
+                if record.key == key:
+                    newest = record
+        if newest is None:
+            return None
+        pointer = json.loads(newest.value or b"")
+        return pointer if pointer["topic_id"] == log.topic_id(Topic.EVENTS) else None
+    except (ValueError, KeyError, TypeError, LogTruncated):
+        return None
+
+
+def pointer_record(log: Log, partition: int, before: Position, scan: Position) -> tuple[bytes, bytes]:
+    """Key and value of the index record for a checkpoint whose first part stands at `before`."""
+    value = {
+        "offset": before.offset,
+        "epoch": before.epoch,
+        "n": before.n,
+        "scan": list(scan),
+        "topic_id": log.topic_id(Topic.EVENTS),
+    }
+    return b"%d" % partition, json.dumps(value).encode()

@@ -1,0 +1,37 @@
+"""How many attempts may run at once, by kind. `NodeStarted` is written only when a slot is free."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+
+
+class Slots:
+    """Counts free slots, and wakes who found none, first come first served.
+
+    A wake-up gives nothing away: who is woken tries `take` again, and whoever frees or leaves a slot calls `pump`, so
+    no slot stays free while somebody waits. One event loop; not thread-safe.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._free = dict(sizes)
+        self._waiting: dict[str, deque[Callable[[], None]]] = {kind: deque() for kind in sizes}
+
+    def take(self, kind: str) -> bool:
+        """Take a slot; False when none is free."""
+        if self._free[kind] <= 0:
+            return False
+        self._free[kind] -= 1
+        return True
+
+    def wait(self, kind: str, wake: Callable[[], None]) -> None:
+        """Have `wake` called once, when a slot of this kind may be free."""
+        self._waiting[kind].append(wake)
+
+    def release(self, kind: str) -> None:
+        self._free[kind] += 1
+        self.pump()
+
+    def pump(self) -> None:
+        """Wake as many waiters as there are free slots."""
+        for kind, waiting in self._waiting.items():
+            for _ in range(min(self._free[kind], len(waiting))):
+                waiting.popleft()()

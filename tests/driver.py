@@ -1,0 +1,118 @@
+"""Runs a definition through the machine alone: no log, no loop, no clock. For unit and property tests."""
+
+from collections.abc import Callable
+
+from libs.events.commands import Caller
+from libs.events.model import RunAccepted, RunEvent
+from libs.workflow.definition import Definition, compile_document
+from libs.workflow.machine import (
+    Begin,
+    CompleteAttempt,
+    Rejection,
+    StartAttempt,
+    apply,
+    decide,
+    derived,
+    due,
+    new_state,
+    next_timer_us,
+)
+from libs.workflow.outcome import Outcome, Succeeded
+from libs.workflow.state import Key, RunState
+from tests.simulation.inline import inline_handlers
+
+RUN_ID = "01900000-0000-7000-8000-000000000001"
+HANDLERS = inline_handlers()
+
+Answer = Callable[[Key, int], Outcome]
+
+
+def done(key: Key, attempt: int) -> Outcome:
+    """The answer of a node that just works."""
+    return Succeeded(outputs={"result": f"{key.node_id} done"})
+
+
+class Driver:
+    """Decides, folds and remembers. `events` is the run's history so far."""
+
+    def __init__(self, document: str | Definition, *, max_steps: int = 100_000, max_time_s: float = 0, **inputs: str) -> None:
+        self.definition = compile_document(document) if isinstance(document, str) else document
+        self.state: RunState = new_state(self.definition, RUN_ID)
+        self.events: list[RunEvent] = []
+        self.now_us = 1_800_000_000_000_000
+        self.epoch = 1
+        self.limits = Begin(max_steps, max_time_s)
+        self.fold(
+            RunAccepted(
+                command_offset=0,
+                task_id="task",
+                app_id="app",
+                workflow_id="workflow",
+                version="1",
+                digest=self.definition.digest,
+                mode=self.definition.mode,
+                inputs=dict(inputs),
+                caller=Caller(id="caller", user="somebody"),
+            )
+        )
+
+    def fold(self, event: RunEvent | Rejection) -> None:
+        assert not isinstance(event, Rejection), event.reason
+        self.now_us += 1000
+        apply(self.state, event, self.now_us, self.epoch)
+        self.events.append(event)
+
+    def begin(self) -> "Driver":
+        self.fold(decide(self.state, self.limits))
+        return self
+
+    def derive(self) -> None:
+        while (event := derived(self.state)) is not None:
+            self.fold(event)
+
+    def start_due(self) -> list[Key]:
+        """Start all that is due; inline nodes are completed at once. Returns the attempts that are under way."""
+        while True:
+            self.derive()
+            items = list(due(self.state, self.epoch, self.now_us))
+            if not items:
+                return [execution.key for execution in self.state.running() if execution.status == "running"]
+            for item in items:
+                if derived(self.state) is not None:
+                    break
+                self.fold(decide(self.state, StartAttempt(item.key, self.epoch, self.now_us)))
+                node = self.definition.nodes[item.key.node_id]
+                handler = HANDLERS.get(node.type)
+                if handler is not None:
+                    outcome = handler.evaluate(node, self.state.frames[item.key.path].pool)
+                    assert outcome is not None
+                    self.complete(item.key, outcome)
+
+    def complete(self, key: Key, outcome: Outcome) -> None:
+        execution = self.state.executions[key]
+        command = CompleteAttempt(key, execution.attempt, execution.epoch, outcome, self.now_us)
+        self.fold(decide(self.state, command))
+
+    def run(self, answer: Answer = done, choose: Callable[[list[Key]], Key] = lambda keys: keys[0]) -> RunState:
+        """To the end; `choose` says which of the running nodes completes next."""
+        if self.state.status == "pending":
+            self.begin()
+        while True:
+            running = self.start_due()
+            if self.state.ended:
+                return self.state
+            if running:
+                key = choose(running)
+                self.complete(key, answer(key, self.state.executions[key].attempt))
+                continue
+            timer = next_timer_us(self.state)
+            assert timer is not None, f"the run hangs: {self.state}"
+            self.now_us = max(self.now_us, timer)
+
+    def names(self) -> list[str]:
+        """`NodeStarted(a)`-like words of the history, for assertions."""
+        words = []
+        for event in self.events:
+            node_id = getattr(event, "node_id", None)
+            words.append(f"{type(event).__name__}({node_id})" if node_id else type(event).__name__)
+        return words

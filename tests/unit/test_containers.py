@@ -1,0 +1,212 @@
+"""Iteration and loop in the run machine."""
+
+from typing import Any
+
+from pydantic import JsonValue
+
+from libs.events.model import NodeFailed, NodeSucceeded, RoundStarted
+from libs.workflow.outcome import Failed, Outcome, Succeeded
+from libs.workflow.state import Key, dump_state, load_state, rounds_of
+from tests.documents import code, document, edges, end, node, start
+from tests.driver import Answer, Driver
+
+
+def iteration(name: str = "each", **data: Any) -> dict[str, Any]:
+    return node(
+        name,
+        "iteration",
+        **{
+            "start_node_id": f"{name}start",
+            "iterator_selector": ["start", "items"],
+            "output_selector": ["work", "result"],
+            "is_parallel": False,
+            "parallel_nums": 10,
+            "error_handle_mode": "terminated",
+            "flatten_output": True,
+            **data,
+        },
+    )
+
+
+def _document(*, body: list[dict[str, Any]] | None = None, inner: tuple[str, ...] = ("eachstart > work",), **data: Any) -> str:
+    nodes = [
+        start("items"),
+        iteration(**data),
+        node("eachstart", "iteration-start", iteration_id="each"),
+        *(body or [code("work", iteration_id="each")]),
+        end(out="each.output"),
+    ]
+    return document(nodes, edges("start > each > end", *inner))
+
+
+def _run(text: str, items: JsonValue, answer: Answer, choose: Any = lambda keys: keys[0]) -> Driver:
+    driver = Driver(text)
+    driver.state.pool.set("start", "items", items)
+    driver.run(answer, choose)
+    return driver
+
+
+def _doubled(key: Key, attempt: int) -> Outcome:
+    return Succeeded(outputs={"result": f"item {rounds_of(key.path)[-1].index}"})
+
+
+def _broken(*indexes: int) -> Answer:
+    def answer(key: Key, attempt: int) -> Outcome:
+        index = rounds_of(key.path)[-1].index
+        return Failed(f"item {index} broke") if index in indexes else Succeeded(outputs={"result": index})
+
+    return answer
+
+
+def test_a_sequential_iteration_runs_item_after_item() -> None:
+    driver = _run(_document(), ["a", "b"], _doubled)
+    assert driver.state.outputs == {"out": ["item 0", "item 1"]}
+    words = [word for word in driver.names() if "each" in word or "work" in word]
+    assert words == [
+        "NodeStarted(each)",
+        "RoundStarted(each)",
+        "NodeStarted(work)",
+        "NodeSucceeded(work)",
+        "RoundFinished(each)",
+        "RoundStarted(each)",
+        "NodeStarted(work)",
+        "NodeSucceeded(work)",
+        "RoundFinished(each)",
+        "NodeSucceeded(each)",
+    ]
+
+
+def test_a_parallel_iteration_keeps_its_window_and_the_order_of_its_results() -> None:
+    text = _document(is_parallel=True, parallel_nums=2)
+    seen: list[int] = []
+
+    def last(keys: list[Key]) -> Key:
+        seen.append(len(keys))
+        return keys[-1]
+
+    driver = _run(text, ["a", "b", "c", "d"], _doubled, last)
+    assert driver.state.outputs == {"out": [f"item {index}" for index in range(4)]}
+    assert max(seen) == 2
+    started = [event.index for event in driver.events if isinstance(event, RoundStarted)]
+    assert started == [0, 1, 2, 3]
+
+
+def test_an_empty_list_gives_an_empty_list() -> None:
+    assert _run(_document(), [], _doubled).state.outputs == {"out": []}
+
+
+def test_a_value_that_is_no_list_fails_the_node() -> None:
+    driver = _run(_document(), "text", _doubled)
+    assert driver.state.status == "failed"
+    assert driver.state.error == "iterator variable start.items must be a list, it is a string"
+
+
+def test_a_failing_item_terminates_the_iteration() -> None:
+    driver = _run(_document(), ["a", "b", "c"], _broken(1))
+    assert (driver.state.status, driver.state.error) == ("failed", "item 1 broke")
+    assert len([event for event in driver.events if isinstance(event, RoundStarted)]) == 2
+    assert [event.node_id for event in driver.events if isinstance(event, NodeFailed)] == ["work", "each"]
+
+
+def test_a_failing_item_is_null_when_the_iteration_continues() -> None:
+    driver = _run(_document(error_handle_mode="continue-on-error"), ["a", "b", "c"], _broken(1))
+    assert driver.state.outputs == {"out": [0, None, 2]}
+    assert (driver.state.status, driver.state.exceptions_count) == ("partial-succeeded", 1)
+
+
+def test_a_failing_item_is_left_out_when_abnormal_output_is_removed() -> None:
+    driver = _run(_document(error_handle_mode="remove-abnormal-output"), ["a", "b", "c"], _broken(1))
+    assert driver.state.outputs == {"out": [0, 2]}
+
+
+def test_lists_are_flattened_one_level_unless_told_otherwise() -> None:
+    def pair(key: Key, attempt: int) -> Outcome:
+        index = rounds_of(key.path)[-1].index
+        return Succeeded(outputs={"result": [index, [index]]})
+
+    assert _run(_document(), ["a", "b"], pair).state.outputs == {"out": [0, [0], 1, [1]]}
+    assert _run(_document(flatten_output=False), ["a", "b"], pair).state.outputs == {"out": [[0, [0]], [1, [1]]]}
+
+
+def test_an_item_with_branches_waits_for_all_of_them() -> None:
+    body = [code("work", iteration_id="each"), code("other", iteration_id="each")]
+    text = _document(body=body, inner=("eachstart > work", "eachstart > other"))
+    driver = _run(text, ["a"], _doubled, lambda keys: keys[0])
+    names = driver.names()
+    assert names.index("RoundFinished(each)") > names.index("NodeSucceeded(other)")
+
+
+def test_finished_rounds_leave_nothing_but_their_results() -> None:
+    driver = _run(_document(), list(range(50)), _doubled)
+    assert list(driver.state.frames) == [""]
+    assert {key.node_id for key in driver.state.executions} == {"start", "each", "end"}
+
+
+def test_a_snapshot_inside_parallel_rounds_goes_on() -> None:
+    driver = Driver(_document(is_parallel=True, parallel_nums=3))
+    driver.state.pool.set("start", "items", ["a", "b", "c", "d"])
+    driver.begin()
+    running = driver.start_due()
+    driver.complete(running[1], _doubled(running[1], 1))
+    driver.start_due()
+    driver.state = load_state(driver.definition, driver.state.run_id, dump_state(driver.state))
+    assert driver.run(_doubled).outputs == {"out": [f"item {index}" for index in range(4)]}
+
+
+def _loop(body: list[dict[str, Any]], *inner: str, count: int = 5, **data: Any) -> str:
+    variable = {"id": "v", "label": "count", "var_type": "number", "value_type": "constant", "value": 1}
+    settings = {
+        "start_node_id": "roundstart",
+        "loop_count": count,
+        "break_conditions": [],
+        "logical_operator": "and",
+        "loop_variables": [variable],
+        **data,
+    }
+    nodes = [start(), node("round", "loop", **settings), node("roundstart", "loop-start", loop_id="round"), *body]
+    return document([*nodes, end(count="round.count", rounds="round.loop_round")], edges("start > round > end", *inner))
+
+
+def _adds(name: str = "add") -> dict[str, Any]:
+    item = {"variable_selector": ["round", "count"], "input_type": "constant", "operation": "+=", "value": 1}
+    return node(name, "assigner", version="2", items=[item], loop_id="round")
+
+
+def test_a_loop_runs_its_rounds_with_shared_variables() -> None:
+    driver = Driver(_loop([_adds()], "roundstart > add", count=3))
+    state = driver.run()
+    assert (state.status, state.outputs) == ("succeeded", {"count": 4, "rounds": 3})
+
+
+def test_a_loop_breaks_when_its_condition_holds() -> None:
+    condition = {"variable_selector": ["round", "count"], "comparison_operator": "≥", "value": "3", "varType": "number"}
+    driver = Driver(_loop([_adds()], "roundstart > add", break_conditions=[condition]))
+    assert driver.run().outputs == {"count": 3, "rounds": 2}
+    done = next(e for e in driver.events if isinstance(e, NodeSucceeded) and e.node_id == "round")
+    assert done.metadata is not None
+    assert done.metadata["completed_reason"] == "loop_break"
+
+
+def test_a_loop_whose_condition_holds_at_once_runs_no_round() -> None:
+    condition = {"variable_selector": ["round", "count"], "comparison_operator": "=", "value": "1", "varType": "number"}
+    driver = Driver(_loop([_adds()], "roundstart > add", break_conditions=[condition]))
+    assert driver.run().outputs == {"count": None, "rounds": None}
+
+
+def test_a_loop_end_breaks_the_loop_after_the_round() -> None:
+    body = [_adds(), node("stop", "loop-end", loop_id="round")]
+    driver = Driver(_loop(body, "roundstart > add > stop"))
+    assert driver.run().outputs == {"count": 2, "rounds": 1}
+
+
+def test_a_failure_in_a_round_fails_the_loop() -> None:
+    driver = Driver(_loop([code("work", loop_id="round")], "roundstart > work"))
+    state = driver.run(lambda key, attempt: Failed("no"))
+    assert (state.status, state.error) == ("failed", "no")
+
+
+def test_a_missing_variable_in_a_break_condition_fails_the_loop_after_the_first_round() -> None:
+    condition = {"variable_selector": ["nobody", "x"], "comparison_operator": "=", "value": "1", "varType": "number"}
+    driver = Driver(_loop([_adds()], "roundstart > add", break_conditions=[condition]))
+    assert driver.run().status == "failed"
+    assert len([event for event in driver.events if isinstance(event, RoundStarted)]) == 1
