@@ -395,5 +395,3 @@ def test_what_was_read_twice_changes_nothing(log: MemoryLog, engine: Engine) -> 
     assert dump(engine) == before
     with engine.begin() as connection:
         assert connection.execute(select(positions)).mappings().all() == saved
-
-

@@ -1,0 +1,149 @@
+"""The command line without a server: parsing, help, exit codes, what it loads."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import pytest
+
+from flowledger.cli import VERBS, cli, run
+from flowledger.cli.exits import BY_STATUS, EXIT_CODES, NOT_FOUND, UNREACHABLE, USAGE, Problem
+from flowledger.cli.follow import Frame, frames
+from flowledger.cli.output import seconds, table
+from flowledger.cli.reading import since_instant
+from flowledger.cli.running import declared_types, parse_value, read_inputs
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+HEAVY = ("fastapi", "uvicorn", "sqlalchemy", "confluent_kafka", "httpx", "pydantic", "yaml", "rich", "jinja2")
+
+
+@pytest.mark.parametrize(
+    ("text", "declared", "value"),
+    [
+        ("Ada", None, "Ada"),
+        ("3", None, 3),
+        ("3", "number", 3),
+        ("3", "text-input", "3"),
+        ("3", "paragraph", "3"),
+        ("true", "select", "true"),
+        ('{"a": [1]}', None, {"a": [1]}),
+        ("{broken", None, "{broken"),
+        ("", None, ""),
+    ],
+)
+def test_values_are_json_unless_the_input_is_declared_text(text: str, declared: str | None, value: object) -> None:
+    assert parse_value(text, declared) == value
+
+
+def test_an_input_can_come_from_a_file_and_wins_over_the_inputs_file(tmp_path: Path) -> None:
+    (tmp_path / "report.txt").write_text("12\n")
+    (tmp_path / "inputs.yml").write_text("report: old\nlimit: 5\n")
+    read = read_inputs([f"report=@{tmp_path}/report.txt"], tmp_path / "inputs.yml", {"report": "paragraph"})
+    assert read == {"report": "12\n", "limit": 5}
+
+
+@pytest.mark.parametrize("pair", ["name", "=x", "name=@/nowhere/at/all"])
+def test_an_input_that_cannot_be_read_is_wrong_usage(pair: str) -> None:
+    with pytest.raises(Problem) as raised:
+        read_inputs([pair], None, {})
+    assert raised.value.exit_code == USAGE
+
+
+def test_declared_types_come_from_the_start_node() -> None:
+    assert declared_types((EXAMPLES / "hello.yml").read_text()) == {"name": "text-input", "tone": "select"}
+    assert declared_types("just text") == {}
+    assert declared_types("a: [") == {}
+
+
+def test_frames_are_read_with_their_ids_and_pings_are_left_out() -> None:
+    lines = [
+        "event: ping", "", ": comment", "id: 3", 'data: {"event": "node_started"}', "",
+        "id: 4.10", 'data: {"event":', 'data:  "text_chunk"}', "", "data: {\"event\": \"cut",
+    ]  # fmt: skip
+    assert list(frames(lines)) == [Frame("3", {"event": "node_started"}), Frame("4.10", {"event": "text_chunk"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "instant"),
+    [
+        ("10m", "2026-05-02T08:50:00.000Z"),
+        ("2h", "2026-05-02T07:00:00.000Z"),
+        ("3d", "2026-04-29T09:00:00.000Z"),
+        ("2026-05-01T00:00:00+02:00", "2026-04-30T22:00:00.000Z"),
+    ],
+)
+def test_since_takes_spans_and_instants(text: str, instant: str) -> None:
+    assert since_instant(text, datetime(2026, 5, 2, 9, tzinfo=UTC)) == instant
+
+
+def test_since_that_is_neither_is_wrong_usage() -> None:
+    with pytest.raises(Problem, match="expected 10m"):
+        since_instant("yesterday", datetime(2026, 5, 2, tzinfo=UTC))
+
+
+def test_durations_are_short() -> None:
+    assert [seconds(value) for value in (None, 0.123, 75.0, 7322.0)] == ["", "0.12 s", "1 min 15 s", "2 h 2 min"]
+
+
+def test_a_table_without_rows_says_what_would_fill_it(capsys: pytest.CaptureFixture[str]) -> None:
+    table(["a"], [], "Nothing yet. Do this.")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "Nothing yet. Do this.\n")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples_and_exit_codes(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert EXIT_CODES in text
+    assert "Examples:" in text
+
+
+def test_verbs_and_modules_agree() -> None:
+    with click.Context(cli) as context:
+        for verb in VERBS:
+            found = cli.get_command(context, verb)
+            assert found is not None
+            assert found.name == verb
+
+
+def test_an_unknown_verb_is_wrong_usage_and_names_a_near_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["validat"]) == USAGE
+    assert "validate" in capsys.readouterr().err
+
+
+def test_statuses_have_their_exit_codes() -> None:
+    assert BY_STATUS == {"succeeded": 0, "partial-succeeded": 0, "failed": 1, "stopped": 5, "paused": 8}
+    assert (NOT_FOUND, UNREACHABLE) == (3, 7)
+
+
+def test_kafka_without_a_server_asks_for_the_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOWLEDGER_KAFKA", "127.0.0.1:1")
+    monkeypatch.delenv("FLOWLEDGER_URL", raising=False)
+    assert run(["runs"]) == UNREACHABLE
+    captured = capsys.readouterr()
+    assert "FLOWLEDGER_URL" in captured.err
+    assert captured.out == ""
+
+
+def test_rebuild_asks_nobody_when_there_is_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FLOWLEDGER_KAFKA", raising=False)
+    assert run(["rebuild", "--data", str(tmp_path)]) == USAGE
+    assert "--yes" in capsys.readouterr().err
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        "import json, sys; from flowledger.cli import run; run(['--help']); run(['run', '--help']);"
+        f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stderr) == []
