@@ -197,6 +197,9 @@ def open_engine(url: str) -> Engine:
     Does not connect. `url` is an SQLAlchemy URL; see `sqlite_url` for a file.
     """
     if not url.startswith("sqlite"):
+        # SQLAlchemy 2.1 took another default driver; what people write must go on meaning psycopg2.
+        scheme, colon, rest = url.partition(":")
+        url = "postgresql+psycopg2" + colon + rest if scheme in ("postgresql", "postgres") else url
         return create_engine(url, pool_pre_ping=True, pool_recycle=1800, client_encoding="utf8")
     engine = create_engine(url)
     event.listen(engine, "connect", _prepare_sqlite)
