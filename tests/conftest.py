@@ -5,7 +5,7 @@ because a suite that silently tests less is worse than a red one.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NoReturn
 
 import pytest
@@ -13,10 +13,23 @@ import pytest
 from tests import servers
 
 
+class _NoServer(pytest.skip.Exception):  # type: ignore[misc, name-defined]  # hidden behind a decorator
+    """A test is skipped because a server cannot be had here."""
+
+
 def _missing(problem: servers.Unavailable) -> NoReturn:
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(f"{problem} (CI=true: missing servers fail the suite)", pytrace=False)
-    pytest.skip(str(problem))
+    raise _NoServer(str(problem))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Give all such skips one place, so that the summary folds them into one line per missing server."""
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, _NoServer):
+        report.longrepr = ("tests/conftest.py", 0, f"Skipped: {call.excinfo.value}")
+    return report
 
 
 @pytest.fixture(scope="session")
