@@ -5,11 +5,13 @@ The specification is plain data, so that it can be compared and shown without a 
 differ from ours (its retention of 7 days would delete the truth).
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from libs.events.log import LogError, Topic
 
+_SETTLE_S = 5.0
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
 _MIB = 1 << 20
@@ -135,9 +137,12 @@ def create_topics(
 
     specs = topic_specs(partitions, replication)
     done = apply_specs(bootstrap, options, prefix, specs, timeout_s)
-    left = check_topics(bootstrap, options, prefix, partitions, replication, timeout_s)
-    if left:
-        raise LogError("\n".join(map(str, left)))
+    deadline = time.monotonic() + _SETTLE_S
+    # A broker learns of a changed setting a moment after the controller has confirmed it.
+    while left := check_topics(bootstrap, options, prefix, partitions, replication, timeout_s):
+        if not done or time.monotonic() > deadline:
+            raise LogError("\n".join(map(str, left)))
+        time.sleep(0.05)
     return done
 
 
