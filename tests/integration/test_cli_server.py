@@ -1,0 +1,287 @@
+"""The command line against a small real HTTP server: targets, output, streams, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import pytest
+
+from flowledger.cli import run
+
+RUN = "0199d0c5-0001-7003-8000-000000000001"
+OTHER = "0199d0c5-0002-7003-8000-000000000002"
+APP = "11111111-1111-4111-8111-111111111111"
+
+
+def frame(sequence: int, event: str, **data: Any) -> tuple[int, dict[str, Any]]:
+    return sequence, {"event": event, "task_id": "t1", "workflow_run_id": RUN, "data": data}
+
+
+STORY = [
+    frame(2, "workflow_started", id=RUN),
+    frame(3, "node_started", id="e1", node_id="a", node_type="llm", title="Ask"),
+    frame(4, "node_finished", id="e1", node_id="a", node_type="llm", title="Ask", status="succeeded", elapsed_time=0.1),
+    frame(
+        5, "workflow_finished", id=RUN, status="succeeded", outputs={"text": "hi"}, error=None, elapsed_time=0.2,
+        total_steps=3, total_tokens=7,
+    ),
+]  # fmt: skip
+
+
+class StandIn:
+    """What the API would know, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.story = list(STORY)
+        self.cut_after: int | None = None
+        """Close the first stream behind this sequence."""
+        self.hold = threading.Event()
+        self.hold.set()
+        self.asked: list[tuple[str, str, dict[str, Any], dict[str, str]]] = []
+        stand_in = self
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                stand_in.answer(self, {})
+
+            def do_POST(self) -> None:
+                raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                yaml = self.headers.get("Content-Type") == "application/yaml"
+                stand_in.answer(self, {"document": raw.decode()} if yaml else json.loads(raw or b"{}"))
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        self.hold.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def answer(self, request: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        parts = urlparse(request.path)
+        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        self.asked.append((request.command, parts.path, body | query, dict(request.headers)))
+        if request.headers.get("Authorization") != "Bearer secret" and parts.path != "/healthz":
+            return self.send(request, 401, {"code": "unauthorized", "message": "no", "status": 401})
+        app = {"app_id": APP, "name": "Flow", "mode": "workflow", "workflow_id": "w", "versions": 1, "inputs": []}
+        runs = [
+            {"id": run_id, "status": status, "created_at": "2026-05-02T09:00:00.000Z", "elapsed_time": 1.0}
+            for run_id, status in ((RUN, "succeeded"), (OTHER, "failed"))
+        ]
+        match request.command, parts.path:
+            case "GET", "/healthz":
+                self.send(request, 200, {"status": "ok", "instance_id": "i1"})
+            case "GET", "/v1/apps":
+                self.send(request, 200, {"data": [app]})
+            case "GET", path if path == f"/v1/apps/{APP}":
+                self.send(request, 200, app)
+            case "POST", "/v1/apps/import":
+                self.send(request, 200, app | {"version": "v1", "api_key": "app-1", "warnings": []})
+            case "GET", "/v1/runs":
+                self.send(request, 200, {"data": runs, "next_cursor": None})
+            case "POST", "/v1/runs":
+                self.stream(request, 0, self.cut_after)
+            case "GET", path if path == f"/v1/workflow/{RUN}/events":
+                self.stream(request, int(request.headers.get("Last-Event-ID", "0")), None)
+            case "GET", path if path == f"/v1/runs/{RUN}":
+                self.send(request, 200, runs[0] | {"seq": 5, "outputs": {"text": "hi"}, "nodes": {}})
+            case _:
+                self.send(request, 404, {"code": "not_found", "message": f"no {parts.path}", "status": 404})
+
+    def send(self, request: BaseHTTPRequestHandler, status: int, body: Any) -> None:
+        raw = json.dumps(body).encode()
+        request.send_response(status)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(raw)))
+        request.end_headers()
+        request.wfile.write(raw)
+
+    def stream(self, request: BaseHTTPRequestHandler, after: int, cut_after: int | None) -> None:
+        request.send_response(200)
+        for name, value in (
+            ("Content-Type", "text/event-stream"), ("X-Workflow-Run-Id", RUN), ("X-Task-Id", "t1"),
+        ):  # fmt: skip
+            request.send_header(name, value)
+        request.end_headers()
+        request.wfile.write(b"event: ping\n\n")
+        for sequence, data in self.story:
+            if sequence == self.story[-1][0]:
+                self.hold.wait(20)
+            if sequence > after:
+                request.wfile.write(f"id: {sequence}\ndata: {json.dumps(data)}\n\n".encode())
+                request.wfile.flush()
+            if sequence == cut_after:
+                return
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
+    for name in [name for name in os.environ if name.startswith("FLOWLEDGER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    made = StandIn()
+    monkeypatch.setenv("FLOWLEDGER_URL", made.url)
+    monkeypatch.setenv("FLOWLEDGER_ADMIN_TOKEN", "secret")
+    yield made
+    made.close()
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_run_prints_one_object_with_the_result(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["run", "Flow", "-i", "n=3", "--json"]) == 0
+    assert lines(capsys.readouterr().out) == [
+        {
+            "workflow_run_id": RUN, "task_id": "t1", "status": "succeeded", "outputs": {"text": "hi"}, "error": None,
+            "elapsed_time": 0.2, "total_steps": 3, "total_tokens": 7,
+        }
+    ]  # fmt: skip
+    body = next(body for _, path, body, _ in stand_in.asked if path == "/v1/runs")
+    assert body == {"app_id": APP, "inputs": {"n": 3}, "user": "cli", "response_mode": "streaming"}
+
+
+def test_run_with_watch_prints_every_frame_first(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["run", "Flow", "--watch", "--json"]) == 0
+    out = lines(capsys.readouterr().out)
+    assert [line.get("event") for line in out] == [data["event"] for _, data in STORY] + [None]
+
+
+def test_watching_a_run_talks_on_stderr_and_prints_the_outputs(
+    stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["run", "Flow", "--watch"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"text": "hi"}
+    assert "Ask (llm)" in captured.err
+    assert "\x1b" not in captured.err + captured.out
+
+
+def test_a_broken_stream_is_resumed_behind_the_last_frame(
+    stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.cut_after = 3
+    assert run(["run", "Flow", "--watch", "--json"]) == 0
+    out = lines(capsys.readouterr().out)
+    assert [line["event"] for line in out[:-1]] == [data["event"] for _, data in STORY]
+    resumed = [headers for _, path, _, headers in stand_in.asked if path.endswith("/events")]
+    assert [headers["Last-Event-ID"] for headers in resumed] == ["3"]
+
+
+@pytest.mark.parametrize(("status", "code"), [("failed", 1), ("stopped", 5), ("paused", 8), ("partial-succeeded", 0)])
+def test_the_exit_code_tells_how_the_run_ended(
+    stand_in: StandIn, status: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.story[-1] = frame(5, "workflow_finished", id=RUN, status=status, outputs={}, error="why", elapsed_time=1)
+    assert run(["run", "Flow"]) == code
+    if code:
+        assert f"flowledger history {RUN}" in capsys.readouterr().err
+
+
+def test_detach_prints_the_id_and_leaves_the_run_alone(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    stand_in.hold.clear()
+    assert run(["run", "Flow", "--detach"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == RUN + "\n"
+    assert f"flowledger watch {RUN}" in captured.err
+
+
+def test_waiting_longer_than_asked_is_exit_6_and_says_how_to_return(
+    stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.cut_after = 3
+    stand_in.hold.clear()
+    assert run(["run", "Flow", "--timeout", "0.1"]) == 6
+    assert f"flowledger watch {RUN}" in capsys.readouterr().err
+
+
+def test_ctrl_c_detaches_with_130_and_says_that_the_run_goes_on(stand_in: StandIn) -> None:
+    stand_in.hold.clear()
+    code = "from flowledger.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "watch", RUN, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stdout is not None
+        assert json.loads(watching.stdout.readline())["event"] == "workflow_started"
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=20)
+    assert watching.returncode == 130
+    assert "goes on" in errors
+    assert f"flowledger watch {RUN}" in errors
+
+
+def test_a_file_is_imported_and_then_run(stand_in: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "flow.yml"
+    variables = [{"variable": "code", "type": "text-input"}]
+    nodes = [{"id": "s", "data": {"type": "start", "variables": variables}}]
+    file.write_text(json.dumps({"workflow": {"graph": {"nodes": nodes}}}))
+    assert run(["run", str(file), "-i", "code=0042", "-i", "n=1", "--json"]) == 0
+    imported = next(body for _, path, body, _ in stand_in.asked if path == "/v1/apps/import")
+    assert imported["document"] == file.read_text()
+    body = next(body for _, path, body, _ in stand_in.asked if path == "/v1/runs")
+    assert body["inputs"] == {"code": "0042", "n": 1}
+
+
+def test_runs_are_listed_with_all_keys(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["runs", "--json"]) == 0
+    (listed,) = lines(capsys.readouterr().out)
+    assert [one["id"] for one in listed] == [RUN, OTHER]  # type: ignore[index]  # a list on one line
+    wanted = {"app_id", "workflow_id", "version", "error", "started_at", "finished_at", "seq", "triggered_from"}
+    assert wanted <= set(listed[0])  # type: ignore[index]  # as above
+    assert run(["runs"]) == 0
+    assert "succeeded" in capsys.readouterr().out
+
+
+def test_a_unique_prefix_of_a_run_is_enough_and_an_ambiguous_one_is_not(
+    stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["show", "0199d0c5-0001", "--json"]) == 0
+    assert lines(capsys.readouterr().out)[0]["id"] == RUN
+    assert run(["show", "0199"]) == 2
+    assert RUN in capsys.readouterr().err
+    assert run(["show", "0aaa"]) == 3
+    assert "List runs: flowledger runs" in capsys.readouterr().err
+
+
+def test_a_refused_token_says_where_to_get_one(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLOWLEDGER_ADMIN_TOKEN", "wrong")
+    assert run(["apps"]) == 7
+    assert "FLOWLEDGER_ADMIN_TOKEN" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_exit_7(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["apps", "--url", "http://127.0.0.1:9"]) == 7
+    assert "flowledger dev" in capsys.readouterr().err
+
+
+def test_the_server_that_has_the_data_folder_open_is_found_by_its_address_file(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FLOWLEDGER_URL")
+    monkeypatch.delenv("FLOWLEDGER_ADMIN_TOKEN")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "admin-token").write_text("secret\n")
+    (folder / "server.json").write_text(json.dumps({"url": stand_in.url, "instance_id": "i1", "pid": 1}))
+    assert run(["apps", "--data", str(folder), "--json"]) == 0
+    assert lines(capsys.readouterr().out)[0][0]["app_id"] == APP  # type: ignore[index]  # a list on one line
