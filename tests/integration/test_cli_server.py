@@ -63,7 +63,7 @@ class StandIn:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=lambda: self._server.serve_forever(0.02))
         self._thread.start()
 
     def close(self) -> None:
@@ -215,10 +215,16 @@ def test_ctrl_c_detaches_with_130_and_says_that_the_run_goes_on(stand_in: StandI
     stand_in.hold.clear()
     code = "from flowledger.cli import main; main()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, "watch", RUN, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, "watch", RUN, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
     ) as watching:
         assert watching.stdout is not None
-        assert json.loads(watching.stdout.readline())["event"] == "workflow_started"
+        first = watching.stdout.readline()
+        assert first, watching.communicate()[1]
+        assert json.loads(first)["event"] == "workflow_started"
         watching.send_signal(signal.SIGINT)
         _, errors = watching.communicate(timeout=20)
     assert watching.returncode == 130
