@@ -76,7 +76,8 @@ class Driver:
             self.derive()
             items = list(due(self.state, self.epoch, self.now_us))
             if not items:
-                return [execution.key for execution in self.state.running() if execution.status == "running"]
+                running = (each.key for each in self.state.running() if each.status == "running")
+                return [key for key in running if key not in self.state.containers]
             for item in items:
                 if derived(self.state) is not None:
                     break

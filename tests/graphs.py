@@ -16,6 +16,7 @@ def graphs(draw: st.DrawFn, *, containers: bool = True) -> str:
     nodes: list[dict[str, Any]] = [start("q")]
     arrows: list[str] = []
     handles: dict[str, list[str]] = {"start": ["source"]}
+    above: dict[str, set[str]] = {"start": set()}
     for number in range(1, count + 1):
         name = f"n{number}"
         kinds = ["code", "code", "retry", "fail-branch", "default-value", "if"]
@@ -27,11 +28,15 @@ def graphs(draw: st.DrawFn, *, containers: bool = True) -> str:
         for source in sources:
             handle = draw(st.sampled_from(handles[source]))
             arrows.append(f"{source}[{handle}] > {name}")
+        above[name] = set(sources).union(*(above[source] for source in sources))
         handles[name] = {"fail-branch": ["source", "fail-branch"], "if": ["true", "false"]}.get(kind, ["source"])
+    read: set[str] = set()
     for name in handles:
         if name != "start" and draw(st.booleans()):
             arrows.append(f"{name}[{draw(st.sampled_from(handles[name]))}] > end")
-    outputs = {f"o{number}": f"n{number}.result" for number in range(1, count + 1)}
+            read |= {name} | above[name]
+    # Only what comes before the end: anything else is a race that the document's author would have made.
+    outputs = {f"out_{name}": f"{name}.result" for name in sorted(read - {"start"})}
     nodes.append(end("end", **outputs))
     return document(nodes, edges(*arrows))
 

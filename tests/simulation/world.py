@@ -240,11 +240,18 @@ class World:
             idempotency_key=key,
             body_digest=body,
         )
-        self.log.send(Topic.COMMANDS, 0, encode_command(command))
+        self._command(command)
         return run_id
 
     def stop(self, run_id: str) -> None:
-        self.log.send(Topic.COMMANDS, 0, encode_command(StopRun(run_id=run_id)))
+        self._command(StopRun(run_id=run_id))
+
+    def _command(self, command: StartRun | StopRun) -> None:
+        """Append a command; its sender has the acknowledgement, so no crash of an executor loses it."""
+        assert not self.log.waiting()
+        self.log.send(Topic.COMMANDS, 0, encode_command(command))
+        self.log.land()
+        self.log.deliver()
 
     def add(self, name: str, text: str) -> str:
         self.documents[name] = text
@@ -274,6 +281,7 @@ class World:
 
     def close(self) -> None:
         self.crash()
+        self.loop.settle()
         self.loop.close()
 
 

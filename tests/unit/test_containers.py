@@ -190,7 +190,10 @@ def test_a_loop_breaks_when_its_condition_holds() -> None:
 def test_a_loop_whose_condition_holds_at_once_runs_no_round() -> None:
     condition = {"variable_selector": ["round", "count"], "comparison_operator": "=", "value": "1", "varType": "number"}
     driver = Driver(_loop([_adds()], "roundstart > add", break_conditions=[condition]))
-    assert driver.run().outputs == {"count": None, "rounds": None}
+    # The variable was set when the loop opened; the node itself has no outputs.
+    assert driver.run().outputs == {"count": 1, "rounds": None}
+    done = next(e for e in driver.events if isinstance(e, NodeSucceeded) and e.node_id == "round")
+    assert done.outputs == {}
 
 
 def test_a_loop_end_breaks_the_loop_after_the_round() -> None:
