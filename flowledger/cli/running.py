@@ -51,8 +51,9 @@ def run(
 ) -> int:
     """Run a document or an app.
 
-    A FILE becomes an app the first time and is run by its app from then on; a changed FILE is a new version. Values
-    that parse as JSON are JSON unless the input is declared text.
+    A FILE becomes an app unless this very document is one already; a changed FILE is another app, so that no key in
+    use starts to mean something else (publish a version by `flowledger import FILE --app APP`). Values that parse as
+    JSON are JSON unless the input is declared text.
 
     \b
     Examples:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from flowledger.cli.exits import UNREACHABLE, USAGE, Problem
+from flowledger.cli.exits import INTERRUPTED, UNREACHABLE, USAGE, Problem
 from flowledger.cli.target import Server, settings
 
 _HOST = click.option("--host", default="127.0.0.1", show_default=True)
@@ -56,12 +56,15 @@ def dev(
         instance = start_embedded(given.data, host, port, replace(given, models="offline") if offline else given)
     except LogError as error:
         raise Problem(f"cannot open {given.data}: {error}", UNREACHABLE) from error
-    asked = _asked_to_stop()
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
         click.echo(f"flowledger dev ready on {instance.url}")
         target = Server(instance.url, instance.admin_token)
-        _first_things(target, files, run_first=run_first)
+        if not _first_things(target, files, run_first=run_first):
+            return 0
         target.close()
+        signal.signal(signal.SIGINT, lambda *_: asked.set())
         if open_browser:
             click.launch(instance.url)
         asked.wait()
@@ -70,16 +73,22 @@ def dev(
     return 0
 
 
-def _first_things(target: Server, files: tuple[Path, ...], *, run_first: bool) -> None:
+def _first_things(target: Server, files: tuple[Path, ...], *, run_first: bool) -> bool:
+    """Import and run what was asked for; False when the person pressed Ctrl-C meanwhile."""
     from flowledger.cli.follow import start
     from flowledger.cli.running import app_of_file, follow_to_end
 
     apps = [app_of_file(target, file) for file in files]
     if run_first:
-        started = start(target, {"app_id": apps[0], "inputs": {}, "user": "cli"})
-        follow_to_end(target, started.run_id, started, quiet=False)
+        try:
+            started = start(target, {"app_id": apps[0], "inputs": {}, "user": "cli"})
+            if follow_to_end(target, started.run_id, started, quiet=False) == INTERRUPTED:
+                return False
+        except Problem as problem:
+            problem.show()  # and serve: the run and its history can be looked at
         click.echo(f"Serving on {target.url} (Ctrl-C ends it). In another terminal, try:")
         click.echo(f"{_own_name()} run {files[0]} -i name=Ada")
+    return True
 
 
 def _own_name() -> str:
@@ -90,13 +99,6 @@ def _own_name() -> str:
     with suppress(ValueError):
         return str(called.absolute().relative_to(Path.cwd()))
     return "flowledger"
-
-
-def _asked_to_stop() -> threading.Event:
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
-    return asked
 
 
 def _check_port(host: str, port: int) -> None:
