@@ -1,6 +1,6 @@
 """Histories for tests and benchmarks of the projector: runs of a few nodes, interleaved in one events partition."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -122,7 +122,7 @@ def failing_story(run: str) -> list[Event]:
     return [accepted(run), RunStarted(max_steps=100), node("n0", 1), RunFailed(error="boom", node_id="n0")]
 
 
-def interleaved(owner: Owner, stories: dict[str, Sequence[Event]]) -> Iterator[Recorded]:
+def interleaved(owner: Owner, stories: Mapping[RunId, Sequence[Event]]) -> Iterator[Recorded]:
     """Round robin over the runs' events, as concurrent runs of one partition are written."""
     yield owner.claim()
     waiting = {run: iter(events) for run, events in stories.items()}
