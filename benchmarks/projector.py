@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sqlalchemy.engine import Engine
 
+from libs.events.log import Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.tables import create_tables, open_engine, sqlite_url, writing
 from services.projector.batch import TableSet
@@ -48,7 +49,7 @@ def history(events: int) -> Iterator[list[object]]:
 
 
 def whole(engine: Engine, log: MemoryLog) -> float:
-    end = sum(log.bounds("events", p)[1] for p in range(log.partitions))  # type: ignore[arg-type]  # a StrEnum's value
+    end = sum(log.bounds(Topic.EVENTS, p)[1] for p in range(log.partitions))
     projector = Projector(log, engine)
     started = time.perf_counter()
     projector.start()
