@@ -6,6 +6,7 @@ A handler's exception is the node's failure. Nothing here writes to the log: the
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from libs.events.chunks import Chunk
 from libs.workflow.definition import Node, NodeKind
@@ -80,18 +81,7 @@ async def perform(
         await asyncio.sleep(pin.delay_s)
         return _pinned(state, item, node, pin) or Failed("the pin has no answer")
     assert handler is not None
-    pattern = Chunk(
-        run_id=run.run_id,
-        epoch=epoch,
-        node_id=node.id,
-        path=item.key.path,
-        attempt=item.attempt,
-        field="",
-        position=0,
-        text="",
-        after=after,
-    )
-    emitter = Emitter(pattern, publish)
+    emitter = Emitter(partial(_pattern, run.run_id, epoch, item, after), publish)
     try:
         if planned.effect:
             await still_owner()
@@ -103,6 +93,21 @@ async def perform(
         outcome = _escaped(error)
     emitter.flush()
     return outcome
+
+
+def _pattern(run_id: str, epoch: int, item: Due, after: int) -> Chunk:
+    """What all chunks of an attempt have in common."""
+    return Chunk(
+        run_id=run_id,
+        epoch=epoch,
+        node_id=item.key.node_id,
+        path=item.key.path,
+        attempt=item.attempt,
+        field="",
+        position=0,
+        text="",
+        after=after,
+    )
 
 
 def _attempt(run: LiveRun, state: RunState, item: Due, node: Node, emitter: Emitter) -> Attempt:

@@ -12,9 +12,12 @@ FLUSH_AT_CHARACTERS = 2_000
 class Emitter:
     """Collects the text of one attempt. The first piece leaves at once, later ones at most every 15 ms."""
 
-    def __init__(self, first: Chunk, publish: Callable[[list[Chunk]], None]) -> None:
-        """`first` is the pattern of every chunk: run, epoch, node, path, attempt, `after`."""
-        self._pattern = first
+    def __init__(self, pattern: Callable[[], Chunk], publish: Callable[[list[Chunk]], None]) -> None:
+        """`pattern` makes what every chunk has in common: run, epoch, node, path, attempt, `after`.
+
+        It is called only when something is emitted: most nodes stream nothing.
+        """
+        self._pattern = pattern
         self._publish = publish
         self._text: dict[str, list[str]] = {}
         self._positions: dict[str, int] = {}
@@ -39,10 +42,12 @@ class Emitter:
             self._timer.cancel()
             self._timer = None
         chunks = []
+        pattern = self._pattern() if self._text else None
         for field, pieces in self._text.items():
+            assert pattern is not None
             text = "".join(pieces)
             position = self._positions[field]
-            chunks.append(self._pattern.model_copy(update={"field": field, "position": position, "text": text}))
+            chunks.append(pattern.model_copy(update={"field": field, "position": position, "text": text}))
             self._positions[field] = position + len(text)
         self._text.clear()
         self._size = 0
