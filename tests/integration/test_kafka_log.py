@@ -62,6 +62,9 @@ class Seen:
 @pytest.fixture
 def log(private_kafka: servers.Kafka, private_prefix: str) -> Iterator[KafkaLog]:
     log = KafkaLog(private_kafka.bootstrap, {}, private_prefix, 4)
+    # A broker that has just started lets idempotent producers in only after a second or more; a test that counts
+    # time-outs must not begin before.
+    log.send(Topic.COMMANDS, 0, Entry(None, b"warm"), timeout_s=PATIENCE_S).result(PATIENCE_S)
     yield log
     log.close()
 
@@ -84,7 +87,7 @@ def stamps(records: list[Record]) -> list[tuple[int, int]]:
     return [(stamp.epoch, stamp.n) for stamp in found if stamp is not None]
 
 
-def impatient(kafka: servers.Kafka, prefix: str, seen: Seen, timeout_s: float = 1.5) -> KafkaAppender:
+def impatient(kafka: servers.Kafka, prefix: str, seen: Seen, timeout_s: float = 3) -> KafkaAppender:
     """An appender whose records time out soon, so that a test need not wait five minutes."""
     return KafkaAppender(kafka.bootstrap, {}, f"{prefix}.events", seen.take_acks, message_timeout_s=timeout_s)
 
