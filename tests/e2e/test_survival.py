@@ -1,0 +1,172 @@
+"""A real deployment that loses its processes: SIGKILL, SIGSTOP, SIGTERM, a broker that goes away.
+
+Oracles: the run ends as it would have; the client's stream has every event once, in order; finished nodes are not run
+again; a call that was made twice carries one idempotency key.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import servers
+from tests.documents import document, edges, end, node, start
+from tests.e2e.deployment import Api, Deployment, Frame, deployment, frames, wait_until
+from tests.e2e.witness import Witness
+
+pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def deployed(kafka_server: servers.Kafka, kafka_prefix: str, postgres_url: str, tmp_path: Path) -> Iterator[Deployment]:
+    with deployment(kafka_server.bootstrap, kafka_prefix, postgres_url, tmp_path) as it:
+        yield it
+
+
+@pytest.fixture
+def witness() -> Iterator[Witness]:
+    with Witness() as it:
+        yield it
+
+
+def calls(witness: Witness, count: int, delay_s: float) -> str:
+    """start > call1 > call2 > ... > end: HTTP calls that take `delay_s` each."""
+    names = [f"call{number}" for number in range(1, count + 1)]
+    nodes = [start("q")]
+    for name in names:
+        nodes.append(
+            node(
+                name,
+                "http-request",
+                method="post",
+                url=f"{witness.url}/{name}?delay={delay_s}",
+                headers="",
+                params="",
+                body={"type": "none", "data": []},
+                authorization={"type": "no-auth", "config": None},
+                timeout={},
+            )
+        )
+    nodes.append(end(**{name: f"{name}.body" for name in names}))
+    return document(nodes, edges(" > ".join(["start", *names, "end"])))
+
+
+def collect(answer: Any, into: list[Frame]) -> threading.Thread:
+    def read() -> None:
+        into.extend(frames(answer))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread
+
+
+def check_history(api: Api, run_id: str, nodes: int) -> list[dict[str, Any]]:
+    history = api.history(run_id)
+    assert [line["seq"] for line in history] == list(range(1, len(history) + 1))
+    kinds = Counter(line["type"] for line in history)
+    assert kinds["NodeSucceeded"] == nodes + 2
+    assert kinds["RunSucceeded"] == 1
+    return history
+
+
+def check_stream(got: list[Frame], nodes: int) -> None:
+    names = Counter(frame["event"] for frame in got)
+    assert names["workflow_started"] == 1
+    assert names["workflow_finished"] == 1
+    assert names["node_started"] == names["node_finished"] == nodes + 2
+    ids = [int(frame.id.partition(".")[0]) for frame in got if frame.id]
+    assert ids == sorted(ids)
+    assert got[-1]["data"]["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("moment_s", [0.05, 0.6, 1.4])
+def test_an_executor_killed_in_mid_run_is_replaced_and_the_stream_goes_on(
+    deployed: Deployment, witness: Witness, moment_s: float
+) -> None:
+    api = Api(deployed.start("api").url)
+    deployed.start("projector")
+    executors = [deployed.start("executor")]
+    app = api.import_document(calls(witness, 4, 0.5))
+    got: list[Frame] = []
+    with api.run(app["api_key"], {"q": "x"}) as answer:
+        run_id = answer.headers["X-Workflow-Run-Id"]
+        reader = collect(answer, got)
+        executors.append(deployed.start("executor"))
+        time.sleep(moment_s)
+        owner = executors[0]
+        owner.kill()
+        reader.join(60)
+        assert not reader.is_alive()
+    check_stream(got, 4)
+    check_history(api, run_id, 4)
+    finished_once = Counter(call.path for call in witness.calls if call.answered)
+    assert all(count == 1 for count in finished_once.values()), finished_once
+    for path in ("/call1", "/call2", "/call3", "/call4"):
+        assert len({call.key for call in witness.calls if call.path == path}) == 1
+    assert api.detail(app["api_key"], run_id)["status"] == "succeeded"
+
+
+def test_an_owner_that_was_frozen_changes_nothing_when_it_wakes(deployed: Deployment, witness: Witness) -> None:
+    api = Api(deployed.start("api").url)
+    deployed.start("projector")
+    frozen = deployed.start("executor")
+    app = api.import_document(calls(witness, 3, 1.0))
+    got: list[Frame] = []
+    with api.run(app["api_key"], {"q": "x"}) as answer:
+        run_id = answer.headers["X-Workflow-Run-Id"]
+        reader = collect(answer, got)
+        wait_until(lambda: witness.calls, "the first call")
+        frozen.freeze()
+        deployed.start("executor")
+        reader.join(60)
+        assert not reader.is_alive()
+        calls_before = len(witness.calls)
+        frozen.thaw()
+        time.sleep(4)
+    assert len(witness.calls) == calls_before, "the thawed owner started an effect"
+    check_stream(got, 3)
+    check_history(api, run_id, 3)
+
+
+def test_sigterm_hands_over_without_failing_a_run(deployed: Deployment, witness: Witness) -> None:
+    api = Api(deployed.start("api").url)
+    deployed.start("projector")
+    first = deployed.start("executor")
+    app = api.import_document(calls(witness, 6, 0.3))
+    got: list[Frame] = []
+    with api.run(app["api_key"], {"q": "x"}) as answer:
+        run_id = answer.headers["X-Workflow-Run-Id"]
+        reader = collect(answer, got)
+        second = deployed.start("executor")
+        time.sleep(0.4)
+        assert first.terminate() == 0
+        reader.join(60)
+        assert not reader.is_alive()
+    check_stream(got, 6)
+    check_history(api, run_id, 6)
+    assert second.alive
+
+
+def test_a_run_whose_api_is_killed_is_read_on_at_another(deployed: Deployment, witness: Witness) -> None:
+    one, other = deployed.start("api"), deployed.start("api")
+    deployed.start("executor")
+    deployed.start("projector")
+    api, elsewhere = Api(one.url), Api(other.url)
+    app = api.import_document(calls(witness, 4, 0.5))
+    got: list[Frame] = []
+    with api.run(app["api_key"], {"q": "x"}) as answer:
+        run_id = answer.headers["X-Workflow-Run-Id"]
+        stream = frames(answer)
+        got.extend(next(stream) for _ in range(4))
+        one.kill()
+        with pytest.raises(Exception):  # noqa: B017, PT011  # whatever the client's library makes of a dead server
+            got.extend(stream)
+    last = next(frame.id for frame in reversed(got) if frame.id)
+    seen = got[: max(index for index, frame in enumerate(got) if frame.id == last) + 1]
+    with elsewhere.attach(app["api_key"], run_id, last) as answer:
+        seen.extend(frames(answer))
+    check_stream(seen, 4)
