@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, Protocol
 from pydantic import JsonValue
 
 from libs.workflow.pool import Pool
+from libs.workflow.problems import WorkflowError
 from libs.workflow.segments import FILE_ATTRIBUTES, Segment, file_attribute, for_display
 from libs.workflow.templates import render_log, render_text
 
@@ -62,7 +63,7 @@ class Choice:
     """One `{group, results, final_result}` per evaluated case."""
 
 
-class ConditionError(Exception):
+class ConditionError(WorkflowError):
     """A condition cannot be evaluated; the text says why, without values, which may hold secrets.
 
     `choice`: the records of the cases before it.

@@ -15,6 +15,8 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from libs.workflow.problems import WorkflowError
+
 FILE_IDENTITY: Final = "__dify__file__"
 
 # Attribute of a selector, a condition or the list operator -> field of the file value.
@@ -53,7 +55,7 @@ _ZERO: Final[dict[str, JsonValue]] = {
 }
 
 
-class TypeMismatch(ValueError):
+class TypeMismatch(WorkflowError):
     """A value does not fit its declared type, or the type has no such value."""
 
 
