@@ -100,6 +100,9 @@ def test_a_zero_value_is_new_each_time() -> None:
     assert zero("array[string]") == []
 
 
+_INDENTED = '{\n  "a": "ä",\n  "b": null\n}'
+
+
 @pytest.mark.parametrize(
     ("value", "text", "markdown", "log"),
     [
@@ -109,7 +112,7 @@ def test_a_zero_value_is_new_each_time() -> None:
         (1e-07, "1e-07", "1e-07", "1e-07"),
         (True, "True", "True", "True"),
         (None, "", "", ""),
-        ({"a": "ä", "b": None}, '{"a": "ä", "b": null}', '{\n  "a": "ä",\n  "b": null\n}', '{\n  "a": "ä",\n  "b": null\n}'),
+        ({"a": "ä", "b": None}, '{"a": "ä", "b": null}', _INDENTED, _INDENTED),
         ([], "", "", "[]"),
         (["a", "ä"], '["a", "ä"]', "- a\n- ä", "['a', 'ä']"),
         ([1, 2], "[1, 2]", "- 1\n- 2", "[1, 2]"),
