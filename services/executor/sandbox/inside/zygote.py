@@ -1,0 +1,444 @@
+"""The warm interpreter: forks a contained child for each execution, watches it, and clears up after it.
+
+One per executor, started as a program of its own (never forked from the executor, which has threads). It holds no
+secrets and never sees requests or answers: those go over a line of each execution's own, whose end it hands to the
+child. Talk with the executor is one JSON object a line over a socket on file descriptor 3:
+
+    executor:  the configuration, once; {"spawn": id, "memory_bytes": n, "cpu_s": n} with a descriptor; {"kill": id}
+    zygote:    {"ready": true} or {"missing": why}, once; {"exit": id, "status": wait status, "why": null | "folder"}
+
+Ends, with all its children, when the executor's end of the socket closes.
+"""
+
+import array
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import stat
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any, NoReturn
+
+from . import frames, runner, walls
+
+CONTROL, STDLIB = 3, 4
+_WATCH_S = 0.025
+
+# Imported before the first fork: what code nodes commonly use, and what opens files at its first use that the code
+# may not open.
+_WARM = """
+    abc argparse ast asyncio base64 binascii bisect bz2 calendar cmath codecs collections.abc colorsys
+    concurrent.futures configparser contextlib copy csv ctypes dataclasses datetime decimal difflib email.utils enum
+    errno fnmatch fractions functools glob gzip hashlib heapq hmac html html.parser http inspect io ipaddress itertools
+    json keyword linecache locale logging lzma math mimetypes numbers operator os pathlib pickle platform pprint queue
+    random re secrets shlex signal socket sqlite3 ssl statistics string struct subprocess tempfile textwrap threading
+    time timeit tokenize traceback types typing unicodedata urllib.error urllib.parse urllib.request uuid warnings
+    weakref xml.etree.ElementTree xml.sax.saxutils zipfile zlib zoneinfo
+""".split()
+_WARM_OWN = ("jinja2", "jinja2.constants", "jinja2.debug", "jinja2.sandbox", "_quickjs")
+
+
+@dataclass
+class _Child:
+    id: int
+    pid: int
+    slot: walls.Slot
+    why: str | None = None
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    id: int
+    line: int
+    limits: walls.Limits
+
+
+class _Packages:
+    """Finds the named packages in their folders of installed packages, and no others."""
+
+    def __init__(self, folders: dict[str, str]) -> None:
+        self._folders = folders
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        folder = self._folders.get(name)
+        return None if folder is None else PathFinder.find_spec(name, [folder])
+
+
+class Zygote:
+    def __init__(self, control: socket.socket, config: dict[str, Any]) -> None:
+        self._control = control
+        self._strict: bool = config["strict"]
+        self._base: str = config["base"]
+        self._kept_fds = STDLIB
+        self._readable = _move_imports(config) if self._strict else None
+        hidden = _import_packages(config, strict=self._strict)
+        self._hidden_modules = [name for name in sys.modules if name.partition(".")[0] in hidden]
+        os.environ.clear()
+        if self._readable is None:
+            runner.hide(os.path.dirname(os.__file__), "<python>")
+        else:
+            self._kept_fds = STDLIB + 1 + len(self._readable.packages)
+        self._walls = walls.Walls(strict=self._strict)
+        self._free = [walls.slot(number, self._base, self._readable) for number in range(config["slots"])]
+        self._waiting: deque[_Waiting] = deque()
+        self._children: dict[int, _Child] = {}
+        self._pids: dict[int, int] = {}
+        self._received = bytearray()
+        self._lines: deque[int] = deque()
+        self._watch_at_s = 0.0
+        self._woken, wake = socket.socketpair()
+        self._wake = wake
+        for end in (self._woken, wake):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        gc.collect()
+        gc.freeze()  # the children shall not copy the pages of what never changes
+
+    def loop(self) -> None:
+        """Serve until the executor is gone."""
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll(_WATCH_S * 1000 if self._children else None):
+                if fd == self._woken.fileno():
+                    with contextlib.suppress(BlockingIOError):
+                        self._woken.recv(4096)
+                elif not self._receive():
+                    return
+            self._reap()
+            self._spawn_waiting()
+            self._watch()
+
+    def end(self) -> None:
+        """Kill what still runs, and leave nothing behind."""
+        for child in self._children.values():
+            _kill(child.pid)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
+        shutil.rmtree(self._base, ignore_errors=True)
+
+    def trial(self) -> str | None:
+        """None, or what kept a child from being contained. Runs one to see."""
+        here, there = socket.socketpair()
+        with here, there:
+            pid = self._fork(_Waiting(0, there.fileno(), walls.Limits(1 << 30, 10)), self._free[0], parent=os.getpid())
+            there.close()
+            here.settimeout(10)
+            try:
+                here.sendall(frames.frame(frames.REQUEST, json.dumps(_TRIAL).encode()))
+                answer = b"".join(iter(lambda: here.recv(65536), b""))
+            except OSError as error:
+                answer = frames.frame(frames.BROKEN, f"the first contained process gave no answer ({error})".encode())
+            finally:
+                _kill(pid)
+                _, status = os.waitpid(pid, 0)
+        _empty(self._free[0].folder)
+        size = frames.HEADER.size
+        if len(answer) < size:
+            return f"the first contained process ended without an answer (wait status {status})"
+        _, kind, output, _ = frames.HEADER.unpack(answer[:size])
+        return None if kind == frames.RESULT else answer[size + output :].decode("utf-8", "replace")
+
+    # messages
+
+    def _receive(self) -> bool:
+        """Take what the executor has sent; False when it is gone."""
+        room = socket.CMSG_LEN(64 * array.array("i").itemsize)
+        try:
+            data, extra, _, _ = self._control.recvmsg(1 << 16, room)
+        except ConnectionError:
+            return False
+        for level, kind, content in extra:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+                self._lines.extend(fds)
+        if not data:
+            return False
+        self._received += data
+        *messages, rest = self._received.split(b"\n")
+        self._received = bytearray(rest)
+        for message in messages:
+            self._obey(json.loads(message))
+        return True
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        if "spawn" in message:
+            limits = walls.Limits(message["memory_bytes"], message["cpu_s"])
+            self._waiting.append(_Waiting(message["spawn"], self._lines.popleft(), limits))
+            return
+        pid = self._pids.get(message["kill"])
+        if pid is not None:
+            _kill(pid)
+        for waiting in [each for each in self._waiting if each.id == message["kill"]]:
+            self._waiting.remove(waiting)
+            os.close(waiting.line)
+            self._tell({"exit": waiting.id, "status": signal.SIGKILL, "why": None})
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(ConnectionError):  # the executor is gone: the next receive says so
+            self._control.sendall(json.dumps(message).encode() + b"\n")
+
+    # children
+
+    def _spawn_waiting(self) -> None:
+        while self._waiting and self._free:
+            waiting, slot = self._waiting.popleft(), self._free.pop()
+            self._walls.refresh(time.monotonic())
+            try:
+                pid = self._fork(waiting, slot, parent=os.getpid())
+            except OSError as error:
+                with socket.socket(fileno=os.dup(waiting.line)) as line, contextlib.suppress(OSError):
+                    line.sendall(frames.frame(frames.BROKEN, f"no process could be started: {error}".encode()))
+                self._free.append(slot)
+                self._tell({"exit": waiting.id, "status": 0, "why": None})
+            else:
+                self._children[pid] = _Child(waiting.id, pid, slot)
+                self._pids[waiting.id] = pid
+            finally:
+                os.close(waiting.line)
+
+    def _fork(self, waiting: _Waiting, slot: walls.Slot, parent: int) -> int:
+        pid = os.fork()
+        if pid == 0:
+            self._be_child(waiting, slot, parent)
+        return pid
+
+    def _be_child(self, waiting: _Waiting, slot: walls.Slot, parent: int) -> NoReturn:
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.dup2(waiting.line, CONTROL, inheritable=False)
+            os.dup2(0, 1)
+            os.dup2(0, 2)
+            self._walls.close(slot, waiting.limits, parent)
+            os.closerange(self._kept_fds, 4096)
+        except BaseException as error:
+            with contextlib.suppress(BaseException):
+                os.write(CONTROL, frames.frame(frames.BROKEN, f"{type(error).__name__}: {error}".encode()))
+            os._exit(1)
+        try:
+            sys.modules["tempfile"].tempdir = slot.folder  # type: ignore[attr-defined]  # so that no other is tried
+            runner.hide(slot.folder, "<temporary directory>")
+            runner.serve(CONTROL, self._hidden_modules)
+        finally:
+            os._exit(1)
+
+    def _reap(self) -> None:
+        while self._children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            child = self._children.pop(pid, None)
+            if child is None:
+                continue
+            del self._pids[child.id]
+            if not self._strict:
+                _kill(pid)  # its group: it may have started others
+            self._tell({"exit": child.id, "status": status, "why": child.why})
+            _empty(child.slot.folder)
+            self._free.append(child.slot)
+
+    def _watch(self) -> None:
+        """Kill who fills the disk. Looks seldom enough to cost nothing."""
+        now_s = time.monotonic()
+        if now_s < self._watch_at_s:
+            return
+        self._watch_at_s = now_s + _WATCH_S
+        for child in self._children.values():
+            if child.why is None and _overfull(child):
+                child.why = "folder"
+                _kill(child.pid)
+
+
+_TRIAL_CODE = """
+import os, socket
+def main():
+    for forbidden in (socket.socket, os.fork, lambda: os.listdir("/"), lambda: os.kill(os.getppid(), 0)):
+        try:
+            forbidden()
+        except PermissionError:
+            continue
+        raise AssertionError("the containment of the sandbox has a hole on this machine")
+    with open("trial", "w") as file:
+        file.write("x")
+    return {}
+"""
+_TRIAL = {"language": "python3", "code": _TRIAL_CODE, "inputs": {}}
+
+
+def _kill(pid: int) -> None:
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
+
+
+def _overfull(child: _Child) -> bool:
+    """Whether the child holds more of the disk than it may: in its folder, or in deleted files that are still open."""
+    size = entries = 0
+    folders = [child.slot.folder]
+    try:
+        while folders:
+            with os.scandir(folders.pop()) as found:
+                for entry in found:
+                    status = entry.stat(follow_symlinks=False)
+                    size += status.st_blocks * 512
+                    entries += 1
+                    if entries > walls.FOLDER_ENTRIES or size > walls.FOLDER_BYTES:
+                        return True
+                    if stat.S_ISDIR(status.st_mode):
+                        folders.append(entry.path)
+    except FileNotFoundError:
+        pass  # deleted while we looked
+    except OSError:
+        return True  # a tree too deep to be walked
+    with contextlib.suppress(OSError):  # not ours to see: walls.OPEN_FILES bounds it
+        for name in os.listdir(f"/proc/{child.pid}/fd"):
+            with contextlib.suppress(OSError):
+                status = os.stat(f"/proc/{child.pid}/fd/{name}")
+                if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
+                    size += status.st_blocks * 512
+    return size > walls.FOLDER_BYTES
+
+
+def _empty(folder: str) -> None:
+    """Delete what a child left. Folders inside folders are moved up first: depth must not matter."""
+    number = 0
+    while entries := os.listdir(folder):
+        for name in entries:
+            path = os.path.join(folder, name)
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                os.unlink(path)
+                continue
+            os.chmod(path, 0o700)
+            for inner in os.listdir(path):
+                number += 1
+                inner_path = os.path.join(path, inner)
+                if stat.S_ISDIR(os.lstat(inner_path).st_mode):
+                    os.chmod(inner_path, 0o700)
+                    os.rename(inner_path, os.path.join(folder, f"\N{WASTEBASKET}{os.getpid()}.{number}"))
+                else:
+                    os.unlink(inner_path)
+            os.rmdir(path)
+
+
+def _move_imports(config: dict[str, Any]) -> walls.Readable:
+    """Import the standard library, and packages, through open descriptors from here on.
+
+    A child has another user, which may not be able to walk the path to the installation (a private home, say); and it
+    need not learn where that is.
+    """
+    stdlib = os.path.dirname(os.__file__)
+    _open_at(stdlib, STDLIB)
+    shown = f"/proc/self/fd/{STDLIB}"
+    runner.hide(shown, "<python>")
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__path__", None)
+        if isinstance(path, list):
+            module.__path__ = [shown + each[len(stdlib) :] if each.startswith(stdlib) else each for each in path]
+    sys.path[:] = [shown, f"{shown}/lib-dynload"]
+    sys.path_importer_cache.clear()
+    packages = []
+    for number, site in enumerate(config["packages"]):
+        place = STDLIB + 1 + number
+        _open_at(site["folder"], place)
+        site["folder"] = f"/proc/self/fd/{place}"
+        packages.append((place, tuple(site["entries"])))
+    _import_warm()
+    return walls.Readable(STDLIB, _libraries(stdlib), tuple(packages))
+
+
+def _open_at(folder: str, number: int) -> None:
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    if place != number:
+        os.dup2(place, number, inheritable=False)
+        os.close(place)
+
+
+def _import_warm() -> None:
+    for name in _WARM:
+        with contextlib.suppress(ImportError):  # an interpreter built without it
+            importlib.import_module(name)
+    mimetypes = sys.modules.get("mimetypes")
+    if mimetypes is not None:
+        mimetypes.init()
+
+
+def _import_packages(config: dict[str, Any], *, strict: bool) -> set[str]:
+    """Make the configured packages importable, warm; returns the top names of those that only the runner may use."""
+    if not strict:
+        _import_warm()
+    own = {name: site["folder"] for site in config["own"] for name in site["names"]}
+    named = {name: site["folder"] for site in config["packages"] for name in site["names"]}
+    finder = _Packages({**own, **named})
+    sys.meta_path.append(finder)  # type: ignore[arg-type]  # a finder by its one method
+    for name in (*_WARM_OWN, *config["warm"]):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    from . import templates  # noqa: F401  # warm, while it can be imported
+
+    sys.meta_path[-1] = _Packages(named)  # type: ignore[assignment]  # as above
+    return set(own) - set(named)
+
+
+def _libraries(stdlib: str) -> tuple[str, ...]:
+    """The shared libraries in use; where the C library's folder holds nothing else, all of that folder."""
+    found: set[str] = set()
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            path = line.rstrip("\n").partition("/")[2]
+            if ".so" in path:
+                found.add(f"/{path}")
+    for path in [each for each in found if os.path.basename(each).startswith(("libc.so", "libc-", "ld-musl"))]:
+        folder = os.path.realpath(os.path.dirname(path))
+        if not os.path.realpath(stdlib).startswith(folder + os.sep):
+            found.add(folder)
+    return tuple(sorted(found))
+
+
+def main() -> None:
+    """Serve the executor, whose socket comes as standard input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(0, CONTROL, inheritable=False)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    control = socket.socket(fileno=CONTROL)
+    control.set_inheritable(False)
+    received = bytearray()
+    while not received.endswith(b"\n"):
+        piece = control.recv(1 << 16)
+        if not piece:
+            return
+        received += piece
+    config = json.loads(received)
+    problem = walls.missing() if config["strict"] else None
+    if problem is None:
+        try:
+            zygote = Zygote(control, config)
+        except OSError as error:
+            problem = f"the sandbox could not be prepared: {error}"
+        else:
+            problem = zygote.trial()
+            if problem is None:
+                control.sendall(b'{"ready": true}\n')
+                try:
+                    zygote.loop()
+                finally:
+                    zygote.end()
+                return
+    control.sendall(json.dumps({"missing": problem}).encode() + b"\n")
+    shutil.rmtree(config["base"], ignore_errors=True)
