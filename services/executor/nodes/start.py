@@ -46,8 +46,13 @@ def _problem(variable: Any, value: JsonValue) -> str | None:
 
 def _violation(name: str, value: JsonValue, schema: dict[str, Any]) -> str | None:
     # Imported here: only documents with such a schema pay for it (some 50 ms).
-    jsonschema = importlib.import_module("jsonschema")
-    error = jsonschema.exceptions.best_match(jsonschema.Draft7Validator(schema).iter_errors(value))
+    jsonschema, referencing = importlib.import_module("jsonschema"), importlib.import_module("referencing")
+    # An empty registry of our own: the default one would fetch remote references over HTTP.
+    validator = jsonschema.Draft7Validator(schema, registry=referencing.Registry())
+    try:
+        error = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    except referencing.exceptions.Unresolvable as unresolvable:
+        return f"{name}: its JSON schema refers to {unresolvable.ref}, which is not in it. Put the definition into it"
     if error is None:
         return None
     place = ".".join([name, *map(str, error.absolute_path)])
