@@ -1,0 +1,205 @@
+"""The API as an ASGI application. `create_app` builds it from plain objects; nothing here reads the environment."""
+
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from libs.events.blobs import Blobs
+from libs.events.codec import CodecError
+from libs.events.log import Log, LogError
+from libs.events.registry import RegistryTail
+from libs.workflow.catalog import Catalog
+from services.api.access import Access
+from services.api.apps import app_routes
+from services.api.edge import Edge
+from services.api.errors import CODES, ApiError, invalid_param, unavailable
+from services.api.health import health_routes
+from services.api.metrics import ApiMetrics
+from services.api.parts import Limits, Parts
+from services.api.publishing import Publisher
+from services.api.reads import Reads
+from services.api.records import Records
+from services.api.runs import run_routes
+from services.api.schemas import SECURITY_SCHEMES
+from services.api.sse import Pinger
+from services.api.starting import RunStarter
+from services.api.streams import RunStreams
+from services.api.submit import Submitter
+from services.api.tail import EventTail, TailBehind
+from services.api.threads import Threads
+from services.api.workflows import workflow_routes
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["ApiDependencies", "Limits", "create_app"]
+
+
+def _wall_us() -> int:
+    return time.time_ns() // 1000
+
+
+@dataclass(slots=True, frozen=True)
+class ApiDependencies:
+    """What the API is built from. The caller opens and closes these; the app only uses them."""
+
+    log: Log
+    registry: RegistryTail
+    catalog: Catalog
+    blobs: Blobs
+    records: Records | None
+    """Read side of the tables; None: lists of runs are not available, everything else is."""
+    admin_token: str = field(repr=False)
+    version: str = "0.1.0"
+    instance_id: str = ""
+    models: str = "configured"
+    limits: Limits = field(default_factory=Limits)
+    now_us: Callable[[], int] = _wall_us
+    random_bits: Callable[[int], int] = secrets.randbits
+    new_uuid: Callable[[], str] = lambda: str(uuid.uuid4())
+
+
+def create_app(deps: ApiDependencies) -> FastAPI:
+    """The application. It begins to read the log when it starts (lifespan) and stops when it shuts down."""
+    parts = _build(deps)
+    metrics = ApiMetrics()
+    metrics.watch(parts.tail, parts.streams)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await parts.tail.start()
+        try:
+            yield
+        finally:
+            parts.streams.close()
+            parts.pinger.stop()
+            await parts.tail.stop()
+            parts.threads.close()
+            parts.access.close()
+
+    app = FastAPI(
+        title="Flowledger",
+        version=deps.version,
+        description="Durable runs of Dify workflow documents over an event log.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.parts = parts
+    app.include_router(workflow_routes(parts))
+    app.include_router(app_routes(parts))
+    app.include_router(run_routes(parts))
+    app.include_router(health_routes(parts, metrics))
+    _handle_errors(app)
+    app.add_middleware(Edge, version=deps.version, metrics=metrics)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    return app
+
+
+def _build(deps: ApiDependencies) -> Parts:
+    limits = deps.limits
+    threads = Threads()
+    streams = RunStreams(deps.log, deps.blobs, deps.catalog, threads, limits.stream_buffer_bytes)
+    tail = EventTail(deps.log, threads, streams.make_live)
+    reads = Reads(deps.log, deps.blobs, tail, deps.records, threads, limits.fresh_s)
+    streams.join(tail, reads)
+    submitter = Submitter(
+        deps.log,
+        deps.blobs,
+        tail,
+        now_us=deps.now_us,
+        random_bits=deps.random_bits,
+        send_s=limits.send_s,
+        lifetime_s=limits.start_lifetime_s,
+    )
+    pinger = Pinger(limits.ping_s, limits.stuck_s)
+    starter = RunStarter(
+        deps.registry,
+        deps.catalog,
+        deps.blobs,
+        tail,
+        streams,
+        submitter,
+        threads,
+        pinger,
+        decide_s=limits.start_lifetime_s + 1.0,
+    )
+    publisher = Publisher(
+        deps.log,
+        deps.registry,
+        threads,
+        now_us=deps.now_us,
+        new_uuid=deps.new_uuid,
+        random_bits=deps.random_bits,
+        keys_per_app=limits.keys_per_app,
+    )
+    return Parts(
+        log=deps.log,
+        blobs=deps.blobs,
+        registry=deps.registry,
+        catalog=deps.catalog,
+        records=deps.records,
+        limits=limits,
+        threads=threads,
+        access=Access(deps.registry, deps.admin_token),
+        tail=tail,
+        reads=reads,
+        streams=streams,
+        submitter=submitter,
+        starter=starter,
+        publisher=publisher,
+        pinger=pinger,
+        instance_id=deps.instance_id,
+        models=deps.models,
+        version=deps.version,
+    )
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def on_api_error(_: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(TailBehind)
+    async def on_tail_behind(_: Request, error: TailBehind) -> Response:
+        return unavailable(f"this server has not read far enough to answer: {error}. Try again").response()
+
+    @app.exception_handler(LogError)
+    async def on_log_error(_: Request, error: LogError) -> Response:
+        logger.warning("log_unavailable", extra={"problem": str(error)})
+        return unavailable("the log cannot be read now. Try again").response()
+
+    @app.exception_handler(CodecError)
+    async def on_codec_error(_: Request, error: CodecError) -> Response:
+        logger.error("event_unreadable", extra={"problem": str(error)})
+        return ApiError(500, "internal_server_error", "an event of the run cannot be read by this server").response()
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        code = CODES.get(error.status_code, "unknown")
+        message = str(error.detail)
+        if error.status_code == 404:
+            message = f"there is no {request.url.path}"
+        return ApiError(error.status_code, code, message, headers=error.headers).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(_: Request, error: RequestValidationError) -> Response:
+        found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        return invalid_param("\n".join(found)).response()
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if not app.openapi_schema:
+        made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        made.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
+        app.openapi_schema = made
+    return app.openapi_schema

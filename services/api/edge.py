@@ -1,0 +1,79 @@
+"""The outermost layer of every answer: version header, CORS, an envelope for whatever escapes, and metrics.
+
+Plain ASGI: a stream passes through it as one coroutine, message by message.
+"""
+
+import logging
+import time
+from typing import Any
+
+from services.api.errors import ApiError
+from services.api.metrics import ApiMetrics
+
+logger = logging.getLogger(__name__)
+
+_METHODS = b"GET, PUT, POST, DELETE, OPTIONS, PATCH"
+_REQUEST_HEADERS = b"Content-Type, X-App-Code, X-App-Passport, Authorization, Idempotency-Key, Last-Event-ID"
+_EXPOSED = b"X-Version, X-Workflow-Run-Id, X-Task-Id, Retry-After"
+
+
+class Edge:
+    def __init__(self, app: Any, version: str, metrics: ApiMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._headers = [
+            (b"x-version", version.encode()),
+            (b"x-env", b"PRODUCTION"),
+            (b"access-control-allow-origin", b"*"),
+            (b"access-control-expose-headers", _EXPOSED),
+        ]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun_s = time.perf_counter()
+        started = False
+
+        async def send_with_headers(message: Any) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", ()), *self._headers]
+                self._count(scope, message["status"], time.perf_counter() - begun_s)
+            await send(message)
+
+        if scope["method"] == "OPTIONS" and _is_preflight(scope):
+            await _preflight(send_with_headers)
+            return
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except ApiError as error:
+            await error.response()(scope, receive, send_with_headers)
+        except Exception:
+            # Whatever nobody expected: the client gets an envelope, the operator the traceback.
+            logger.exception("request_failed", extra={"path": scope["path"], "method": scope["method"]})
+            if started:
+                raise
+            problem = ApiError(500, "internal_server_error", "the server has failed to answer; its log says why")
+            await problem.response()(scope, receive, send_with_headers)
+
+    def _count(self, scope: Any, status: int, took_s: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        self._metrics.requests.labels(scope["method"], route, status).inc()
+        self._metrics.seconds.labels(route).observe(took_s)
+
+
+def _is_preflight(scope: Any) -> bool:
+    return any(name == b"access-control-request-method" for name, _ in scope["headers"])
+
+
+async def _preflight(send: Any) -> None:
+    headers = [
+        (b"access-control-allow-methods", _METHODS),
+        (b"access-control-allow-headers", _REQUEST_HEADERS),
+        (b"access-control-max-age", b"600"),
+        (b"content-length", b"0"),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,149 @@
+"""`flowledger api`: one API process on Kafka and PostgreSQL. Reads the environment, builds the objects, serves."""
+
+import asyncio
+import os
+import secrets
+import socket
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from libs.events.blobs import LogBlobs
+from libs.events.kafka import KafkaLog
+from libs.events.log import LogError, Topic
+from libs.events.registry import RegistryTail
+from libs.serving import configure_logging, until_asked_to_stop
+from libs.settings import Settings, SettingsError, load_settings
+from libs.tables import open_engine
+from libs.workflow.catalog import Catalog
+from services.api.app import ApiDependencies, create_app
+from services.api.records import Records
+
+GRACE_S = 3
+TOKEN_FILE = "admin-token"
+
+
+class Server(uvicorn.Server):
+    """uvicorn that leaves signals to us, so that SIGTERM ends with exit code 0, and says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, ready: str) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            print(self._ready, flush=True)  # noqa: T201  # the ready line is data
+
+
+def main(host: str = "127.0.0.1", port: int = 5001) -> int:
+    """Serve until SIGTERM. Returns the exit code."""
+    configure_logging()
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        return _refuse(str(error), 2)
+    if settings.kafka is None:
+        return _refuse("FLOWLEDGER_KAFKA is not set: an API of its own needs a broker. Without one: flowledger dev", 2)
+    if settings.database_url is None:
+        return _refuse("FLOWLEDGER_DATABASE_URL is not set: an API on Kafka reads its lists from a database.", 2)
+    try:
+        listener = _listen(host, port)
+    except OSError as error:
+        return _refuse(f"cannot listen on {host}:{port}: {error.strerror}. Choose another: --port", 2)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, settings.kafka, settings.database_url, listener, host))
+    except LogError as error:
+        return _refuse(str(error), 7)
+    return 0
+
+
+async def _serve(settings: Settings, kafka: str, database_url: str, listener: socket.socket, host: str) -> None:
+    log = KafkaLog(kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
+    engine = open_engine(database_url)
+    registry: RegistryTail | None = None
+    try:
+        registry = await asyncio.to_thread(RegistryTail, log)
+        topic_id = await asyncio.to_thread(log.topic_id, Topic.EVENTS)
+        app = create_app(
+            ApiDependencies(
+                log=log,
+                registry=registry,
+                catalog=Catalog(registry.document),
+                blobs=LogBlobs(log),
+                records=Records(engine, topic_id),
+                admin_token=settings.admin_token or stored_admin_token(settings.data),
+                version=own_version(),
+                instance_id=str(uuid.uuid4()),
+                models=settings.models,
+            )
+        )
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S)
+        server = Server(config, f"flowledger api ready on http://{host}:{listener.getsockname()[1]}")
+        serving = asyncio.ensure_future(server.serve([listener]))
+        asked = asyncio.ensure_future(until_asked_to_stop())
+        await asyncio.wait([serving, asked], return_when=asyncio.FIRST_COMPLETED)
+        app.state.parts.streams.close()  # clients resume elsewhere; waiting for them would use up the grace
+        server.should_exit = True
+        asked.cancel()
+        await serving
+    finally:
+        if registry is not None:
+            registry.close()
+        engine.dispose()
+        log.close()
+
+
+def stored_admin_token(folder: Path) -> str:
+    """The admin token in the data folder; made, printed once and kept (0600) when there is none."""
+    path = folder / TOKEN_FILE
+    try:
+        kept = path.read_text("utf-8").strip()
+        if kept:
+            return kept
+    except FileNotFoundError:
+        pass
+    token = secrets.token_urlsafe(32)
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(token + "\n")
+    print(f"admin token (kept in {path}): {token}", file=sys.stderr)  # noqa: T201  # shown this once
+    return token
+
+
+def own_version() -> str:
+    try:
+        return version("flowledger")
+    except PackageNotFoundError:
+        return "0.0.0"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(2048)
+    listener.setblocking(False)
+    return listener
+
+
+def _refuse(message: str, code: int) -> int:
+    print(message, file=sys.stderr)  # noqa: T201  # before logging has anything to say
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""What the routes work with, built once by `create_app`."""
+
+from dataclasses import dataclass
+
+from libs.events.blobs import Blobs
+from libs.events.log import Log
+from libs.events.registry import RegistryTail
+from libs.workflow.catalog import Catalog
+from services.api.access import Access
+from services.api.publishing import Publisher
+from services.api.reads import Reads
+from services.api.records import Records
+from services.api.sse import Pinger
+from services.api.starting import RunStarter
+from services.api.streams import RunStreams
+from services.api.submit import Submitter
+from services.api.tail import EventTail
+from services.api.threads import Threads
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """Bounds and waits. The defaults are what a service runs with; tests shorten them."""
+
+    max_body_bytes: int = 4 * 1024 * 1024
+    stream_buffer_bytes: int = 1024 * 1024
+    """What a slow client may have waiting before its stream falls back to the log."""
+    ping_s: float = 10.0
+    stuck_s: float = 60.0
+    """A client that takes nothing for so long is dropped."""
+    send_s: float = 4.0
+    """How long the log may take to confirm a command."""
+    start_lifetime_s: float = 30.0
+    """A start that is decided later than this is refused."""
+    fresh_s: float = 1.0
+    """How long a read waits until it is not older than its request."""
+    max_lag_records: int = 10_000
+    """Further behind than this the replica is not ready."""
+    keys_per_app: int = 10
+
+
+@dataclass(slots=True, frozen=True)
+class Parts:
+    log: Log
+    blobs: Blobs
+    registry: RegistryTail
+    catalog: Catalog
+    records: Records | None
+    limits: Limits
+    threads: Threads
+    access: Access
+    tail: EventTail
+    reads: Reads
+    streams: RunStreams
+    submitter: Submitter
+    starter: RunStarter
+    publisher: Publisher
+    pinger: Pinger
+    instance_id: str
+    models: str
+    version: str

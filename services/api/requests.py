@@ -1,0 +1,143 @@
+"""Request bodies: read within a limit, decoded, and checked field by field with the contract's codes."""
+
+import hashlib
+import json
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import JsonValue
+from pydantic_core import from_json
+from starlette.requests import Request
+
+from services.api.errors import ApiError, bad_request, invalid_param
+from services.api.frames import Json
+
+MAX_KEY_LENGTH = 255
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The body. Raises ApiError 413 as soon as it is too large, without keeping it."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise _too_large(limit_bytes)
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit_bytes:
+            raise _too_large(limit_bytes)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def read_json(request: Request, limit_bytes: int, *, optional: bool = False) -> Json:
+    """The JSON object in the body. Raises ApiError 413, 415, 400. `optional`: no body counts as `{}`."""
+    body = await read_body(request, limit_bytes)
+    if optional and not body:
+        return {}
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise ApiError(415, "unsupported_media_type", "Content-Type must be application/json")
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise bad_request(f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise bad_request("the body must be a JSON object")
+    return value
+
+
+@dataclass(slots=True, frozen=True)
+class RunRequest:
+    """What all requests for a run have in common."""
+
+    inputs: dict[str, JsonValue]
+    files: tuple[JsonValue, ...]
+    streaming: bool
+    idempotency_key: str | None
+
+    @classmethod
+    def parse(cls, request: Request, body: Json) -> "RunRequest":
+        """Raises ApiError 400."""
+        return cls(_inputs(body), _files(body), response_mode(body) == "streaming", idempotency_key(request))
+
+
+def response_mode(body: Json) -> Literal["blocking", "streaming"]:
+    mode = body.get("response_mode")
+    if mode is None or mode == "blocking":
+        return "blocking"
+    if mode == "streaming":
+        return "streaming"
+    raise invalid_param(f"response_mode: expected blocking or streaming, got {_shown(mode)}", "response_mode")
+
+
+def idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 0 < len(key.strip()) <= MAX_KEY_LENGTH:
+        raise invalid_param(f"Idempotency-Key: expected 1 to {MAX_KEY_LENGTH} characters, got {len(key.strip())}")
+    return key.strip()
+
+
+def body_digest(body: Json, *more: str) -> str:
+    """What tells two requests with one idempotency key apart: everything but how the answer is delivered."""
+    meant = {name: value for name, value in body.items() if name not in _DELIVERY}
+    text = json.dumps([meant, *more], sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_DELIVERY = frozenset({"response_mode", "trace_id", "trace_session_id"})
+
+
+def check_trace_session(request: Request, body: Json) -> None:
+    """Raises ApiError 400 for a session id that the contract forbids; it is not kept."""
+    given = request.headers.get("x-trace-session-id") or request.query_params.get("trace_session_id")
+    value = given if given is not None else body.get("trace_session_id")
+    if value is not None and not (isinstance(value, str) and 1 <= len(value.strip()) <= 200):
+        raise bad_request("trace_session_id: expected 1 to 200 characters")
+
+
+def is_uuid(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text.lower()
+    except ValueError:
+        return False
+
+
+_KEY = re.compile(r"app-[A-Za-z0-9_-]{8,120}")
+
+
+def is_app_key(text: object) -> bool:
+    """Whether it can be an app key: ours have 24 letters and digits behind the prefix, others' may differ."""
+    return isinstance(text, str) and _KEY.fullmatch(text) is not None
+
+
+def _inputs(body: Json) -> dict[str, JsonValue]:
+    if "inputs" not in body:
+        raise invalid_param("inputs is required (it may be {})", "inputs")
+    inputs = body["inputs"]
+    if not isinstance(inputs, dict):
+        raise invalid_param(f"inputs: expected an object, got {_shown(inputs)}", "inputs")
+    return inputs
+
+
+def _files(body: Json) -> tuple[JsonValue, ...]:
+    files = body.get("files")
+    if files is None:
+        return ()
+    if not isinstance(files, list) or not all(isinstance(each, dict) for each in files):
+        raise invalid_param("files: expected a list of objects", "files")
+    return tuple(files)
+
+
+def _shown(value: Any) -> str:
+    """A short form of a value for a message; never a whole payload."""
+    return f'"{value[:40]}"' if isinstance(value, str) else type(value).__name__
+
+
+def _too_large(limit_bytes: int) -> ApiError:
+    message = f"the body is larger than {limit_bytes} bytes. Upload large values as files"
+    return ApiError(413, "request_entity_too_large", message, headers={"Connection": "close"})

@@ -1,0 +1,291 @@
+"""Our own paths for runs: list, start, state, history, stop. App keys see their app's runs, the admin token all."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import JsonValue
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from libs.events.codec import CodecError, Recorded, from_rfc3339, public_record
+from libs.events.ids import execution_id, task_id_of
+from libs.events.log import LogError
+from libs.events.model import CommandRejected, RunAccepted
+from libs.events.registry import AppCreated
+from libs.workflow.catalog import DefinitionMissing
+from libs.workflow.definition import Definition, DefinitionInvalid
+from libs.workflow.pins import PinsInvalid, parse_pins
+from services.api import schemas
+from services.api.access import Principal
+from services.api.errors import forbidden, invalid_param, not_found, unavailable
+from services.api.frames import Json, encode
+from services.api.history import Span, read_events
+from services.api.parts import Parts
+from services.api.reads import RunSummary
+from services.api.records import Filter, RecordsUnavailable, make_cursor, read_cursor
+from services.api.requests import RunRequest, body_digest, read_json
+from services.api.schemas import answers, errors, json_body, secured, streamed
+from services.api.starting import Wanted
+from services.api.views import listed, show
+from services.api.workflows import last_event_id
+
+STATUSES = ("pending", "running", "paused", "succeeded", "partial-succeeded", "failed", "stopped")
+MAX_PAGE = 100
+
+
+def run_routes(parts: Parts) -> APIRouter:
+    router = APIRouter(prefix="/v1/runs", tags=["Runs"])
+    both = secured("admin", "app_key")
+
+    @router.get(
+        "",
+        summary="List runs, newest first",
+        responses=answers(schemas.RunList, 400, 401, 503),
+        openapi_extra=both | schemas.parameters("status", "app", "since", "id_prefix", "cursor", "limit"),
+    )
+    async def list_runs(request: Request) -> Response:
+        return await _list(parts, request)
+
+    @router.post(
+        "",
+        summary="Start a run",
+        responses=streamed(schemas.BlockingAnswer) | errors(400, 401, 403, 404, 413, 415, 422, 429, 503),
+        openapi_extra=json_body(schemas.StartBody) | both,
+    )
+    async def start_run(request: Request) -> Response:
+        return await _start(parts, request)
+
+    @router.get(
+        "/{run_id}",
+        summary="A run with its nodes and variables",
+        responses=answers(schemas.RunState, 401, 404, 503),
+        openapi_extra=both,
+    )
+    async def get_run(request: Request, run_id: str) -> Response:
+        return await _state(parts, request, run_id, None)
+
+    @router.get(
+        "/{run_id}/state",
+        summary="A run as of one of its events",
+        responses=answers(schemas.RunState, 400, 401, 404, 503),
+        openapi_extra=both | schemas.parameters("at"),
+    )
+    async def get_state(request: Request, run_id: str) -> Response:
+        return await _state(parts, request, run_id, _number(request, "at", None))
+
+    @router.get(
+        "/{run_id}/history",
+        summary="The events of a run, read from the log",
+        responses=schemas.lines(schemas.HistoryLine) | errors(400, 401, 404, 503),
+        openapi_extra=both | schemas.parameters("from", "to"),
+    )
+    async def get_history(request: Request, run_id: str) -> Response:
+        return await _history(parts, request, run_id)
+
+    @router.post(
+        "/{run_id}/stop",
+        summary="Stop a run",
+        responses=answers(schemas.Stopped, 401, 404, 503),
+        openapi_extra=both,
+    )
+    async def stop_run(request: Request, run_id: str) -> Response:
+        return await _stop(parts, request, run_id)
+
+    return router
+
+
+async def _list(parts: Parts, request: Request) -> Response:
+    principal = await parts.access.anyone(request)
+    query = request.query_params
+    status = query.get("status") or None
+    if status is not None and status not in STATUSES:
+        raise invalid_param(f"status: expected one of {', '.join(STATUSES)}", "status")
+    try:
+        since_us = from_rfc3339(query["since"]) if query.get("since") else None
+        after = read_cursor(query["cursor"]) if query.get("cursor") else None
+    except (ValueError, OverflowError) as error:
+        raise invalid_param(str(error)) from error
+    limit = _number(request, "limit", 20) or 20
+    if not 1 <= limit <= MAX_PAGE:
+        raise invalid_param(f"limit: expected 1 to {MAX_PAGE}", "limit")
+    app_id = query.get("app") or query.get("app_id") or None
+    if principal.app is not None:
+        if app_id not in (None, principal.app.app_id):
+            raise not_found(f'app "{str(app_id)[:64]}" does not exist')
+        app_id = principal.app.app_id
+    if parts.records is None:
+        raise unavailable("this server has no tables to list runs from")
+    wanted = Filter(app_id, status, since_us, query.get("id_prefix") or None, after)
+    try:
+        rows = await parts.threads.run(parts.records.runs, wanted, limit + 1)
+    except RecordsUnavailable as error:
+        raise unavailable("the list of runs cannot be read now. Runs themselves can: ask for one by its id") from error
+    more = make_cursor(rows[limit - 1]) if len(rows) > limit else None
+    page = {"data": [listed(row) for row in rows[:limit]], "next_cursor": more, "has_more": more is not None}
+    return JSONResponse(page)
+
+
+async def _start(parts: Parts, request: Request) -> Response:
+    principal = await parts.access.anyone(request)
+    body = await read_json(request, parts.limits.max_body_bytes)
+    app = await _app_to_run(parts, principal, body)
+    wanted = RunRequest.parse(request, {"inputs": {}} | body)
+    pins = _pins(principal, body)
+    version = parts.registry.latest(app.app_id)
+    if version is None:
+        raise invalid_param("the app has no published version")
+    query = body.get("query")
+    if query is not None and not isinstance(query, str):
+        raise invalid_param("query: expected a string", "query")
+    user = body.get("user")
+    return await parts.starter.start(
+        Wanted(
+            principal,
+            app,
+            version,
+            str(user) if user else "DEFAULT-USER",
+            wanted,
+            body_digest(body),
+            query=query,
+            pins=pins,
+        ),
+        last_event_id(request),
+    )
+
+
+async def _app_to_run(parts: Parts, principal: Principal, body: Json) -> AppCreated:
+    app_id = body.get("app_id")
+    if app_id is None and principal.app is not None:
+        return principal.app
+    if not isinstance(app_id, str) or not app_id:
+        raise invalid_param("app_id is required", "app_id")
+    return await parts.access.app(app_id, principal)
+
+
+def _pins(principal: Principal, body: Json) -> dict[str, JsonValue] | None:
+    pins = body.get("pins")
+    if pins is None:
+        return None
+    if not principal.admin:
+        raise forbidden("pins need the admin token")
+    try:
+        parse_pins(pins)
+    except PinsInvalid as error:
+        raise invalid_param(str(error), "pins") from error
+    return dict(pins)
+
+
+async def _visible(parts: Parts, request: Request, run_id: str) -> RunSummary:
+    """The run, if the caller may see it. Raises ApiError 404."""
+    principal = await parts.access.anyone(request)
+    summary = await parts.reads.summary(run_id)
+    if summary is None or not principal.may_see(summary.app_id):
+        raise not_found(f'run "{run_id[:64]}" does not exist')
+    return summary
+
+
+async def _span(parts: Parts, run_id: str) -> Span:
+    span = await parts.reads.span(run_id)
+    if span is None:
+        raise not_found(f'run "{run_id[:64]}" does not exist')
+    return span
+
+
+async def _state(parts: Parts, request: Request, run_id: str, at: int | None) -> Response:
+    summary = await _visible(parts, request, run_id)
+    if at is not None and not 1 <= at <= summary.seq:
+        raise invalid_param(f"at: the run has events 1 to {summary.seq}", "at")
+    span = await _span(parts, run_id)
+    return Response(await parts.threads.run(_fold, parts, span, at), media_type="application/json")
+
+
+def _fold(parts: Parts, span: Span, at: int | None) -> bytes:
+    """Blocking: the fold of the run's history up to sequence `at`, as JSON."""
+    history: list[Recorded] = []
+    for events in read_events(parts.log, parts.blobs, span):
+        history += [recorded for recorded in events if at is None or recorded.seq <= at]
+        if at is not None and history[-1].seq >= at:
+            break
+    found = show(span.run_id, history, _definition(parts, history))
+    if found is None:
+        raise not_found(f'run "{span.run_id}" does not exist')
+    return encode(found)
+
+
+def _definition(parts: Parts, history: list[Recorded]) -> Definition | None:
+    if not history or not isinstance(history[0].event, RunAccepted):
+        return None
+    try:
+        return parts.catalog.get(history[0].event.digest)
+    except (DefinitionMissing, DefinitionInvalid):
+        return None
+
+
+async def _history(parts: Parts, request: Request, run_id: str) -> Response:
+    first, last = _number(request, "from", 1) or 1, _number(request, "to", None)
+    await _visible(parts, request, run_id)
+    span = await _span(parts, run_id)
+    as_stream = "text/event-stream" in request.headers.get("accept", "")
+    events = parts.reads.events(span)
+    # The first batch is read before the answer begins, so that a log that cannot be read is still an error answer.
+    nothing: list[Recorded] = []
+    begun = await anext(events, nothing)
+
+    async def lines() -> AsyncIterator[bytes]:
+        batch = begun
+        try:
+            while batch:
+                yield b"".join(_line(each, as_stream) for each in batch if each.seq >= first and _within(each, last))
+                if last is not None and batch[-1].seq >= last:
+                    return
+                batch = await anext(events, nothing)
+        except (LogError, CodecError) as error:
+            yield _broken(error, as_stream)
+
+    kind = "text/event-stream; charset=utf-8" if as_stream else "application/x-ndjson"
+    return StreamingResponse(lines(), media_type=kind, headers={"Cache-Control": "no-cache"})
+
+
+def _within(recorded: Recorded, last: int | None) -> bool:
+    return last is None or recorded.seq <= last
+
+
+def _line(recorded: Recorded, as_stream: bool) -> bytes:
+    event = recorded.event
+    node_id, path = getattr(event, "node_id", None), getattr(event, "path", None)
+    execution = execution_id(recorded.run_id, path, node_id) if node_id and path is not None else None
+    data = encode(public_record(recorded, execution))
+    return b"id: %d\ndata: %s\n\n" % (recorded.seq, data) if as_stream else data + b"\n"
+
+
+def _broken(error: Exception, as_stream: bool) -> bytes:
+    data = json.dumps({"error": {"code": "internal_server_error", "message": str(error), "status": 500}}).encode()
+    return b"data: " + data + b"\n\n" if as_stream else data + b"\n"
+
+
+async def _stop(parts: Parts, request: Request, run_id: str) -> Response:
+    principal = await parts.access.anyone(request)
+    body = await read_json(request, parts.limits.max_body_bytes, optional=True)
+    summary = await parts.reads.summary(run_id)
+    if summary is None or not principal.may_see(summary.app_id):
+        raise not_found(f'run "{run_id[:64]}" does not exist')
+    answer: Any = None
+    if not summary.ended:
+        reason = body.get("reason")
+        by = str(body.get("user") or ("admin" if principal.admin else ""))
+        answer = await parts.submitter.stop(
+            run_id, reason if isinstance(reason, str) and reason else "User requested stop", by, answer_s=1.0
+        )
+    requested = not summary.ended and not isinstance(answer, CommandRejected)
+    result = {"result": "success", "id": run_id, "task_id": task_id_of(run_id), "stop_requested": requested}
+    return JSONResponse(result | {"status": summary.status})
+
+
+def _number(request: Request, name: str, default: int | None) -> int | None:
+    raw = request.query_params.get(name)
+    if raw is None or raw == "":
+        return default
+    if not (raw.isascii() and raw.isdecimal() and len(raw) < 16):
+        raise invalid_param(f"{name}: expected a whole number", name)
+    return int(raw)

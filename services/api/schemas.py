@@ -1,0 +1,313 @@
+"""Shapes of requests and answers, for the OpenAPI document. Bodies are read and answers written by the routes."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+Values = dict[str, JsonValue]
+RunStatus = Literal["pending", "running", "paused", "succeeded", "partial-succeeded", "failed", "stopped"]
+EndStatus = Literal["succeeded", "partial-succeeded", "failed", "stopped"]
+Mode = Literal["workflow", "advanced-chat"]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Error(_Shape):
+    code: str = Field(description="Stable name of the error")
+    message: str
+    status: int
+    params: str | None = Field(default=None, description="The field that is wrong")
+    problems: list[dict[str, str]] | None = Field(default=None, description="Of a document that cannot run")
+
+
+class Result(_Shape):
+    result: Literal["success"]
+
+
+# --- requests ---
+
+
+class UserBody(_Shape):
+    user: str = Field(description="The caller's own name for its user", min_length=1)
+
+
+class RunBody(UserBody):
+    inputs: Values = Field(description="Values of the start node's variables; may be empty")
+    response_mode: Literal["blocking", "streaming"] | None = Field(default=None, description="Default: blocking")
+    files: list[Values] | None = None
+    trace_id: str | None = None
+    trace_session_id: str | None = None
+
+
+class StartBody(_Shape):
+    app_id: str | None = Field(default=None, description="Required with the admin token")
+    inputs: Values = Field(default_factory=dict)
+    query: str | None = Field(default=None, description="The user's message, for chatflows")
+    user: str | None = None
+    files: list[Values] | None = None
+    pins: Values | None = Field(default=None, description="Pinned answers of nodes; needs the admin token")
+    response_mode: Literal["blocking", "streaming"] | None = None
+
+
+class KeyBody(_Shape):
+    key: str | None = Field(default=None, description="An existing app-... key to bring along; absent: a new one")
+
+
+# --- answers: the reference's ---
+
+
+class BlockingData(_Shape):
+    id: str
+    workflow_id: str
+    status: EndStatus
+    outputs: Values
+    error: str | None
+    elapsed_time: float
+    total_tokens: int
+    total_steps: int
+    created_at: int
+    finished_at: int
+
+
+class BlockingAnswer(_Shape):
+    task_id: str
+    workflow_run_id: str
+    data: BlockingData
+
+
+class RunDetail(_Shape):
+    id: str
+    workflow_id: str
+    status: RunStatus
+    inputs: str = Field(description="JSON text, with sys.* values")
+    outputs: Values
+    error: str | None
+    total_steps: int
+    total_tokens: int
+    created_at: int
+    finished_at: int | None
+    elapsed_time: float
+
+
+# --- answers: ours ---
+
+
+class Problem(_Shape):
+    at: str
+    problem: str
+    hint: str
+    severity: Literal["error", "warning"]
+
+
+class Imported(_Shape):
+    app_id: str
+    name: str
+    mode: Mode
+    workflow_id: str
+    version: str
+    api_key: str | None
+    warnings: list[Problem]
+    digest: str
+
+
+class Version(_Shape):
+    workflow_id: str
+    version: str
+    published_at: str
+
+
+class App(_Shape):
+    app_id: str
+    name: str
+    mode: Mode
+    workflow_id: str | None
+    versions: list[Version]
+    description: str
+    icon: str
+    icon_background: str
+    created_at: str
+    digest: str | None
+
+
+class AppDetail(App):
+    inputs: list[Values]
+
+
+class AppList(_Shape):
+    data: list[App]
+
+
+class Key(_Shape):
+    id: str
+    prefix: str
+    created_at: str
+
+
+class KeyList(_Shape):
+    data: list[Key]
+
+
+class NewKey(Key):
+    key: str
+
+
+class RunItem(_Shape):
+    id: str
+    app_id: str
+    workflow_id: str
+    version: str
+    status: RunStatus
+    error: str | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    elapsed_time: float
+    total_steps: int
+    total_tokens: int
+    seq: int
+    triggered_from: str
+
+
+class RunList(_Shape):
+    data: list[RunItem]
+    next_cursor: str | None
+    has_more: bool
+
+
+class Execution(_Shape):
+    id: str
+    path: str
+    attempt: int
+    status: str
+    error: str | None
+    inputs: Values | None
+    outputs: Values | None
+    elapsed_time: float
+
+
+class NodeView(_Shape):
+    status: str
+    executions: list[Execution]
+
+
+class RunState(RunItem):
+    inputs: Values
+    outputs: Values
+    nodes: dict[str, NodeView]
+    variables: dict[str, Values]
+    waiting_for: list[Values]
+
+
+class HistoryLine(_Shape):
+    seq: int
+    type: str
+    at: str
+    run_id: str
+    node_id: str | None = None
+    node_execution_id: str | None = None
+    path: str | None = None
+    attempt: int | None = None
+    data: Values
+    partition: int
+    offset: int
+    epoch: int
+    cause: str
+
+
+class Stopped(Result):
+    id: str
+    task_id: str
+    stop_requested: bool
+    status: RunStatus
+
+
+class Health(_Shape):
+    status: str
+    service: str
+    instance_id: str
+    version: str
+    models: str
+
+
+class Readiness(_Shape):
+    status: str
+    service: str
+    problem: str | None = None
+    lag_records: int | None = None
+
+
+# --- how routes name them ---
+
+Doc = dict[str, Any]
+Responses = dict[int | str, dict[str, Any]]
+
+_ERRORS = {
+    400: "A value is wrong",
+    401: "No key, or an unknown one",
+    403: "The key may not do this",
+    404: "There is no such thing, or not for this key",
+    413: "The body is too large",
+    415: "The body is not JSON",
+    422: "The Idempotency-Key was used with another body",
+    429: "Too many at once; see Retry-After",
+    503: "Unknown or not possible now; see Retry-After",
+}
+
+
+def answers(model: type[BaseModel], *error_statuses: int, status: int = 200) -> Responses:
+    found: Responses = {status: {"model": model}}
+    return found | errors(*error_statuses)
+
+
+def errors(*statuses: int) -> Responses:
+    return {status: {"model": Error, "description": _ERRORS[status]} for status in statuses}
+
+
+_FRAMES: Doc = {"schema": {"type": "string", "description": "Server-sent events; see docs/api"}}
+
+
+def streamed(model: type[BaseModel] | None) -> Responses:
+    """200 as an event stream, and as JSON when there is a blocking form."""
+    headers = {
+        name: {"schema": {"type": "string"}, "description": text}
+        for name, text in (("X-Workflow-Run-Id", "Id of the run"), ("X-Task-Id", "What to stop it by"))
+    }
+    answer: Doc = {"description": "The run", "content": {"text/event-stream": _FRAMES}, "headers": headers}
+    return {200: answer if model is None else answer | {"model": model}}
+
+
+def lines(model: type[BaseModel]) -> Responses:
+    schema = model.model_json_schema()
+    content = {"application/x-ndjson": {"schema": schema}, "text/event-stream": _FRAMES}
+    return {200: {"description": "One object a line", "content": content}}
+
+
+def json_body(model: type[BaseModel], *, required: bool = True) -> Doc:
+    schema = model.model_json_schema()
+    assert "$defs" not in schema  # it would be out of place inside a path
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+
+
+def document_body() -> Doc:
+    text: Doc = {"schema": {"type": "string"}}
+    return {"requestBody": {"required": True, "content": {"application/yaml": text, "application/json": text}}}
+
+
+def parameters(*names: str, required: tuple[str, ...] = ()) -> Doc:
+    """Query parameters that the route reads by itself."""
+    text = {"type": "string"}
+    return {
+        "parameters": [{"name": name, "in": "query", "required": name in required, "schema": text} for name in names]
+    }
+
+
+def secured(*schemes: str) -> Doc:
+    return {"security": [{scheme: []} for scheme in schemes]}
+
+
+SECURITY_SCHEMES: Doc = {
+    "app_key": {"type": "http", "scheme": "bearer", "description": "A key of one app: app-..."},
+    "admin": {"type": "http", "scheme": "bearer", "description": "The admin token"},
+}

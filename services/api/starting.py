@@ -1,0 +1,282 @@
+"""Starting runs and delivering their answers: streaming, blocking, and re-attached after a repeat of a request.
+
+`RunStarter` is what the reference's paths and ours share; what differs (who may, what is in the body) is theirs.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import JsonValue
+from starlette.responses import Response
+
+from libs.events.blobs import Blobs
+from libs.events.codec import CodecError, decode_event
+from libs.events.commands import StartRun
+from libs.events.ids import task_id_of
+from libs.events.log import LogError, Record
+from libs.events.registry import AppCreated, RegistryTail, VersionPublished
+from libs.workflow.catalog import Catalog, DefinitionMissing
+from libs.workflow.definition import Definition, DefinitionInvalid
+from libs.workflow.inputs import InputInvalid, validate_inputs
+from services.api.access import Principal
+from services.api.errors import invalid_param, unavailable
+from services.api.frames import Cursor, encode
+from services.api.history import restored
+from services.api.reads import RunSummary
+from services.api.requests import RunRequest
+from services.api.sse import EventStream, Outbox, Pinger
+from services.api.streams import RunStreams
+from services.api.submit import Started, Submitter
+from services.api.tail import EventTail
+from services.api.threads import Threads
+from services.api.views import blocking
+
+logger = logging.getLogger(__name__)
+
+STREAM_ANSWER_S = 0.5
+"""How long a stream waits for the answer to its start before it opens anyway."""
+
+
+@dataclass(slots=True, frozen=True)
+class Wanted:
+    """A run that somebody asks for."""
+
+    principal: Principal
+    app: AppCreated
+    version: VersionPublished
+    user: str
+    request: RunRequest
+    body_digest: str
+    query: str | None = None
+    pins: dict[str, JsonValue] | None = None
+    triggered_from: str = "app-run"
+
+
+class RunStarter:
+    def __init__(
+        self,
+        registry: RegistryTail,
+        catalog: Catalog,
+        blobs: Blobs,
+        tail: EventTail,
+        streams: RunStreams,
+        submitter: Submitter,
+        threads: Threads,
+        pinger: Pinger,
+        decide_s: float,
+    ) -> None:
+        self._registry = registry
+        self._catalog = catalog
+        self._blobs = blobs
+        self._tail = tail
+        self._streams = streams
+        self._submitter = submitter
+        self._threads = threads
+        self._pinger = pinger
+        self._decide_s = decide_s
+
+    async def definition(self, version: VersionPublished) -> Definition:
+        """The version's compiled definition. Raises ApiError."""
+        definition = self._catalog.cached(version.digest)
+        if definition is not None:
+            return definition
+        try:
+            return await self._threads.run(self._compile, version.digest)
+        except (DefinitionMissing, LogError) as error:
+            raise unavailable("the workflow's document cannot be looked up now. Try again") from error
+        except DefinitionInvalid as error:
+            raise invalid_param(f"the workflow's document cannot run: {error}") from error
+
+    def _compile(self, digest: str) -> Definition:
+        try:
+            return self._catalog.get(digest)
+        except DefinitionMissing:
+            self._registry.refresh()
+            return self._catalog.get(digest)
+
+    async def start(self, wanted: Wanted, after: Cursor | None) -> Response:
+        """Start the run and answer as the request wants it; a repeated stream goes on after `after`. Raises ApiError."""
+        command = await self._command(wanted)
+        if wanted.request.streaming:
+            return await self._streaming(command, after)
+        return await self._blocking(command)
+
+    async def _command(self, wanted: Wanted) -> StartRun:
+        definition = await self.definition(wanted.version)
+        try:
+            inputs = validate_inputs(definition, wanted.request.inputs, files=wanted.request.files)
+        except InputInvalid as error:
+            raise invalid_param(str(error)) from error
+        app_id = wanted.app.app_id
+        return StartRun(
+            run_id=self._submitter.new_run_id(app_id, wanted.request.idempotency_key),
+            app_id=app_id,
+            workflow_id=wanted.version.workflow_id,
+            version=wanted.version.version,
+            digest=wanted.version.digest,
+            mode=definition.mode,
+            inputs=inputs,
+            files=wanted.request.files,
+            query=wanted.query,
+            caller=wanted.principal.caller(wanted.user),
+            triggered_from=wanted.triggered_from,
+            idempotency_key=wanted.request.idempotency_key,
+            body_digest=wanted.body_digest,
+            not_after_us=self._submitter.not_after_us(),
+            pins=wanted.pins,
+        )
+
+    # --- streaming ---
+
+    async def _streaming(self, command: StartRun, after: Cursor | None) -> Response:
+        outbox = self._streams.new_outbox()
+        self._streams.begin(command.run_id, outbox)
+        try:
+            started = await self._submitter.start(
+                command,
+                answer_s=self._decide_s if command.idempotency_key is not None else STREAM_ANSWER_S,
+                on_late_refusal=lambda error: outbox.fail(error.code, error.message),
+            )
+        except BaseException:
+            self._abandon(command.run_id, outbox)
+            raise
+        if started.run_id == command.run_id:
+            return self._stream(command.run_id, outbox, None)
+        self._abandon(command.run_id, outbox)
+        return self.attach(started.run_id, after or Cursor())
+
+    def _abandon(self, run_id: str, outbox: Outbox) -> None:
+        self._streams.discard(outbox, run_id)
+        live = self._tail.live(run_id)
+        if live is not None and live.fold is None:
+            self._tail.forget(run_id)
+
+    def attach(self, run_id: str, after: Cursor | None) -> Response:
+        """A stream of what follows `after` in a run that exists; None: of what is still to come."""
+        return self._stream(run_id, self._streams.new_outbox(), (after,))
+
+    def _stream(self, run_id: str, outbox: Outbox, follow: tuple[Cursor | None] | None) -> EventStream:
+        streams = self._streams
+
+        async def source(write: Any) -> None:
+            if follow is None:
+                await streams.resume(run_id, outbox, write)
+            else:
+                await streams.follow(run_id, follow[0], outbox, write)
+
+        return EventStream(
+            outbox, source, self._pinger, run_headers(run_id), on_close=lambda: streams.discard(outbox, run_id)
+        )
+
+    # --- blocking ---
+
+    async def _blocking(self, command: StartRun) -> Response:
+        end = self._tail.end_of(command.run_id)
+        try:
+            started = await self._submitter.start(command, answer_s=self._decide_s)
+            if started.attached:
+                end.cancel()
+                return await self._attached_blocking(started)
+        except BaseException:
+            end.cancel()
+            raise
+        outline = self._tail.outline(command.run_id)
+        created_us = outline.accepted_us if outline is not None else 0
+
+        def made(ended: Any, ended_us: int) -> bytes:
+            return encode(
+                blocking(command.run_id, task_id_of(command.run_id), command.workflow_id, created_us, ended, ended_us)
+            )
+
+        return WaitingAnswer(command.run_id, lambda: self._end(end, made), end.cancel)
+
+    async def _end(self, end: "asyncio.Future[Record]", made: Callable[[Any, int], bytes]) -> bytes:
+        recorded = decode_event(await end)
+        recorded = await self._threads.run(restored, recorded, self._blobs)
+        return made(recorded.event, recorded.at_us)
+
+    async def _attached_blocking(self, started: Started) -> Response:
+        """The answer of the run that an earlier request with the same key made."""
+        run_id = started.run_id
+        end = self._tail.end_of(run_id)
+        summary = await self._streams.reads.summary(run_id)
+        if summary is None:
+            end.cancel()
+            raise unavailable("the run cannot be looked up now. Try again")
+        if summary.ended:
+            end.cancel()
+            return Response(encode(_ended_answer(summary)), 200, run_headers(run_id), "application/json; charset=utf-8")
+        task_id, workflow_id, created_us = task_id_of(run_id), summary.workflow_id, summary.created_us
+
+        def made(ended: Any, ended_us: int) -> bytes:
+            return encode(blocking(run_id, task_id, workflow_id, created_us, ended, ended_us))
+
+        return WaitingAnswer(run_id, lambda: self._end(end, made), end.cancel)
+
+
+def _ended_answer(run: RunSummary) -> dict[str, Any]:
+    data = {
+        "id": run.id,
+        "workflow_id": run.workflow_id,
+        "status": run.status,
+        "outputs": run.outputs,
+        "error": run.error,
+        "elapsed_time": run.elapsed_s,
+        "total_tokens": run.total_tokens,
+        "total_steps": run.total_steps,
+        "created_at": run.created_us // 1_000_000,
+        "finished_at": (run.finished_us or 0) // 1_000_000,
+    }
+    return {"task_id": task_id_of(run.id), "workflow_run_id": run.id, "data": data}
+
+
+def run_headers(run_id: str) -> dict[str, str]:
+    return {"X-Workflow-Run-Id": run_id, "X-Task-Id": task_id_of(run_id)}
+
+
+class WaitingAnswer(Response):
+    """A JSON answer whose headers leave at once and whose body leaves when the run has ended.
+
+    A client that goes away frees it; the run goes on.
+    """
+
+    def __init__(self, run_id: str, body_when_done: Callable[[], Any], on_close: Callable[[], object]) -> None:
+        self.background = None
+        self.status_code = 200
+        self.body = b""
+        self._body_when_done = body_when_done
+        self._on_close = on_close
+        self._run_id = run_id
+        headers = {"content-type": "application/json; charset=utf-8"} | run_headers(run_id)
+        self.raw_headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        gone = asyncio.ensure_future(_disconnected(receive))
+        done = asyncio.ensure_future(self._body_when_done())
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
+            await asyncio.wait([gone, done], return_when=asyncio.FIRST_COMPLETED)
+            if done.done():
+                await send({"type": "http.response.body", "body": self._result(done), "more_body": False})
+        finally:
+            gone.cancel()
+            done.cancel()
+            self._on_close()
+
+    def _result(self, done: "asyncio.Future[bytes]") -> bytes:
+        try:
+            return done.result()
+        except (LogError, CodecError, asyncio.CancelledError) as error:
+            # The status has left already; the envelope is the best that can be said.
+            logger.warning("answer_unreadable", extra={"run_id": self._run_id, "problem": str(error)})
+            problem = unavailable("the run's result cannot be read now. Ask for the run by its id")
+            return bytes(problem.response().body)
+
+
+async def _disconnected(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

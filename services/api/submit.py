@@ -1,0 +1,155 @@
+"""Commands out: a run is started or stopped by a record in the commands topic, and the answer is read from the log.
+
+A start is found by its command's acknowledged offset: accepted, or rejected with a reason. What the log did not
+acknowledge in time is unknown, not failed: the caller is told to ask again with the same idempotency key.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from libs.events.blobs import Blobs
+from libs.events.claim_check import offload, oversized
+from libs.events.codec import encode_body, encode_command
+from libs.events.commands import StartRun, StopRun
+from libs.events.ids import RunId, new_run_id, partition_for_key, partition_of
+from libs.events.log import Log, LogError, Topic
+from libs.events.model import CommandRejected
+from services.api.errors import ApiError, unavailable
+from services.api.tail import EventTail
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN = (
+    "the log did not confirm the start in time, so it may or may not happen. "
+    "Repeat the request with the same Idempotency-Key to find out"
+)
+
+
+@dataclass(slots=True, frozen=True)
+class Started:
+    """A start that the log holds."""
+
+    run_id: str
+    attached: bool = False
+    """An earlier request with the same idempotency key made the run."""
+
+
+class Submitter:
+    """`random_bits(n)`: a random number of n bits. `now_us`: the wall clock."""
+
+    def __init__(
+        self,
+        log: Log,
+        blobs: Blobs,
+        tail: EventTail,
+        *,
+        now_us: Callable[[], int],
+        random_bits: Callable[[int], int],
+        send_s: float,
+        lifetime_s: float,
+    ) -> None:
+        self._log = log
+        self._blobs = blobs
+        self._tail = tail
+        self._now_us = now_us
+        self._random_bits = random_bits
+        self._send_s = send_s
+        self._lifetime_s = lifetime_s
+        self._late_answers: set[asyncio.Task[None]] = set()
+
+    def new_run_id(self, app_id: str, idempotency_key: str | None) -> RunId:
+        """Starts with equal keys meet in one partition; others go anywhere."""
+        partitions = self._log.partitions
+        if idempotency_key is not None:
+            partition = partition_for_key(app_id, idempotency_key, partitions)
+        else:
+            partition = self._random_bits(32) % partitions
+        return new_run_id(partition, self._now_us(), self._random_bits(62))
+
+    def not_after_us(self) -> int:
+        """Until when a start may be decided: a late one must not surprise a caller who has given up."""
+        return self._now_us() + int(self._lifetime_s * 1e6)
+
+    async def start(
+        self, command: StartRun, *, answer_s: float, on_late_refusal: Callable[[ApiError], None] | None = None
+    ) -> Started:
+        """Send the start and wait at most `answer_s` for its answer. Raises ApiError.
+
+        With `on_late_refusal` a start without an idempotency key whose answer takes longer counts as started: its run
+        id is known; should it be refused after all, that is called.
+        """
+        partition = partition_of(command.run_id)
+        command = await self._light(command)
+        with self._tail.expecting(partition):
+            offset = await self._send(command, partition)
+            try:
+                answer = await self._tail.answer(partition, offset, answer_s)
+            except TimeoutError:
+                if command.idempotency_key is None and on_late_refusal is not None:
+                    late = asyncio.ensure_future(self._late(partition, offset, on_late_refusal))
+                    self._late_answers.add(late)
+                    late.add_done_callback(self._late_answers.discard)
+                    await asyncio.sleep(0)  # let it begin to expect before this stops expecting
+                    return Started(command.run_id)
+                raise unavailable(
+                    "no executor has decided the start yet. Repeat the request with the same Idempotency-Key"
+                ) from None
+        if isinstance(answer, str):
+            return Started(answer)
+        if answer.code == "duplicate" and answer.duplicate_of is not None:
+            return Started(answer.duplicate_of, attached=True)
+        raise _refused(answer)
+
+    async def _light(self, command: StartRun) -> StartRun:
+        """The command with large inputs moved to the blobs."""
+        if not oversized(encode_body(command)):
+            return command
+        try:
+            return await asyncio.wrap_future(offload(command, self._blobs, command.run_id))
+        except LogError as error:
+            logger.warning("inputs_not_stored", extra={"run_id": command.run_id, "problem": str(error)})
+            raise unavailable("the inputs could not be stored now. Try again") from error
+
+    async def _late(self, partition: int, offset: int, on_refusal: Callable[[ApiError], None]) -> None:
+        with self._tail.expecting(partition):
+            try:
+                answer = await self._tail.answer(partition, offset, self._lifetime_s * 2)
+            except TimeoutError:
+                return  # nobody executes; the stream says so by its silence
+        if isinstance(answer, CommandRejected):
+            on_refusal(_refused(answer))
+
+    async def stop(self, run_id: str, reason: str, by: str, *, answer_s: float = 0) -> CommandRejected | str | None:
+        """Ask for a run to stop; the answer if it comes within `answer_s`. Raises ApiError (503)."""
+        partition = partition_of(run_id)
+        command = StopRun(run_id=run_id, reason=reason, by=by)
+        with self._tail.expecting(partition):
+            offset = await self._send(command, partition)
+            if not answer_s:
+                return None
+            try:
+                return await self._tail.answer(partition, offset, answer_s)
+            except TimeoutError:
+                return None
+
+    async def _send(self, command: StartRun | StopRun, partition: int) -> int:
+        try:
+            # Sending may wait for the local buffer; the acknowledgement comes on the adapter's thread.
+            return await asyncio.wrap_future(
+                self._log.send(Topic.COMMANDS, partition, encode_command(command), self._send_s)
+            )
+        except LogError as error:
+            logger.warning("command_unconfirmed", extra={"run_id": command.run_id, "problem": str(error)})
+            raise unavailable(UNKNOWN) from error
+
+
+def _refused(rejected: CommandRejected) -> ApiError:
+    if rejected.code == "idempotency_key_reused":
+        return ApiError(422, "idempotency_key_reused", "the Idempotency-Key was used with another request body")
+    if rejected.code == "expired":
+        return unavailable("the start came too late to the executor and was not carried out. Try again")
+    if rejected.code == "too_many_requests":
+        return ApiError(429, "too_many_requests", rejected.message, headers={"Retry-After": "1"})
+    return ApiError(500, "internal_server_error", f"the start was refused: {rejected.code}")
