@@ -18,6 +18,7 @@ import socket
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -26,13 +27,15 @@ from pydantic import JsonValue
 
 from services.executor.sandbox.inside import frames, walls
 from services.executor.sandbox.packages import PackageMissing, for_code, for_runner
-from services.executor.sandbox.zygote_process import Exit, ZygoteFailed, ZygoteProcess
+from services.executor.sandbox.zygote_process import Child, Exit, ZygoteFailed, ZygoteProcess
 
 _log = logging.getLogger(__name__)
 
 MEMORY_BYTES: Final = 512 << 20
 MAX_REQUEST_BYTES: Final = 64 << 20
 _MAX_SLOTS: Final = 40
+_SPARES: Final = 2
+"""Processes made ready before they are needed: making one takes longer than most code runs."""
 _STATUS_S: Final = 2.0
 _INLINE_BYTES: Final = 256 << 10
 """Larger results are parsed in a thread: a loop that stands still for 100 ms is felt by every run."""
@@ -84,6 +87,7 @@ class Sandbox:
         self._starting = asyncio.Lock()
         self._zygote: ZygoteProcess | None = None
         self._unavailable: str | None = None
+        self._ready: deque[Child] = deque()
 
     async def run(
         self,
@@ -99,11 +103,11 @@ class Sandbox:
         Raises SandboxUnavailable. What the code does wrong is in the result.
         """
         began_s = time.monotonic()
-        request = {"language": language, "code": code, "inputs": inputs}
+        request = {"language": language, "code": code, "inputs": inputs, "memory_bytes": memory_bytes}
         output = b""
         result: dict[str, JsonValue] = {}
         try:
-            kind, body, output = await self._execute(request, timeout_s, memory_bytes)
+            kind, body, output = await self._execute(request, timeout_s)
             if kind != frames.RESULT:
                 raise SandboxError(body.decode("utf-8", "replace"))
             result = _parse(body) if len(body) <= _INLINE_BYTES else await asyncio.to_thread(_parse, body)
@@ -116,8 +120,9 @@ class Sandbox:
         self, template: str, variables: Mapping[str, JsonValue], *, limit_chars: int, timeout_s: float
     ) -> str:
         """The text of a Jinja template. Raises OutputTooLong, SandboxError, SandboxUnavailable."""
-        request = {"language": "jinja2", "code": template, "inputs": variables, "limit_chars": limit_chars}
-        kind, body, _ = await self._execute(request, timeout_s, MEMORY_BYTES, subject="The template")
+        request = {"language": "jinja2", "code": template, "inputs": variables, "memory_bytes": MEMORY_BYTES}
+        request["limit_chars"] = limit_chars
+        kind, body, _ = await self._execute(request, timeout_s, subject="The template")
         text = body.decode("utf-8", "replace")
         if kind == frames.TOO_LONG:
             raise OutputTooLong(text)
@@ -131,23 +136,24 @@ class Sandbox:
 
     def close(self) -> None:
         """Kill everything that runs. Waits for the end of the warm interpreter; idempotent."""
+        while self._ready:
+            self._ready.pop().end()
         if self._zygote is not None:
             self._zygote.stop()
             self._zygote = None
 
     async def _execute(
-        self, request: Mapping[str, Any], timeout_s: float, memory_bytes: int, subject: str = "The code"
+        self, request: Mapping[str, Any], timeout_s: float, subject: str = "The code"
     ) -> tuple[bytes, bytes, bytes]:
         """One request, one answer: its kind, body and captured output."""
-        data = json.dumps(request).encode()
+        data = json.dumps({**request, "cpu_s": math.ceil(timeout_s)}).encode()
         if len(data) > MAX_REQUEST_BYTES:
             raise SandboxError(f"The inputs are larger than {MAX_REQUEST_BYTES >> 20} MB ({len(data):,} bytes)")
         data = frames.frame(frames.REQUEST, data)
         async with self._free:
             answer: tuple[bytes, bytes, bytes] | Exit = Exit(None)
             for _ in range(2):  # nothing outside has seen the first try, so it may be repeated
-                zygote = await self._warm()
-                answer = await _exchange(zygote, data, timeout_s, memory_bytes, subject)
+                answer = await _exchange(self._take(await self._warm()), data, timeout_s, subject)
                 if not isinstance(answer, Exit) or answer.status is not None:
                     break
         if isinstance(answer, Exit):
@@ -155,6 +161,16 @@ class Sandbox:
         if answer[0] == frames.BROKEN:
             raise SandboxUnavailable(_unavailable(answer[1].decode("utf-8", "replace")))
         return answer
+
+    def _take(self, zygote: ZygoteProcess) -> Child:
+        """A process that is ready, or will be first; and have further ones made ready meanwhile."""
+        lost = [child for child in self._ready if child.zygote is not zygote or child.exited.done()]
+        for child in lost:
+            self._ready.remove(child)
+            child.end()
+        while len(self._ready) <= _SPARES:
+            self._ready.append(zygote.spawn())
+        return self._ready.popleft()
 
     async def _warm(self) -> ZygoteProcess:
         async with self._starting:
@@ -176,33 +192,25 @@ class Sandbox:
         if self._strict and sys.platform != "linux":
             raise ZygoteFailed(f"containment (Landlock, seccomp) is a part of Linux, and this is {sys.platform}")
         packages = await asyncio.to_thread(for_code, self._packages)  # reads the metadata of everything installed
-        config = {"slots": self._slots, "own": for_runner(), "packages": packages, "warm": self._packages}
+        config = {"slots": self._slots + _SPARES + 1, "own": for_runner(), "packages": packages, "warm": self._packages}
         zygote = await ZygoteProcess.start(config, strict=self._strict)
         if not self._strict:
             _log.warning("sandbox_without_containment", extra={"setting": "FLOWLEDGER_SANDBOX=process"})
         return zygote
 
 
-async def _exchange(
-    zygote: ZygoteProcess, data: bytes, timeout_s: float, memory_bytes: int, subject: str
-) -> tuple[bytes, bytes, bytes] | Exit:
-    here, there = socket.socketpair()
-    with here:
-        here.setblocking(False)
-        with there:
-            number, exited = zygote.spawn(there, memory_bytes, math.ceil(timeout_s))
-        try:
-            async with asyncio.timeout(timeout_s):
-                answer = await _talk(here, data)
-            if answer is not None:
-                return answer
-            # The line is closed: the process has ended, or has closed it and goes on in vain.
-            zygote.kill(number) if not exited.done() and not await _ended(exited) else None
-            return exited.result() if exited.done() else Exit(0)
-        except TimeoutError:
-            raise SandboxError(f"{subject} did not finish within {timeout_s:g} s and was stopped") from None
-        finally:
-            zygote.kill(number)
+async def _exchange(child: Child, data: bytes, timeout_s: float, subject: str) -> tuple[bytes, bytes, bytes] | Exit:
+    try:
+        async with asyncio.timeout(timeout_s):
+            answer = await _talk(child.line, data)
+        if answer is not None:
+            return answer
+        # The line is closed: the process has ended, or has closed the line and goes on in vain.
+        return child.exited.result() if await _ended(child.exited) else Exit(0)
+    except TimeoutError:
+        raise SandboxError(f"{subject} did not finish within {timeout_s:g} s and was stopped") from None
+    finally:
+        child.end()
 
 
 async def _ended(exited: "asyncio.Future[Exit]") -> bool:

@@ -39,6 +39,21 @@ class Exit:
     why: str | None = None
 
 
+@dataclass(slots=True, frozen=True)
+class Child:
+    """A contained process, for one request. Whoever takes it ends it."""
+
+    zygote: "ZygoteProcess"
+    number: int
+    line: socket.socket
+    exited: "asyncio.Future[Exit]"
+
+    def end(self) -> None:
+        """Kill it, if it still runs, and let go of its line. Idempotent."""
+        self.zygote.kill(self.number)
+        self.line.close()
+
+
 class ZygoteProcess:
     """One started warm interpreter. `alive` turns False when it ends, by itself or by `stop`."""
 
@@ -48,7 +63,7 @@ class ZygoteProcess:
         self._control = control
         self._base = base
         self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[str | None] = self._loop.create_future()
+        self.ready: asyncio.Future[str | None] = self._loop.create_future()
         self._exits: dict[int, asyncio.Future[Exit]] = {}
         self._received = b""
         self._last_id = 0
@@ -64,7 +79,7 @@ class ZygoteProcess:
         zygote = _launch(config, strict=strict)
         try:
             async with asyncio.timeout(_START_S):
-                missing = await zygote._ready
+                missing = await zygote.ready
         except TimeoutError:
             missing = f"its warm interpreter did not start within {_START_S:g} s"
         except BaseException:
@@ -75,13 +90,15 @@ class ZygoteProcess:
             raise ZygoteFailed(missing)
         return zygote
 
-    def spawn(self, line: socket.socket, memory_bytes: int, cpu_s: int) -> tuple[int, "asyncio.Future[Exit]"]:
-        """Have a contained process serve `line`. Returns its id here and a future of its end."""
+    def spawn(self) -> "Child":
+        """Start a contained process that waits for one request."""
         self._last_id += 1
+        here, there = socket.socketpair()
+        here.setblocking(False)
         exited = self._exits[self._last_id] = self._loop.create_future()
-        message = {"spawn": self._last_id, "memory_bytes": memory_bytes, "cpu_s": cpu_s}
-        self._send(message, [line.fileno()])
-        return self._last_id, exited
+        with there:
+            self._send({"spawn": self._last_id}, [there.fileno()])
+        return Child(self, self._last_id, here, exited)
 
     def kill(self, number: int) -> None:
         """Kill the process, if it still runs."""
@@ -123,8 +140,8 @@ class ZygoteProcess:
             exited = self._exits.pop(message["exit"], None)
             if exited is not None and not exited.done():
                 exited.set_result(Exit(message["status"], message["why"]))
-        elif not self._ready.done():
-            self._ready.set_result(message.get("missing"))
+        elif not self.ready.done():
+            self.ready.set_result(message.get("missing"))
 
     def _lost(self) -> None:
         if not self.alive:
@@ -132,8 +149,8 @@ class ZygoteProcess:
         self.alive = False
         self._loop.remove_reader(self._control.fileno())
         self._control.close()
-        if not self._ready.done():
-            self._ready.set_result("its warm interpreter ended while it started (see the log)")
+        if not self.ready.done():
+            self.ready.set_result("its warm interpreter ended while it started (see the log)")
         for exited in self._exits.values():
             if not exited.done():
                 exited.set_result(Exit(None))
@@ -148,7 +165,7 @@ def _launch(config: Mapping[str, Any], *, strict: bool) -> ZygoteProcess:
         # The socket travels as standard input, because `pass_fds` would keep the number that it has here.
         process = subprocess.Popen(
             [os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8", "-c", _PROGRAM, str(_INSIDE)],
-            stdin=there,
+            stdin=there.fileno(),
             stdout=subprocess.DEVNULL,
             env=_ENVIRONMENT,
             cwd="/",

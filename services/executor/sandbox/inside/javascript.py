@@ -6,8 +6,9 @@ _STACK_BYTES = 1 << 20
 
 _BEFORE = """
 globalThis.console = {};
+const __text = value => typeof value === "string" ? value : JSON.stringify(value) ?? String(value);
 for (const name of ["log", "info", "warn", "error", "debug"])
-  console[name] = (...all) => __print(all.map(v => typeof v === "string" ? v : JSON.stringify(v) ?? String(v)).join(" "));
+  console[name] = (...all) => __print(all.map(__text).join(" "));
 """
 _CALL = """
 (() => {

@@ -73,7 +73,7 @@ _PRETENDED: _Numbers = {
 # Answered with ENOSYS, so that the C library falls back to the older call, whose arguments a filter can see.
 _ABSENT: _Numbers = {"clone3": (435, 435), "openat2": (437, 437)}
 
-_LD, _JEQ, _JSET, _JGE, _AND, _RET = 0x20, 0x15, 0x45, 0x35, 0x54, 0x06
+_LD, _JEQ, _JSET, _JGE, _JA, _AND, _RET = 0x20, 0x15, 0x45, 0x35, 0x05, 0x54, 0x06
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _DENY = _ERRNO | errno.EPERM
 _NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data; arguments start at 16, 8 bytes each
@@ -172,41 +172,68 @@ _RULES: dict[str, tuple[tuple[int | None, int | None], list[_Op]]] = {
 _SIGNALS: _Numbers = {"kill": (62, 129), "tgkill": (234, 131)}
 
 
+_Interval = tuple[int, list[_Op]]
+_DENIED = [_op(_RET, _DENY)]
+_OWN_PID = 0x7FFFFFFE  # stands for the process id until `install` knows it
+
+
 class Filter:
-    """The program for this machine, ready but for the one process id that may be signalled."""
+    """The program for this machine, ready but for the one process id that may be signalled.
+
+    A search tree over the numbers, not a list: on installing, the kernel walks the program once for every number.
+    """
 
     def __init__(self) -> None:
         self._column, arch = _MACHINES[platform.machine()]
-        ops = [_op(_LD, _ARCH), _op(_JEQ, arch, 1, 0), _op(_RET, _KILL), _op(_LD, _NUMBER)]
+        head = [_op(_LD, _ARCH), _op(_JEQ, arch, 1, 0), _op(_RET, _KILL), _op(_LD, _NUMBER)]
         if self._column == 0:  # the x32 calls: the same kernel functions under other numbers
-            ops += [_op(_JGE, 0x40000000, 0, 1), _op(_RET, _KILL)]
-        for name in _ALLOWED:
-            ops += self._block(_ALLOWED[name], [_op(_RET, _ALLOW)])
-        for numbers, body in _RULES.values():
-            ops += self._block(numbers, body)
-        for numbers in _PRETENDED.values():
-            ops += self._block(numbers, [_op(_RET, _ERRNO)])
-        for numbers in _ABSENT.values():
-            ops += self._block(numbers, [_op(_RET, _ERRNO | errno.ENOSYS)])
-        self._head = _assembled(ops)
+            head += [_op(_JGE, 0x40000000, 0, 1), _op(_RET, _KILL)]
+        self._code = _assembled(head + _tree(self._intervals()))
         self._set = ctypes.CDLL(None, use_errno=True).prctl
 
-    def _block(self, numbers: tuple[int | None, int | None], body: list[_Op]) -> list[_Op]:
-        number = numbers[self._column]
-        return [] if number is None else [_op(_JEQ, number, 0, len(body)), *body]
+    def _intervals(self) -> list[_Interval]:
+        """What happens from each number on, until the next interval's first."""
+        bodies: dict[int, list[_Op]] = {}
+
+        def put(numbers: tuple[int | None, int | None], body: list[_Op]) -> None:
+            number = numbers[self._column]
+            if number is not None:
+                bodies[number] = body
+
+        for numbers in _ALLOWED.values():
+            put(numbers, [_op(_RET, _ALLOW)])
+        for numbers in _PRETENDED.values():
+            put(numbers, [_op(_RET, _ERRNO)])
+        for numbers in _ABSENT.values():
+            put(numbers, [_op(_RET, _ERRNO | errno.ENOSYS)])
+        for numbers in _SIGNALS.values():
+            put(numbers, _if_one_of(0, (_OWN_PID,)))
+        for numbers, body in _RULES.values():
+            put(numbers, body)
+        found: list[_Interval] = [(0, _DENIED)]
+        for number in range(max(bodies) + 2):
+            body = bodies.get(number, _DENIED)
+            if body != found[-1][1]:
+                found.append((number, body))
+        return found
 
     def install(self) -> None:
         """Filter this process from here on. Irrevocable; needs no_new_privs. Raises OSError."""
-        own: list[_Op] = []
-        for numbers in _SIGNALS.values():
-            own += self._block(numbers, _if_one_of(0, (os.getpid(),)))
-        code = self._head + _assembled([*own, _op(_RET, _DENY)])
+        code = self._code.replace(struct.pack("I", _OWN_PID), struct.pack("I", os.getpid()))
         buffer = ctypes.create_string_buffer(code, len(code))
         program = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
         if self._set(22, 2, ctypes.c_char_p(program), 0, 0) != 0:  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
             raise OSError(ctypes.get_errno(), "the system call filter (seccomp) was refused")
 
 
+def _tree(intervals: list[_Interval]) -> list[_Op]:
+    if len(intervals) == 1:
+        return intervals[0][1]
+    middle = len(intervals) // 2
+    low, high = _tree(intervals[:middle]), _tree(intervals[middle:])
+    # Conditional jumps reach 255 instructions, plain ones any distance.
+    return [_op(_JGE, intervals[middle][0], 0, 1), _op(_JA, len(low)), *low, *high]
+
+
 def _assembled(ops: list[_Op]) -> bytes:
     return b"".join(struct.pack("HBBI", *op) for op in ops)
-

@@ -93,12 +93,6 @@ def _ruleset(folder: str, readable: Readable) -> landlock.Ruleset:
     return rules
 
 
-@dataclass(frozen=True)
-class Limits:
-    memory_bytes: int
-    cpu_s: int
-
-
 class Walls:
     """Everything prepared for `close`, so that a child does as little as possible."""
 
@@ -114,7 +108,7 @@ class Walls:
         if os.geteuid() != 0 and now_s - self._counted_s > _COUNT_INTERVAL_S:
             self._threads_elsewhere, self._counted_s = _threads_of_user(), now_s
 
-    def close(self, slot: Slot, limits: Limits, parent: int) -> None:
+    def close(self, slot: Slot, parent: int) -> None:
         """Give up everything but computing. Raises OSError: then no foreign code may run in this process."""
         os.setsid()
         os.umask(0o077)
@@ -135,7 +129,7 @@ class Walls:
             self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:
                 os._exit(1)
-        self._limit(slot, limits)
+        self._limit(slot)
         if not self._strict:
             return
         assert slot.ruleset is not None
@@ -145,11 +139,12 @@ class Walls:
         slot.ruleset.enforce()
         self._filter.install()
 
-    def _limit(self, slot: Slot, limits: Limits) -> None:
-        def limit(what: int, soft: int, hard: int | None = None) -> None:
-            resource.setrlimit(what, _capped(what, soft, soft if hard is None else hard))
+    def _limit(self, slot: Slot) -> None:
+        """Time and memory are each execution's own: `limit_execution`."""
 
-        limit(resource.RLIMIT_CPU, limits.cpu_s, limits.cpu_s + 1)
+        def limit(what: int, most: int) -> None:
+            resource.setrlimit(what, _capped(what, most, most))
+
         limit(resource.RLIMIT_FSIZE, FILE_BYTES)
         limit(resource.RLIMIT_NOFILE, OPEN_FILES)
         limit(resource.RLIMIT_CORE, 0)
@@ -158,8 +153,6 @@ class Walls:
         if self._linux:
             limit(resource.RLIMIT_MEMLOCK, 0)
             limit(resource.RLIMIT_MSGQUEUE, 0)
-        if self._linux or self._strict:  # macOS refuses to bound the address space
-            limit(resource.RLIMIT_AS, limits.memory_bytes)
 
     def _drop_capabilities(self) -> None:
         """Another user than root may hold some, too."""
@@ -172,6 +165,13 @@ class Walls:
     def _prctl(self, option: int, value: int) -> None:
         if self._libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), f"prctl({option}) was refused")
+
+
+def limit_execution(memory_bytes: int, cpu_s: int) -> None:
+    """Bound what the process may use from here on. A first sign of too much processor time comes a second early."""
+    resource.setrlimit(resource.RLIMIT_CPU, _capped(resource.RLIMIT_CPU, cpu_s, cpu_s + 1))
+    with contextlib.suppress(ValueError):  # macOS cannot bound the address space
+        resource.setrlimit(resource.RLIMIT_AS, _capped(resource.RLIMIT_AS, memory_bytes, memory_bytes))
 
 
 def _capped(what: int, soft: int, hard: int) -> tuple[int, int]:

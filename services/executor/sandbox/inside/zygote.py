@@ -4,7 +4,7 @@ One per executor, started as a program of its own (never forked from the executo
 secrets and never sees requests or answers: those go over a line of each execution's own, whose end it hands to the
 child. Talk with the executor is one JSON object a line over a socket on file descriptor 3:
 
-    executor:  the configuration, once; {"spawn": id, "memory_bytes": n, "cpu_s": n} with a descriptor; {"kill": id}
+    executor:  the configuration, once; {"spawn": id} with a descriptor; {"kill": id}
     zygote:    {"ready": true} or {"missing": why}, once; {"exit": id, "status": wait status, "why": null | "folder"}
 
 Ends, with all its children, when the executor's end of the socket closes.
@@ -60,7 +60,6 @@ class _Child:
 class _Waiting:
     id: int
     line: int
-    limits: walls.Limits
 
 
 class _Packages:
@@ -134,7 +133,7 @@ class Zygote:
         """None, or what kept a child from being contained. Runs one to see."""
         here, there = socket.socketpair()
         with here, there:
-            pid = self._fork(_Waiting(0, there.fileno(), walls.Limits(1 << 30, 10)), self._free[0], parent=os.getpid())
+            pid = self._fork(_Waiting(0, there.fileno()), self._free[0], parent=os.getpid())
             there.close()
             here.settimeout(10)
             try:
@@ -177,8 +176,7 @@ class Zygote:
 
     def _obey(self, message: dict[str, Any]) -> None:
         if "spawn" in message:
-            limits = walls.Limits(message["memory_bytes"], message["cpu_s"])
-            self._waiting.append(_Waiting(message["spawn"], self._lines.popleft(), limits))
+            self._waiting.append(_Waiting(message["spawn"], self._lines.popleft()))
             return
         pid = self._pids.get(message["kill"])
         if pid is not None:
@@ -224,7 +222,7 @@ class Zygote:
             os.dup2(waiting.line, CONTROL, inheritable=False)
             os.dup2(0, 1)
             os.dup2(0, 2)
-            self._walls.close(slot, waiting.limits, parent)
+            self._walls.close(slot, parent)
             os.closerange(self._kept_fds, 4096)
         except BaseException as error:
             with contextlib.suppress(BaseException):
@@ -277,7 +275,7 @@ def main():
         file.write("x")
     return {}
 """
-_TRIAL = {"language": "python3", "code": _TRIAL_CODE, "inputs": {}}
+_TRIAL = {"language": "python3", "code": _TRIAL_CODE, "inputs": {}, "memory_bytes": 1 << 30, "cpu_s": 10}
 
 
 def _kill(pid: int) -> None:
@@ -384,13 +382,13 @@ def _import_packages(config: dict[str, Any], *, strict: bool) -> set[str]:
     own = {name: site["folder"] for site in config["own"] for name in site["names"]}
     named = {name: site["folder"] for site in config["packages"] for name in site["names"]}
     finder = _Packages({**own, **named})
-    sys.meta_path.append(finder)  # type: ignore[arg-type]  # a finder by its one method
+    sys.meta_path.append(finder)
     for name in (*_WARM_OWN, *config["warm"]):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     from . import templates  # noqa: F401  # warm, while it can be imported
 
-    sys.meta_path[-1] = _Packages(named)  # type: ignore[assignment]  # as above
+    sys.meta_path[-1] = _Packages(named)
     return set(own) - set(named)
 
 
