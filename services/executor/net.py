@@ -11,7 +11,7 @@ Model providers do not go through here: their addresses come from the operator a
 import asyncio
 import ssl
 import zlib
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -185,7 +185,7 @@ class GuardedHttp:
             await client.aclose()
 
 
-async def decoded(response: httpx.Response) -> AsyncIterator[bytes]:
+async def decoded(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     """The body in pieces of at most 64 KB with gzip and deflate undone; a body in another coding comes as it is.
 
     The pieces are bounded after unpacking, so a reader that stops at a limit has met no more than that: a few
