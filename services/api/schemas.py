@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 
-Values = dict[str, JsonValue]
+Values = dict[str, Any]
 RunStatus = Literal["pending", "running", "paused", "succeeded", "partial-succeeded", "failed", "stopped"]
 EndStatus = Literal["succeeded", "partial-succeeded", "failed", "stopped"]
 Mode = Literal["workflow", "advanced-chat"]

@@ -98,7 +98,7 @@ class RunStarter:
             return self._catalog.get(digest)
 
     async def start(self, wanted: Wanted, after: Cursor | None) -> Response:
-        """Start the run and answer as the request wants it; a repeated stream goes on after `after`. Raises ApiError."""
+        """Start the run, answer as the request wants it; a repeated stream goes on after `after`. Raises ApiError."""
         command = await self._command(wanted)
         if wanted.request.streaming:
             return await self._streaming(command, after)
