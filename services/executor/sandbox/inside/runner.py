@@ -101,7 +101,7 @@ def _template(request: dict[str, Any]) -> tuple[bytes, bytes]:
     try:
         template = templates.ENVIRONMENT.from_string(request["code"])
         text = templates.render_bounded(template, request["inputs"], request["limit_chars"])
-        return frames.RESULT, text.encode("utf-8", "surrogatepass")
+        return frames.RESULT, text.encode()
     except templates.OutputTooLong as error:
         return frames.TOO_LONG, str(error).encode()
     except Exception as error:

@@ -21,7 +21,9 @@ def render_bounded(template: Template, variables: Mapping[str, object], limit_ch
         if room < 0:
             raise OutputTooLong(f"Output length exceeds {limit_chars} characters")
         pieces.append(piece)
-    return "".join(pieces)
+    text = "".join(pieces)
+    # A string constant of the template can hold half of a surrogate pair, which nothing that stores text takes.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def describe(error: BaseException) -> str:
