@@ -1,0 +1,339 @@
+"""Inputs of a run against the input form of the start node: checked before the run, all mistakes at once.
+
+The texts follow the reference where clients match on them ("city is required in input form"). Values are never quoted.
+Uploaded files are not looked up here: whoever stores uploads puts name, size and media type into the mapping before.
+"""
+
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from pydantic import JsonValue
+
+from libs.workflow.configs.flow import StartVariable
+from libs.workflow.definition import Definition
+from libs.workflow.problems import WorkflowError, kind_of
+from libs.workflow.segments import FILE_IDENTITY
+
+__all__ = ["InputInvalid", "StartVariable", "accepted_files", "file_value", "validate_inputs"]
+
+_WORDS: Final[Mapping[str, bool]] = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
+}
+FILE_TYPES: Final[Mapping[str, frozenset[str]]] = {
+    "image": frozenset({"jpg", "jpeg", "png", "webp", "gif", "svg"}),
+    "video": frozenset({"mp4", "mov", "mpeg", "webm"}),
+    "audio": frozenset({"mp3", "m4a", "wav", "amr", "mpga"}),
+    "document": frozenset(
+        "txt markdown md mdx pdf html htm xlsx xls vtt properties doc docx csv eml msg ppt pptx xml epub odt".split()
+    ),
+}
+_RECORDS: Final = ("upload_file_id", "tool_file_id", "datasource_file_id", "reference", "related_id")
+
+
+class InputInvalid(WorkflowError):
+    """The inputs do not fit the input form. `problems`: one text per mistake, each with the variable's name."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems: tuple[str, ...] = tuple(problems)
+        super().__init__("; ".join(self.problems))
+
+
+class _Wrong(Exception):
+    """One value does not fit its variable; the text says why."""
+
+
+def validate_inputs(
+    definition: Definition, inputs: Mapping[str, Any], *, files: Sequence[Any] | None = None
+) -> dict[str, JsonValue]:
+    """The value of every declared variable; unknown inputs are dropped. Raises InputInvalid.
+
+    `files`: the request's files beside the inputs, checked against what the workflow's features allow.
+    """
+    if not isinstance(inputs, Mapping):
+        raise InputInvalid([f"inputs must be an object, got {kind_of(inputs)}"])
+    values: dict[str, JsonValue] = {}
+    problems: list[str] = []
+    for variable in definition.start_variables:
+        try:
+            values[variable.variable] = _value(variable, inputs.get(variable.variable))
+        except _Wrong as wrong:
+            problems.append(str(wrong))
+    try:
+        accepted_files(definition, files or ())
+    except InputInvalid as error:
+        problems.extend(error.problems)
+    if problems:
+        raise InputInvalid(problems)
+    return values
+
+
+def accepted_files(definition: Definition, files: Sequence[Any]) -> list[JsonValue]:
+    """The file values of `sys.files`. Raises InputInvalid.
+
+    Entries without a method or without their URL are dropped; a chatflow without file upload drops all.
+    """
+    upload = definition.features.get("file_upload")
+    rules: Mapping[str, Any] = upload if isinstance(upload, dict) else {}
+    if definition.mode == "advanced-chat" and rules.get("enabled") is not True:
+        return []
+    usable = [
+        file
+        for file in files
+        if isinstance(file, dict)
+        and file.get("transfer_method")
+        and (file["transfer_method"] != "remote_url" or _url(file))
+    ]
+    made: list[JsonValue] = []
+    problems: list[str] = []
+    limit = rules.get("number_limits")
+    if isinstance(limit, int) and 0 < limit < len(usable):
+        problems.append(f"files: at most {limit} are allowed, got {len(usable)}")
+    for number, file in enumerate(usable):
+        try:
+            made.append(file_value(file))
+            if rules.get("enabled") is True:
+                _check_allowed(f"files[{number}]", file, rules)
+        except (_Wrong, ValueError) as wrong:
+            problems.append(str(wrong) if isinstance(wrong, _Wrong) else f"files[{number}] {wrong}")
+    if problems:
+        raise InputInvalid(problems)
+    return made
+
+
+def _value(variable: StartVariable, given: Any) -> JsonValue:
+    name = variable.variable
+    if given == "" and variable.type in ("file", "file-list"):
+        given = None
+    if given is None:
+        if variable.required:
+            raise _Wrong(f"{name} is required in input form")
+        given = _default(variable)
+        if given is None:
+            return None
+    if variable.type not in ("file", "file-list", "json_object") and (
+        isinstance(given, dict) or (isinstance(given, list) and any(isinstance(each, dict) for each in given))
+    ):
+        raise _Wrong(f"{name} in input form must be {_WANTED[variable.type]}, got {kind_of(given)}")
+    return _READERS[variable.type](variable, _without_nul(given))
+
+
+def _default(variable: StartVariable) -> Any:
+    default = variable.default
+    if default == "" and variable.type not in ("text-input", "paragraph"):
+        return None
+    if variable.type == "json_object" and isinstance(default, str):
+        try:
+            return json.loads(default)
+        except ValueError:
+            return default
+    if variable.type in ("text-input", "paragraph", "select") and isinstance(default, int | float):
+        return str(default)  # an unquoted default in YAML
+    return default if default != [] or variable.type == "file-list" else None
+
+
+def _without_nul(value: Any) -> Any:
+    return value.replace("\x00", "") if isinstance(value, str) else value
+
+
+# --- readers by type -------------------------------------------------------------------------------------------------
+
+
+def _text(variable: StartVariable, given: Any) -> JsonValue:
+    if not isinstance(given, str):
+        raise _Wrong(
+            f"{variable.variable} in input form must be a string (type '{variable.type}'), got {kind_of(given)}"
+        )
+    limit = variable.max_length
+    if limit and variable.type != "select" and len(given) > limit:
+        raise _Wrong(
+            f"{variable.variable} in input form must be less than {limit} characters (at most {limit}), "
+            f"got {len(given)}"
+        )
+    return given
+
+
+def _select(variable: StartVariable, given: Any) -> JsonValue:
+    text = _text(variable, given)
+    if text not in variable.options:
+        options = ", ".join(variable.options) or "(the form lists no option)"
+        raise _Wrong(f"{variable.variable} in input form must be one of the following: {options}")
+    return text
+
+
+def _number(variable: StartVariable, given: Any) -> JsonValue:
+    if isinstance(given, int | float):
+        return given
+    if not isinstance(given, str):
+        raise _Wrong(f"{variable.variable} in input form must be a number, got {kind_of(given)}")
+    if not given.strip():
+        return None
+    try:
+        number = float(given) if "." in given else int(given)
+    except ValueError:
+        raise _Wrong(f"{variable.variable} in input form must be a valid number") from None
+    if number in (float("inf"), float("-inf")):
+        raise _Wrong(f"{variable.variable} in input form must be a valid number, this one is too large")
+    return number
+
+
+def _checkbox(_variable: StartVariable, given: Any) -> JsonValue:
+    if isinstance(given, bool):
+        return given
+    if isinstance(given, str):
+        return _WORDS.get(given.strip().lower(), given)
+    return bool(given) if given in (0, 1) else given
+
+
+def _json(variable: StartVariable, given: Any) -> JsonValue:
+    if given and not isinstance(given, dict):
+        raise _Wrong(f"{variable.variable} in input form must be an object, got {kind_of(given)}")
+    return given if isinstance(given, dict) else None
+
+
+def _file(variable: StartVariable, given: Any) -> JsonValue:
+    if not isinstance(given, dict):
+        raise _Wrong(f"{variable.variable} in input form must be a file, got {kind_of(given)}")
+    _check_type(variable.variable, given)
+    return _checked_file(variable, given, variable.variable)
+
+
+def _file_list(variable: StartVariable, given: Any) -> JsonValue:
+    name = variable.variable
+    if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
+        raise _Wrong(f"{name} in input form must be a list of files, got {kind_of(given)}")
+    if variable.max_length and len(given) > variable.max_length:
+        raise _Wrong(f"{name} in input form must have at most {variable.max_length} files, got {len(given)}")
+    return [_checked_file(variable, each, f"{name}[{number}]") for number, each in enumerate(given)]
+
+
+def _external(variable: StartVariable, given: Any) -> JsonValue:
+    return _text(variable, given)
+
+
+_READERS: Final[Mapping[str, Callable[[StartVariable, Any], JsonValue]]] = {
+    "text-input": _text,
+    "paragraph": _text,
+    "select": _select,
+    "number": _number,
+    "checkbox": _checkbox,
+    "json_object": _json,
+    "file": _file,
+    "file-list": _file_list,
+    "external_data_tool": _external,
+}
+_WANTED: Final[Mapping[str, str]] = {
+    "text-input": "a string",
+    "paragraph": "a string",
+    "select": "a string",
+    "external_data_tool": "a string",
+    "number": "a number",
+    "checkbox": "true or false",
+}
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def file_value(given: Mapping[str, Any]) -> JsonValue:
+    """The value of a file in the variable pool, from what a request says of it. Raises ValueError."""
+    if given.get("dify_model_identity") == FILE_IDENTITY:
+        return dict(given)
+    method = given.get("transfer_method")
+    if method not in ("local_file", "remote_url", "tool_file", "datasource_file"):
+        raise ValueError("needs a transfer_method: local_file or remote_url")
+    url = _url(given)
+    record = next((given[name] for name in _RECORDS if given.get(name)), None)
+    if method == "remote_url" and not (url or "").startswith("http"):
+        raise ValueError("needs a url that starts with http, because its transfer_method is remote_url")
+    if method == "local_file" and not _is_uuid(given.get("upload_file_id") or record):
+        raise ValueError("needs the upload_file_id (a UUID) of an uploaded file, because it is a local_file")
+    if method not in ("remote_url", "local_file") and record is None:
+        raise ValueError(f"needs the id of the file, because its transfer_method is {method}")
+    name = given.get("filename") or given.get("name") or _name_of(url)
+    extension = given.get("extension") or _extension_of(name)
+    value: dict[str, JsonValue] = {
+        "dify_model_identity": FILE_IDENTITY,
+        "id": given.get("id"),
+        "type": given.get("type") or "custom",
+        "transfer_method": method,
+        "remote_url": url,
+        "related_id": None if method == "remote_url" else str(record),
+        "filename": name,
+        "extension": f".{extension.lstrip('.')}" if isinstance(extension, str) and extension else None,
+        "mime_type": given.get("mime_type"),
+        "size": given.get("size") if isinstance(given.get("size"), int) else -1,
+        "url": url,
+    }
+    return value
+
+
+def _checked_file(variable: StartVariable, given: Mapping[str, Any], name: str) -> JsonValue:
+    try:
+        value = file_value(given)
+    except ValueError as error:
+        raise _Wrong(f"{name} in input form: the file {error}") from None
+    rules = {
+        "allowed_file_types": variable.allowed_file_types,
+        "allowed_file_extensions": variable.allowed_file_extensions,
+        "allowed_file_upload_methods": variable.allowed_file_upload_methods,
+    }
+    _check_allowed(name, given, rules)
+    return value
+
+
+def _check_allowed(name: str, given: Mapping[str, Any], rules: Mapping[str, Any]) -> None:
+    methods = rules.get("allowed_file_upload_methods") or ()
+    method = given.get("transfer_method")
+    if methods and method in ("local_file", "remote_url") and method not in methods:
+        raise _Wrong(f"{name}: files by {method} are not allowed; allowed: {', '.join(methods)}")
+    types = rules.get("allowed_file_types") or ()
+    kind = given.get("type") or "custom"
+    if types and kind not in types and "custom" not in types:
+        raise _Wrong(f"{name}: files of type {str(kind)[:40]} are not allowed; allowed: {', '.join(types)}")
+    extensions = {str(each).lower().lstrip(".") for each in rules.get("allowed_file_extensions") or ()}
+    own = _own_extension(given)
+    if own and extensions and "custom" in types and kind not in set(types) - {"custom"} and own not in extensions:
+        raise _Wrong(f"{name}: files with the extension .{own[:20]} are not allowed")
+
+
+def _check_type(name: str, given: Mapping[str, Any]) -> None:
+    """The type that the request gives must be the one that the extension shows; `custom` is any."""
+    kind, own = given.get("type"), _own_extension(given)
+    detected = next((each for each, extensions in FILE_TYPES.items() if own in extensions), None)
+    if kind in FILE_TYPES and detected is not None and detected != kind:
+        raise _Wrong(f"{name}: the file is given as {kind}, its extension .{own} says {detected}")
+
+
+def _url(given: Mapping[str, Any]) -> str | None:
+    url = given.get("url") or given.get("remote_url")
+    return url if isinstance(url, str) and url else None
+
+
+def _own_extension(given: Mapping[str, Any]) -> str:
+    name = given.get("filename") or given.get("name") or _name_of(_url(given))
+    extension = given.get("extension") or _extension_of(name)
+    return extension.lower().lstrip(".") if isinstance(extension, str) else ""
+
+
+def _name_of(url: str | None) -> str | None:
+    if not url:
+        return None
+    try:
+        return unquote(urlsplit(url).path.rpartition("/")[2]) or None
+    except ValueError:
+        return None
+
+
+def _extension_of(name: object) -> str:
+    return name.rpartition(".")[2].lower() if isinstance(name, str) and "." in name else ""
+
+
+def _is_uuid(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(uuid.UUID(value))
+    except ValueError:
+        return False
