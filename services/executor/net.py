@@ -328,7 +328,7 @@ def _translated(error: Exception) -> httpx.TransportError:
     """The exception of the same name in httpx: the two libraries name theirs alike."""
     kind = getattr(httpx, type(error).__name__, httpx.TransportError)
     assert issubclass(kind, httpx.TransportError)
-    return kind(str(error) or type(error).__name__)
+    return kind(str(error))
 
 
 def _for_host(following: httpx.Request, previous: httpx.Request) -> httpx.Request:
@@ -336,6 +336,8 @@ def _for_host(following: httpx.Request, previous: httpx.Request) -> httpx.Reques
     if not _same_host(following.url, previous.url):
         for name in [name for name in following.headers if name.lower() not in _HARMLESS]:
             del following.headers[name]
+    elif "cookie" in previous.headers:  # httpx drops it: it expects cookies to be in its jar
+        following.headers["cookie"] = previous.headers["cookie"]
     return following
 
 

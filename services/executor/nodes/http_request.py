@@ -111,8 +111,10 @@ class HttpRequestHandler(Handler):
             outputs = await self._exchange(attempt, plan)
         except _Refused as refused:
             return Failed(masked.text(str(refused)), refused.error_type, process_data=process_data)
-        except httpx.InvalidURL as error:
-            return Failed(masked.text(f"the URL cannot be used: {error}"), "InvalidURLError", process_data=process_data)
+        except httpx.InvalidURL:
+            # Its own words quote a piece of the URL, and that may be a piece of a secret.
+            url = _USER_INFO.sub("//***@", _url(node.config, masked.render, checked=False))
+            return Failed(f"the URL cannot be used: {url}", "InvalidURLError", process_data=process_data)
         except httpx.HTTPError as error:
             text = masked.text(_transport_error(error))
             return Failed(text, "HttpRequestNodeError", process_data=process_data)
@@ -184,7 +186,9 @@ class HttpRequestHandler(Handler):
             async with self._http.open(request) as response:
                 response.raise_for_status()
                 return await _read(response, MAX_FILE_BYTES, f"file {label}")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except httpx.InvalidURL as error:
+            raise _Refused("FileFetchError", f"file {label}: its URL cannot be used") from error
+        except httpx.HTTPError as error:
             raise _Refused("FileFetchError", f"file {label}: {_transport_error(error)}") from error
 
     async def _receive(self, response: httpx.Response) -> tuple[bytes, bool]:
@@ -192,6 +196,7 @@ class HttpRequestHandler(Handler):
         if response.request.method == "HEAD" or response.headers.get("content-length") == "0":
             return b"", False
         kind = _is_file_by_headers(response.headers)
+        self._check(0, response, is_file=kind is not False)
         content = bytearray()
         async with aclosing(decoded(response)) as pieces:
             async for piece in pieces:
