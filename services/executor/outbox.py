@@ -17,7 +17,7 @@ from libs.events.blobs import Blobs
 from libs.events.claim_check import offload, oversized
 from libs.events.codec import encode_body, encode_event, stamp_of
 from libs.events.log import Ack, Appender, AppendRefused, Entry, Log, LogError, Topic
-from libs.events.model import Event
+from libs.events.model import Event, RunAccepted
 from libs.events.validity import Validity
 from services.executor.confirm import Confirmer, Next
 from services.executor.partition import Position
@@ -141,7 +141,9 @@ class Outbox:
         while self._queue and not self._offloading and len(batch) < BATCH:
             out = self._queue[0]
             body = out.body if out.body is not None else encode_body(out.event)
-            if out.body is None and oversized(body):
+            # `RunAccepted` repeats its command, whose large values the sender has moved out already: references in
+            # it are real ones, and moving them out once more would hide the values behind two of them.
+            if out.body is None and oversized(body) and not isinstance(out.event, RunAccepted):
                 self._offloading = True
                 self._spawn(self._offload(out))
                 break
