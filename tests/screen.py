@@ -12,11 +12,11 @@ from tests.driver import RUN_ID, Driver
 class Screen(Driver):
     """`shown` is the text on the client's screen; `said` every `Text`, with the event or chunk that caused it."""
 
-    def __init__(self, document: str | Definition, **inputs: str) -> None:
+    def __init__(self, document: str | Definition, q: str = "") -> None:
         self.stream: ResponseStream | None = None
         self.said: list[tuple[str, Text]] = []
         self.shown = ""
-        super().__init__(document, **inputs)
+        super().__init__(document, q=q)
 
     def fold(self, event: RunEvent | Rejection) -> None:
         super().fold(event)

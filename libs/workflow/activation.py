@@ -31,12 +31,14 @@ class Watched:
 class Activation:
     """The growing search of one graph: the main one, or one round of a container."""
 
-    __slots__ = ("_definition", "_open", "_watched")
+    __slots__ = ("_definition", "_open", "_taken", "_watched")
 
     def __init__(self, definition: Definition, watched: Watched) -> None:
         self._definition = definition
         self._watched = watched
         self._open: set[str] = set()
+        self._taken: dict[str, list[str]] = {}
+        """Targets of the taken edges of each blocker."""
 
     def start(self) -> list[str]:
         """The response nodes that may stream from the beginning."""
@@ -44,7 +46,11 @@ class Activation:
 
     def take(self, edge: Edge) -> list[str]:
         """The response nodes that may stream because `edge` was taken."""
-        return self._reach(edge.target) if edge.source in self._open and edge.target not in self._open else []
+        if edge.source in self._watched.blockers:
+            self._taken.setdefault(edge.source, []).append(edge.target)
+            if edge.source in self._open and edge.target not in self._open:
+                return self._reach(edge.target)
+        return []
 
     def _reach(self, node_id: str) -> list[str]:
         found: list[str] = []
@@ -54,11 +60,16 @@ class Activation:
             here = waiting.pop()
             if here in self._watched.nodes:
                 found.append(here)
-            if here not in self._watched.blockers:
-                fresh = {edge.target for edge in self._definition.nodes[here].outgoing} - self._open
-                self._open |= fresh
-                waiting.extend(fresh)
+            for target in self._ways(here):
+                if target not in self._open:
+                    self._open.add(target)
+                    waiting.append(target)
         return found
+
+    def _ways(self, node_id: str) -> list[str]:
+        if node_id in self._watched.blockers:
+            return self._taken.get(node_id, [])
+        return [edge.target for edge in self._definition.nodes[node_id].outgoing]
 
 
 def watches(definition: Definition, root: str, references: Mapping[str, frozenset[Variable]]) -> tuple[Watched, ...]:

@@ -26,9 +26,9 @@ def result(value: JsonValue) -> Succeeded:
     return Succeeded(outputs={"result": value})
 
 
-def begun(text: str, **inputs: str) -> Screen:
+def begun(text: str, q: str = "") -> Screen:
     """A run up to where it waits for its first handlers."""
-    screen = Screen(text, **inputs)
+    screen = Screen(text, q)
     screen.begin().start_due()
     return screen
 

@@ -101,22 +101,21 @@ def _rendered(value: Any, pool: Pool) -> Any:
 def _text_test(operator: str, value: Any) -> _Test:
     if not isinstance(value, str):
         raise _Refused(f"filter: expected a text as value of {operator!r}, got {type(value).__name__}")
-    rule = _TEXT_RULES.get(operator.removeprefix("not ") if operator != "not empty" else operator)
-    if operator == "is not":
-        return lambda item: item != value
+    rule = _TEXT_RULES.get(operator)
     if rule is None:
         raise _Refused(f"filter: operator {operator!r} is not supported for texts")
-    if operator.startswith("not ") and operator != "not empty":
-        return lambda item: not rule(item, value)
     return lambda item: rule(item, value)
 
 
 _TEXT_RULES: Final[dict[str, Callable[[str, str], bool]]] = {
     "contains": lambda item, value: value in item,
+    "not contains": lambda item, value: value not in item,
     "start with": lambda item, value: item.startswith(value),
     "end with": lambda item, value: item.endswith(value),
     "is": lambda item, value: item == value,
+    "is not": lambda item, value: item != value,
     "in": lambda item, value: item in value,
+    "not in": lambda item, value: item not in value,
     "empty": lambda item, _: item == "",
     "not empty": lambda item, _: item != "",
 }
