@@ -89,6 +89,11 @@ class Sandbox:
         self._unavailable: str | None = None
         self._ready: deque[Child] = deque()
 
+    @property
+    def pid(self) -> int | None:
+        """The warm interpreter's process, when one runs."""
+        return self._zygote.pid if self._zygote is not None and self._zygote.alive else None
+
     async def run(
         self,
         language: str,

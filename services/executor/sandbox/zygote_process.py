@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.executor.sandbox.inside import folders
+
 _START_S = 30.0
 _STOP_S = 5.0
 _INSIDE = Path(__file__).resolve().parent
@@ -111,7 +113,7 @@ class ZygoteProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGKILL)
         self._process.wait(_STOP_S)
-        shutil.rmtree(self._base, ignore_errors=True)
+        folders.remove(self._base)
 
     def _send(self, message: Mapping[str, Any], fds: list[int] | None = None) -> None:
         data = json.dumps(message).encode() + b"\n"

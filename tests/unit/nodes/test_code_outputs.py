@@ -107,12 +107,12 @@ def test_declared_members_are_checked_by_path(value: JsonValue, words: str) -> N
 
 
 def test_declared_members_are_kept() -> None:
-    value = {"items": [item(), None, item(tags=["a"])]}
+    value: JsonValue = {"items": [item(), None, item(tags=["a"])]}
     assert checked_outputs({"result": value}, outputs(result=RESULT)) == {"result": value}
 
 
 def test_what_is_declared_must_be_there_and_nothing_else() -> None:
-    with pytest.raises(OutputInvalid, match="^Output b is missing.$"):
+    with pytest.raises(OutputInvalid, match=r"^Output b is missing\.$"):
         checked_outputs({"a": 1}, outputs(a="number", b="string"))
     with pytest.raises(OutputInvalid, match=r"^Not all output parameters are validated\. .*: c$"):
         checked_outputs({"a": 1, "c": 2}, outputs(a="number"))

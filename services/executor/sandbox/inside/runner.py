@@ -104,6 +104,8 @@ def _template(request: dict[str, Any]) -> tuple[bytes, bytes]:
         return frames.RESULT, text.encode()
     except templates.OutputTooLong as error:
         return frames.TOO_LONG, str(error).encode()
+    except MemoryError:
+        raise _Answer(f"The template needs more memory than it may use ({_memory_limit()})") from None
     except Exception as error:
         return frames.ERROR, templates.describe(error).encode("utf-8", "replace")
 

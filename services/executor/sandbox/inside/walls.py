@@ -124,11 +124,7 @@ class Walls:
             os.setgroups([])
             os.setresgid(slot.uid, slot.uid, slot.uid)
             os.setresuid(slot.uid, slot.uid, slot.uid)
-        if self._linux:
-            # After the change of user, which resets it. A parent that died before is noticed by its absence.
-            self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
+        self.die_with(parent)  # after the change of user, which would reset it
         self._limit(slot)
         if not self._strict:
             return
@@ -138,6 +134,13 @@ class Walls:
         self._prctl(_PR_SET_NO_NEW_PRIVS, 1)
         slot.ruleset.enforce()
         self._filter.install()
+
+    def die_with(self, parent: int) -> None:
+        """Have the kernel kill this process when its parent ends; end at once when it has ended already."""
+        if self._linux:
+            self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
 
     def _limit(self, slot: Slot) -> None:
         """Time and memory are each execution's own: `limit_execution`."""

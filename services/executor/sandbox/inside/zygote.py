@@ -17,10 +17,8 @@ import importlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
-import stat
 import sys
 import time
 from collections import deque
@@ -29,7 +27,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, NoReturn
 
-from . import frames, runner, walls
+from . import folders, frames, runner, walls
 
 CONTROL, STDLIB = 3, 4
 _WATCH_S = 0.025
@@ -90,7 +88,9 @@ class Zygote:
         self._walls = walls.Walls(strict=self._strict)
         self._free = [walls.slot(number, self._base, self._readable) for number in range(config["slots"])]
         self._waiting: deque[_Waiting] = deque()
+        self._slots_made = len(self._free)
         self._children: dict[int, _Child] = {}
+        self._cleaners: dict[int, walls.Slot] = {}
         self._pids: dict[int, int] = {}
         self._received = bytearray()
         self._lines: deque[int] = deque()
@@ -122,12 +122,12 @@ class Zygote:
 
     def end(self) -> None:
         """Kill what still runs, and leave nothing behind."""
-        for child in self._children.values():
-            _kill(child.pid)
+        for pid in (*self._children, *self._cleaners):
+            _kill(pid)
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.waitpid(-1, 0)
-        shutil.rmtree(self._base, ignore_errors=True)
+        folders.remove(self._base)
 
     def trial(self) -> str | None:
         """None, or what kept a child from being contained. Runs one to see."""
@@ -137,14 +137,14 @@ class Zygote:
             there.close()
             here.settimeout(10)
             try:
-                here.sendall(frames.frame(frames.REQUEST, json.dumps(_TRIAL).encode()))
+                here.sendall(_trial_request(strict=self._strict))
                 answer = b"".join(iter(lambda: here.recv(65536), b""))
             except OSError as error:
                 answer = frames.frame(frames.BROKEN, f"the first contained process gave no answer ({error})".encode())
             finally:
                 _kill(pid)
                 _, status = os.waitpid(pid, 0)
-        _empty(self._free[0].folder)
+        folders.empty(self._free[0].folder)
         size = frames.HEADER.size
         if len(answer) < size:
             return f"the first contained process ended without an answer (wait status {status})"
@@ -236,10 +236,13 @@ class Zygote:
             os._exit(1)
 
     def _reap(self) -> None:
-        while self._children:
+        while self._children or self._cleaners:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
+            if pid in self._cleaners:
+                self._cleaned(self._cleaners.pop(pid), status)
+                continue
             child = self._children.pop(pid, None)
             if child is None:
                 continue
@@ -247,8 +250,39 @@ class Zygote:
             if not self._strict:
                 _kill(pid)  # its group: it may have started others
             self._tell({"exit": child.id, "status": status, "why": child.why})
-            _empty(child.slot.folder)
-            self._free.append(child.slot)
+            self._clear(child.slot)
+
+    def _clear(self, slot: walls.Slot) -> None:
+        """Give the slot back, emptied. A folder with something in it may take long: another process does that."""
+        try:
+            if os.listdir(slot.folder):
+                self._cleaners[self._fork_cleaner(slot.folder)] = slot
+                return
+        except OSError:
+            pass  # no process to be had: the place is lost until it can be replaced
+        else:
+            self._free.append(slot)
+            return
+        self._cleaned(slot, status=1)
+
+    def _fork_cleaner(self, folder: str) -> int:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid != 0:
+            return pid
+        try:
+            signal.set_wakeup_fd(-1)
+            self._walls.die_with(parent)
+            folders.empty(folder)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+
+    def _cleaned(self, slot: walls.Slot, status: int) -> None:
+        if status != 0:
+            slot = walls.slot(self._slots_made, self._base, self._readable)
+            self._slots_made += 1
+        self._free.append(slot)
 
     def _watch(self) -> None:
         """Kill who fills the disk. Looks seldom enough to cost nothing."""
@@ -257,12 +291,18 @@ class Zygote:
             return
         self._watch_at_s = now_s + _WATCH_S
         for child in self._children.values():
-            if child.why is None and _overfull(child):
+            if child.why is None and folders.overfull(
+                child.slot.folder, child.pid, walls.FOLDER_BYTES, walls.FOLDER_ENTRIES
+            ):
                 child.why = "folder"
                 _kill(child.pid)
 
 
 _TRIAL_CODE = """
+def main():
+    return {}
+"""
+_STRICT_TRIAL_CODE = """
 import os, socket
 def main():
     for forbidden in (socket.socket, os.fork, lambda: os.listdir("/"), lambda: os.kill(os.getppid(), 0)):
@@ -275,62 +315,18 @@ def main():
         file.write("x")
     return {}
 """
-_TRIAL = {"language": "python3", "code": _TRIAL_CODE, "inputs": {}, "memory_bytes": 1 << 30, "cpu_s": 10}
+
+
+def _trial_request(*, strict: bool) -> bytes:
+    code = _STRICT_TRIAL_CODE if strict else _TRIAL_CODE
+    request = {"language": "python3", "code": code, "inputs": {}, "memory_bytes": 1 << 30, "cpu_s": 10}
+    return frames.frame(frames.REQUEST, json.dumps(request).encode())
 
 
 def _kill(pid: int) -> None:
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)
-
-
-def _overfull(child: _Child) -> bool:
-    """Whether the child holds more of the disk than it may: in its folder, or in deleted files that are still open."""
-    size = entries = 0
-    folders = [child.slot.folder]
-    try:
-        while folders:
-            with os.scandir(folders.pop()) as found:
-                for entry in found:
-                    status = entry.stat(follow_symlinks=False)
-                    size += status.st_blocks * 512
-                    entries += 1
-                    if entries > walls.FOLDER_ENTRIES or size > walls.FOLDER_BYTES:
-                        return True
-                    if stat.S_ISDIR(status.st_mode):
-                        folders.append(entry.path)
-    except FileNotFoundError:
-        pass  # deleted while we looked
-    except OSError:
-        return True  # a tree too deep to be walked
-    with contextlib.suppress(OSError):  # not ours to see: walls.OPEN_FILES bounds it
-        for name in os.listdir(f"/proc/{child.pid}/fd"):
-            with contextlib.suppress(OSError):
-                status = os.stat(f"/proc/{child.pid}/fd/{name}")
-                if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
-                    size += status.st_blocks * 512
-    return size > walls.FOLDER_BYTES
-
-
-def _empty(folder: str) -> None:
-    """Delete what a child left. Folders inside folders are moved up first: depth must not matter."""
-    number = 0
-    while entries := os.listdir(folder):
-        for name in entries:
-            path = os.path.join(folder, name)
-            if not stat.S_ISDIR(os.lstat(path).st_mode):
-                os.unlink(path)
-                continue
-            os.chmod(path, 0o700)
-            for inner in os.listdir(path):
-                number += 1
-                inner_path = os.path.join(path, inner)
-                if stat.S_ISDIR(os.lstat(inner_path).st_mode):
-                    os.chmod(inner_path, 0o700)
-                    os.rename(inner_path, os.path.join(folder, f"\N{WASTEBASKET}{os.getpid()}.{number}"))
-                else:
-                    os.unlink(inner_path)
-            os.rmdir(path)
 
 
 def _move_imports(config: dict[str, Any]) -> walls.Readable:
@@ -389,7 +385,7 @@ def _import_packages(config: dict[str, Any], *, strict: bool) -> set[str]:
     from . import templates  # noqa: F401  # warm, while it can be imported
 
     sys.meta_path[-1] = _Packages(named)
-    return set(own) - set(named)
+    return {__name__.partition(".")[0], *own} - set(named)
 
 
 def _libraries(stdlib: str) -> tuple[str, ...]:
@@ -439,4 +435,4 @@ def main() -> None:
                     zygote.end()
                 return
     control.sendall(json.dumps({"missing": problem}).encode() + b"\n")
-    shutil.rmtree(config["base"], ignore_errors=True)
+    folders.remove(config["base"])
