@@ -55,7 +55,7 @@ class Node:
     title: str
     version: str
     kind: NodeKind
-    """BRANCH also for other types whose strategy is `fail-branch`; containers stay CONTAINER."""
+    """BRANCH also for executable types whose strategy is `fail-branch`; other kinds stay what they are."""
     config: Any
     """The frozen config model of the type, from `libs.workflow.node_configs`; unknown keys are kept."""
     data: Mapping[str, Any]
@@ -69,6 +69,11 @@ class Node:
     """Innermost container around it; None in the main graph."""
     incoming: tuple[Edge, ...]
     outgoing: tuple[Edge, ...]
+
+    @property
+    def branches(self) -> bool:
+        """Whether only the edges of one handle are taken; True for every node whose strategy is `fail-branch`."""
+        return self.kind is NodeKind.BRANCH or self.strategy == "fail-branch"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -35,7 +35,7 @@ _FLOAT: Final = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(
 
 _TAG: Final = "tag:yaml.org,2002:"
 _HINTS: Final = (
-    ("\\t", "YAML indents with spaces, never with tabs"),
+    ("cannot start any token", "YAML indents with spaces, never tabs; text that begins with @, ` or % needs quotes"),
     ("mapping values are not allowed", 'Text that holds ": " needs quotes'),
     ("undefined alias", "An alias (*name) needs an anchor (&name) before it"),
     ("could not find expected ':'", "Check the indentation and the quotes of this line and the one before"),

@@ -187,7 +187,7 @@ def _error_handling(draft: Draft, known: NodeType, findings: Findings) -> None:
                 "Use fail-branch",
             )
     else:
-        draft.kind = NodeKind.BRANCH if draft.kind is not NodeKind.CONTAINER else draft.kind
+        draft.kind = NodeKind.BRANCH if draft.kind is NodeKind.EXECUTABLE else draft.kind
 
 
 def _retry(raw: object, known: NodeType, at: str, findings: Findings) -> Retry | None:

@@ -21,11 +21,16 @@ from libs.workflow.configs.fields import (
 _SPELLINGS = {">=": "≥", "<=": "≤", "!=": "≠", "==": "=", "is empty": "empty", "is not empty": "not empty"}
 
 
-def _operator(value: str) -> str:
-    value = _SPELLINGS.get(value, value)
-    if value not in OPERATORS:
-        raise ValueError(f"unknown operator {value[:40]!r}; known are {', '.join(sorted(OPERATORS))}")
-    return value
+def operator(known: frozenset[str]) -> AfterValidator:
+    """Accepts the operators of `known`, also as people spell them."""
+
+    def check(value: str) -> str:
+        value = _SPELLINGS.get(value, value)
+        if value not in known:
+            raise ValueError(f"unknown operator {value[:40]!r}; known are {', '.join(sorted(known))}")
+        return value
+
+    return AfterValidator(check)
 
 
 def _expected(value: Any) -> Any:
@@ -34,7 +39,7 @@ def _expected(value: Any) -> Any:
     return value
 
 
-Operator = Annotated[Text, AfterValidator(_operator)]
+Operator = Annotated[Text, operator(OPERATORS)]
 Expected = Annotated[str | bool | list[str | bool] | None, BeforeValidator(_expected)]
 
 InputType = Literal[

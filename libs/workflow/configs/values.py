@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from libs.workflow.conditions import OPERATORS
 from libs.workflow.configs.fields import (
     Binding,
     Config,
@@ -15,7 +16,7 @@ from libs.workflow.configs.fields import (
     Text,
     default_when_empty,
 )
-from libs.workflow.configs.flow import Expected, Operator
+from libs.workflow.configs.flow import Expected, operator
 
 
 class CodeOutput(Config):
@@ -78,9 +79,14 @@ class AssignManyConfig(Config):
     items: Items[AssignItem] = ()
 
 
+FilterOperator = Annotated[
+    Text, operator(OPERATORS | {"not start with", "not end with"}), default_when_empty("contains")
+]
+
+
 class FilterCondition(Config):
     key: Text = ""
-    comparison_operator: Annotated[Operator, default_when_empty("contains")] = "contains"
+    comparison_operator: FilterOperator = "contains"
     value: Expected = ""
 
 
