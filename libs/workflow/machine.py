@@ -251,7 +251,7 @@ def _outcome(
 
 def _selected(node: Node, handle: str | None) -> tuple[str | None, str | None]:
     """The handle that a success selects, or what is wrong with it."""
-    if node.kind is not NodeKind.BRANCH:
+    if not node.branches:
         return None, None
     if handle is None and node.strategy == "fail-branch":
         handle = SOURCE_HANDLE
@@ -598,12 +598,12 @@ def _leave(
         frame.pool.set(node_id, name, value, types.get(name))
     if node.kind is NodeKind.RESPONSE:
         merge_outputs(_response_outputs(state, path), outputs or {})
-    if node.kind is NodeKind.BRANCH:
+    if node.branches:
         for edge in node.outgoing:
             if edge.handle != handle:
                 _settle(state, frame, edge, node_id, handle, taken=False)
     for edge in node.outgoing:
-        if node.kind is not NodeKind.BRANCH or edge.handle == handle:
+        if not node.branches or edge.handle == handle:
             _settle(state, frame, edge, node_id, handle, taken=True)
     _close_one(state, frame)
 
