@@ -6,6 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from libs.events.model import NodeStopped
 from libs.workflow.activation import Activation, watches
 from libs.workflow.definition import Definition, NodeKind, compile_document
 from libs.workflow.outcome import Failed, Outcome, Succeeded
@@ -178,7 +179,10 @@ def test_the_same_events_give_the_same_text_whatever_the_chunks(
     run(busy, Weather(choices), Weather(cuts))
     assert quiet.events == busy.events
     assert not any(said.replace for _, said in quiet.said)
-    assert quiet.shown == busy.shown
+    if any(isinstance(event, NodeStopped) for event in busy.events):
+        assert busy.shown.startswith(quiet.shown)  # what a stopped attempt had shown stays
+    else:
+        assert quiet.shown == busy.shown
 
 
 @given(text=chats(), q=st.sampled_from(["yes", "no"]))

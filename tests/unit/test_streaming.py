@@ -378,9 +378,7 @@ def test_the_rounds_of_a_loop_and_what_it_leaves_behind_are_said_in_order() -> N
             "assigner",
             version="2",
             loop_id="loop",
-            items=[
-                {"variable_selector": ["loop", "num"], "input_type": "constant", "operation": "+=", "value": 1}
-            ],
+            items=[{"variable_selector": ["loop", "num"], "input_type": "constant", "operation": "+=", "value": 1}],
         ),
         answer("inner", "{{#loop.num#}}\n", loop_id="loop"),
         answer("outer", "hi + {{#loop.num#}}"),
