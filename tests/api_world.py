@@ -45,9 +45,17 @@ T0_US = 1_767_000_000_000_000
 
 Script = Callable[["ScriptedExecutor", str, RunAccepted], None]
 
+
+
+def llm(node_id: str = "llm") -> dict[str, Any]:
+    model = {"provider": "langgenius/openai/openai", "name": "m", "mode": "chat", "completion_params": {}}
+    prompt = [{"role": "user", "text": "{{#start.q#}}"}]
+    return node(node_id, "llm", model=model, prompt_template=prompt, context={"enabled": False}, vision={"enabled": False})
+
+
 ECHO = document([start("q"), end(answer="start.q")], edges("start > end"))
 SPEAKING = document(
-    [start("q"), node("llm", "llm", model={}), end(text="llm.text")],
+    [start("q"), llm(), end(text="llm.text")],
     edges("start > llm > end"),
 )
 
@@ -122,6 +130,10 @@ class ScriptedExecutor:
     def seq(self, run_id: str) -> int:
         return self._owned[partition_of(run_id)].seqs[run_id]
 
+    def begin_deciding(self) -> None:
+        for partition in self._owned:
+            self._tail.add(partition, 0)
+
     def close(self) -> None:
         self._tail.close()
         self._appender.close(2.0)
@@ -145,7 +157,7 @@ class ScriptedExecutor:
         if run_id:
             owned.seqs[run_id] = owned.seqs.get(run_id, 0) + 1
         whole, at_us = event, time.time_ns() // 1000
-        if oversized(encode_body(event)):
+        if oversized(encode_body(event)) and not isinstance(event, RunAccepted):
             event = offload(event, self._blobs, run_id).result(5)
         entry = encode_event(
             event, partition=owned.fold.partition, run_id=run_id, seq=owned.seqs.get(run_id, 0) if run_id else 0,
@@ -239,6 +251,13 @@ class Server:
 
     def _serve(self, listener: socket.socket) -> None:
         asyncio.run(self._server.serve([listener]))
+
+    def stop(self) -> None:
+        """As SIGTERM does: streams end first, then the server."""
+        loop = self.parts.tail.loop
+        loop.call_soon_threadsafe(self.parts.streams.close)
+        self._server.should_exit = True
+        self._thread.join()
 
     def close(self) -> None:
         self.http.close()

@@ -37,6 +37,8 @@ class Receiver(Protocol):
 
     def fail(self, code: str, message: str) -> None: ...
 
+    def finish(self) -> None: ...
+
 
 class Fold:
     """A run's events and chunks to frames: the run's state, its response text, and the frames."""
@@ -207,10 +209,17 @@ class LiveRun:
         if recorded.seq != self.seq + 1:
             self.break_off(f"sequence {recorded.seq} follows {self.seq}")
             return
-        if self.fold is None:
-            assert isinstance(recorded.event, RunAccepted)  # sequence 1 is nothing else
-            self.fold = Fold(self.run_id, self.definition_of(recorded.event.digest))
-        self._show(self.fold.on_event(recorded))
+        try:
+            if self.fold is None:
+                assert isinstance(recorded.event, RunAccepted)  # sequence 1 is nothing else
+                self.fold = Fold(self.run_id, self.definition_of(recorded.event.digest))
+            frames = self.fold.on_event(recorded)
+        except Exception as error:
+            # A history that does not fit its definition: this run cannot be shown, all others must go on.
+            logger.exception("run_unfoldable", extra={"run_id": self.run_id})
+            self.break_off(f"{type(error).__name__} at sequence {recorded.seq}")
+            return
+        self._show(frames)
         if self._early:
             early, self._early = self._early, []
             for chunk in early:
@@ -236,10 +245,12 @@ class LiveRun:
         backlog = [] if after is None else self._behind(after)
         if backlog is None:
             return False
-        if not self.ended:
-            self.receivers.append(receiver)
         if backlog:
             receiver.push(backlog)
+        if not self.ended:
+            self.receivers.append(receiver)
+        elif not (backlog and backlog[-1].last):
+            receiver.finish()
         return True
 
     def detach(self, receiver: Receiver) -> None:

@@ -28,6 +28,7 @@ class ApiMetrics:
     def watch(self, tail: EventTail, streams: RunStreams) -> None:
         """Values that are looked up when somebody asks for them."""
         self._gauge("flowledger_api_streams", "Open event streams", lambda: streams.clients)
+        self._gauge("flowledger_api_stream_waiting_bytes", "Of the slowest client", lambda: streams.waiting_bytes)
         self._gauge("flowledger_api_live_runs", "Runs whose fold is kept in memory", lambda: tail.live_runs)
         self._gauge("flowledger_api_ignored_records", "Records the validity rule did not admit", lambda: tail.ignored)
 

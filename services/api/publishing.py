@@ -65,7 +65,11 @@ class Publisher:
 
     async def import_document(self, document: bytes, app: AppCreated | None, *, with_key: bool) -> Imported:
         """Publish the document: as a new app, or as the newest version of `app`. Raises ApiError."""
-        definition, problems = await self._threads.run(check_document, document)
+        try:
+            text = document.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise bad_request(f"the document must be UTF-8 text: {error.reason} at byte {error.start}") from error
+        definition, problems = await self._threads.run(check_document, text)
         errors = [problem for problem in problems if problem.severity == "error"]
         if definition is None or errors:
             raise document_invalid(problems)
@@ -73,7 +77,7 @@ class Publisher:
             raise bad_request(f'app "{app.name}" is a {app.mode} app, the document is for {definition.mode}')
         facts: list[Fact] = []
         if self._registry.document(definition.digest) is None:
-            facts.append(DocumentStored(digest=definition.digest, document=document.decode("utf-8-sig")))
+            facts.append(DocumentStored(digest=definition.digest, document=text))
         if app is None:
             app = self._new_app(definition)
             facts.append(app)

@@ -106,7 +106,8 @@ async def _list(parts: Parts, request: Request) -> Response:
         after = read_cursor(query["cursor"]) if query.get("cursor") else None
     except (ValueError, OverflowError) as error:
         raise invalid_param(str(error)) from error
-    limit = _number(request, "limit", 20) or 20
+    limit = _number(request, "limit", None)
+    limit = 20 if limit is None else limit
     if not 1 <= limit <= MAX_PAGE:
         raise invalid_param(f"limit: expected 1 to {MAX_PAGE}", "limit")
     app_id = query.get("app") or query.get("app_id") or None

@@ -22,7 +22,8 @@ class Outbox:
     """Frames on their way to one client. `push` never waits; one coroutine takes."""
 
     __slots__ = (
-        "_frames", "_limit", "_ping", "_size", "_waiter", "closed", "cursor", "failure", "finished", "overflowed",
+        "_ending", "_frames", "_limit", "_ping", "_size", "_waiter", "closed", "cursor", "failure", "finished",
+        "overflowed",
     )  # fmt: skip
 
     def __init__(self, limit_bytes: int) -> None:
@@ -30,6 +31,7 @@ class Outbox:
         self._limit = limit_bytes
         self._size = 0
         self._ping = False
+        self._ending = False
         self._waiter: asyncio.Future[None] | None = None
         self.closed = False
         """The client is gone, or is to be sent away."""
@@ -51,6 +53,11 @@ class Outbox:
             self._frames, self._size, self.overflowed = [], 0, True
         self._wake()
 
+    def finish(self) -> None:
+        """Nothing more comes."""
+        self._ending = True
+        self._wake()
+
     def fail(self, code: str, message: str) -> None:
         """Nothing more can come; the client is told."""
         self.failure = (code, message)
@@ -64,15 +71,21 @@ class Outbox:
         self.closed = True
         self._wake()
 
+    @property
+    def waiting_bytes(self) -> int:
+        return self._size
+
     def recover(self) -> None:
         """Take frames again, after an overflow."""
         self.overflowed = False
 
     async def take(self) -> bytes:
         """What is to be written next; empty when the stream is over, or `overflowed`, or failed, or closed."""
-        while not (self._frames or self._ping or self.closed or self.overflowed or self.failure or self.finished):
+        while not (self._frames or self._ping or self._ending or self.closed or self.overflowed or self.failure):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        if not self._frames:
+            self.finished = self.finished or self._ending
         if self.closed or self.finished or (self.failure and not self._frames):
             return b""
         frames, self._frames, self._size = self._frames, [], 0
@@ -82,7 +95,7 @@ class Outbox:
                 self.cursor = frame.cursor
                 break
         if frames:
-            self.finished = frames[-1].last
+            self.finished = self._ending = frames[-1].last
             return frames[0].wire if len(frames) == 1 else b"".join([frame.wire for frame in frames])
         return PING if pinged else b""
 

@@ -20,7 +20,8 @@ from libs.events.log import LogError, Record
 from libs.events.registry import AppCreated, RegistryTail, VersionPublished
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition, DefinitionInvalid
-from libs.workflow.inputs import InputInvalid, validate_inputs
+from libs.workflow.inputs import InputInvalid, accepted_files, validate_inputs
+from libs.workflow.pins import check_pins, parse_pins
 from services.api.access import Principal
 from services.api.errors import invalid_param, unavailable
 from services.api.frames import Cursor, encode
@@ -108,8 +109,13 @@ class RunStarter:
         definition = await self.definition(wanted.version)
         try:
             inputs = validate_inputs(definition, wanted.request.inputs, files=wanted.request.files)
+            files = accepted_files(definition, wanted.request.files)
         except InputInvalid as error:
             raise invalid_param(str(error)) from error
+        if wanted.pins is not None:
+            problems = check_pins(parse_pins(wanted.pins), definition)
+            if any(problem.severity == "error" for problem in problems):
+                raise invalid_param("\n".join(map(str, problems)), "pins")
         app_id = wanted.app.app_id
         return StartRun(
             run_id=self._submitter.new_run_id(app_id, wanted.request.idempotency_key),
@@ -119,7 +125,7 @@ class RunStarter:
             digest=wanted.version.digest,
             mode=definition.mode,
             inputs=inputs,
-            files=wanted.request.files,
+            files=tuple(files),
             query=wanted.query,
             caller=wanted.principal.caller(wanted.user),
             triggered_from=wanted.triggered_from,

@@ -76,6 +76,11 @@ class RunStreams:
     def clients(self) -> int:
         return len(self._open)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Made for clients and not taken yet; the largest is bounded by the limit per client."""
+        return max((outbox.waiting_bytes for outbox in self._open), default=0)
+
     # --- live folds ---
 
     def make_live(self, run_id: str) -> LiveRun:

@@ -95,6 +95,11 @@ class EventTail:
         self.problem: str | None = "the tail has not started"
         """Why nothing new arrives; None while all is well."""
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        assert self._loop is not None
+        return self._loop
+
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         starts = await self._threads.run(start_positions, self._log)
