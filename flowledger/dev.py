@@ -9,9 +9,7 @@ import asyncio
 import json
 import logging
 import os
-import secrets
 import socket
-import sys
 import threading
 import uuid
 from collections.abc import Callable
@@ -22,15 +20,18 @@ import uvicorn
 import uvloop
 
 from libs.events.blobs import FolderBlobs
-from libs.events.log import LogError
+from libs.events.log import LogError, Topic
 from libs.events.registry import RegistryTail
 from libs.events.sqlite import SqliteLog
 from libs.settings import Settings
 from libs.tables import open_engine, sqlite_url
 from libs.workflow.catalog import Catalog
-from services.api.build import build_app
+from services.api.app import ApiDependencies, create_app
+from services.api.main import own_version, stored_admin_token
+from services.api.records import Records
 from services.executor.build import build_executor
 from services.executor.main import owner_name
+from services.executor.nodes import NodeHandlers
 from services.projector.projector import Projector
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ Ready = Callable[["Embedded"], None]
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
 GRACE_S = 2.0
+CLOSE_S = 2
 
 
 class Embedded:
@@ -96,7 +98,7 @@ def start_embedded(data: Path, host: str, port: int, settings: Settings, *, exec
 
 async def _serve(data: Path, host: str, port: int, settings: Settings, execute: bool, ready: Ready) -> None:
     data.mkdir(parents=True, exist_ok=True)
-    token = settings.admin_token or _admin_token(data)
+    token = settings.admin_token or stored_admin_token(data)
     listening = _listen(host, port)
     url = f"http://{host}:{listening.getsockname()[1]}"
     log = await asyncio.to_thread(SqliteLog, data)
@@ -106,17 +108,28 @@ async def _serve(data: Path, host: str, port: int, settings: Settings, execute: 
     catalog = Catalog(registry.document)
     projector = Projector(log, engine)
     instance_id = uuid.uuid4().hex
-    worker = build_executor(settings, log, catalog, registry.refresh, blobs, owner_name()) if execute else None
-    app = build_app(
-        settings, log, registry, catalog, blobs, engine, admin_token=token, instance_id=instance_id
+    handlers = NodeHandlers.build(settings)
+    worker = build_executor(settings, log, catalog, registry.refresh, blobs, owner_name(), handlers)
+    app = create_app(
+        ApiDependencies(
+            log=log,
+            registry=registry,
+            catalog=catalog,
+            blobs=blobs,
+            records=Records(engine, log.topic_id(Topic.EVENTS)),
+            admin_token=token,
+            version=own_version(),
+            instance_id=instance_id,
+            models=settings.models,
+        )
     )
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none", timeout_graceful_shutdown=CLOSE_S))
     asked = asyncio.Event()
     address = data / "server.json"
     serving: asyncio.Task[None] | None = None
     try:
         projector.start()
-        if worker is not None:
+        if execute:
             await worker.start()
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         while not server.started and not serving.done():
@@ -131,11 +144,12 @@ async def _serve(data: Path, host: str, port: int, settings: Settings, execute: 
         with suppress(FileNotFoundError):
             address.unlink()
         if serving is not None and not serving.done():
-            server.should_exit = server.force_exit = True
-            with suppress(TimeoutError):
-                await asyncio.wait_for(serving, 5.0)
-        if worker is not None:
+            app.state.parts.streams.close()
+            server.should_exit = True
+            await serving
+        if execute:
             await worker.stop(GRACE_S)
+        await handlers.close()
         await asyncio.to_thread(projector.stop)
         registry.close()
         await asyncio.to_thread(log.close)
@@ -150,15 +164,3 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.bind((host, port))
     listening.listen(1024)
     return listening
-
-
-def _admin_token(data: Path) -> str:
-    """The token kept in the folder; made, kept for its owner's eyes and printed at the first start."""
-    path = data / "admin-token"
-    with suppress(FileNotFoundError):
-        return path.read_text("utf-8").strip()
-    token = "admin-" + secrets.token_urlsafe(24)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(token + "\n")
-    print(f"Admin token (kept in {path}): {token}", file=sys.stderr)  # noqa: T201  # said once, to the person who starts
-    return token

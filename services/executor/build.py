@@ -1,5 +1,6 @@
 """Builds an executor from settings; used by `main` and by the embedded mode."""
 
+import os
 import time
 from collections.abc import Callable
 
@@ -8,10 +9,13 @@ from libs.events.log import Log
 from libs.settings import Settings
 from libs.workflow.catalog import Catalog
 from services.executor.executor import Executor
-from services.executor.nodes import build_handlers
+from services.executor.nodes import NodeHandlers
 
 WAITING_SLOTS = 4_000
 """Attempts that wait (HTTP, models) at once per process."""
+
+PROCESS_SLOTS = max(4, 2 * (os.cpu_count() or 1))
+"""Sandboxed processes at once."""
 
 
 def build_executor(
@@ -21,16 +25,16 @@ def build_executor(
     refresh_definitions: Callable[[], None],
     blobs: Blobs,
     owner_id: str,
+    handlers: NodeHandlers,
 ) -> Executor:
-    handlers, processes = build_handlers(settings)
     return Executor(
         log=log,
         catalog=catalog,
         refresh_definitions=refresh_definitions,
-        handlers=handlers,
+        handlers=handlers.by_type,
         blobs=blobs,
         owner_id=owner_id,
-        slots={"wait": WAITING_SLOTS, "process": processes},
+        slots={"wait": WAITING_SLOTS, "process": PROCESS_SLOTS},
         max_steps=settings.max_steps,
         max_time_s=settings.max_time_s,
         now_us=lambda: time.time_ns() // 1000,

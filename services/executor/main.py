@@ -19,6 +19,7 @@ from libs.workflow.catalog import Catalog
 from services.executor.build import build_executor
 from services.executor.executor import Executor
 from services.executor.metrics import ExecutorMetrics
+from services.executor.nodes import NodeHandlers
 
 GRACE_S = 5.0
 
@@ -53,22 +54,24 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
     log = KafkaLog(settings.kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
     registry = await asyncio.to_thread(RegistryTail, log)
     catalog = Catalog(registry.document)
-    executor = build_executor(settings, log, catalog, registry.refresh, LogBlobs(log), owner_name())
+    handlers = NodeHandlers.build(settings)
+    executor = build_executor(settings, log, catalog, registry.refresh, LogBlobs(log), owner_name(), handlers)
     metrics = CollectorRegistry()
     metrics.register(ExecutorMetrics(executor))
-    health = HealthServer(host, port, lambda: _problem(executor), lambda: generate_latest(metrics), "executor")
+    health = HealthServer(host, port, lambda: problem_of(executor), lambda: generate_latest(metrics), "executor")
     try:
         await executor.start()
         print("flowledger executor ready", flush=True)  # noqa: T201  # the ready line is data
         await until_asked_to_stop()
     finally:
         await executor.stop(GRACE_S)
+        await handlers.close()
         health.close()
         registry.close()
         log.close()
 
 
-def _problem(executor: Executor) -> str | None:
+def problem_of(executor: Executor) -> str | None:
     if not executor.alive():
         return "the event loop does not tick"
     if executor.health.alarms:

@@ -191,7 +191,8 @@ class PartitionOwner:
         """The epoch is over: cancel handlers, drop what memory holds. `again`: claim anew at once."""
         if self.phase is Phase.OVER:
             return
-        logger.warning("epoch_over", extra={"partition": self.partition, "epoch": self._epoch, "reason": reason})
+        level = logging.INFO if self.phase is Phase.DRAINING else logging.WARNING
+        logger.log(level, "epoch_over", extra={"partition": self.partition, "epoch": self._epoch, "reason": reason})
         if alarm:
             self._x.alarm(self.partition, reason)
         if self.phase is not Phase.CLAIMING:

@@ -9,6 +9,7 @@ from services.executor.nodes.port import Handler
 from services.executor.nodes.start import StartHandler
 from services.executor.nodes.template_transform import TemplateTransformHandler
 from services.executor.nodes.variable_aggregator import VariableAggregatorHandler
+from services.executor.sandbox import Sandbox
 
 
 def inline_handlers() -> dict[str, Handler]:
@@ -19,6 +20,6 @@ def inline_handlers() -> dict[str, Handler]:
         "if-else": IfElseHandler(),
         "assigner": AssignerHandler(),
         "loop-end": LoopEndHandler(),
-        "template-transform": TemplateTransformHandler(),
+        "template-transform": TemplateTransformHandler(Sandbox()),
         "variable-aggregator": VariableAggregatorHandler(),
     }

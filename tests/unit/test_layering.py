@@ -10,8 +10,13 @@ ROOT = Path(__file__).resolve().parents[2]
 OURS = ("libs", "services", "flowledger")
 
 
+INSIDE = ROOT / "services/executor/sandbox/inside"
+"""Runs in the sandbox's own interpreter, which sees nothing else of ours: its imports are relative."""
+
+
 def sources(*folders: str) -> list[Path]:
-    return sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    found = sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    return [file for file in found if INSIDE not in file.parents]
 
 
 def module_of(file: Path) -> str:

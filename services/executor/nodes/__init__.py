@@ -1,0 +1,55 @@
+"""The table of handlers: which node type is run by what. A type without a line here must be pinned."""
+
+from dataclasses import dataclass
+
+from libs.settings import Settings
+from services.executor.net import GuardedHttp
+from services.executor.nodes.answer import AnswerHandler
+from services.executor.nodes.assigner import AssignerHandler
+from services.executor.nodes.code import CodeHandler
+from services.executor.nodes.end import EndHandler
+from services.executor.nodes.http_request import HttpRequestHandler
+from services.executor.nodes.if_else import IfElseHandler
+from services.executor.nodes.list_operator import ListOperatorHandler
+from services.executor.nodes.loop_end import LoopEndHandler
+from services.executor.nodes.port import Handler
+from services.executor.nodes.start import StartHandler
+from services.executor.nodes.template_transform import TemplateTransformHandler
+from services.executor.nodes.variable_aggregator import VariableAggregatorHandler
+from services.executor.sandbox import Sandbox
+
+__all__ = ["NodeHandlers"]
+
+
+@dataclass(slots=True, frozen=True)
+class NodeHandlers:
+    """All handlers of a process, and what they share."""
+
+    by_type: dict[str, Handler]
+    sandbox: Sandbox
+    http: GuardedHttp
+
+    @classmethod
+    def build(cls, settings: Settings) -> "NodeHandlers":
+        sandbox = Sandbox(settings.sandbox, settings.sandbox_packages)
+        http = GuardedHttp(settings.http_allow)
+        aggregator = VariableAggregatorHandler()
+        by_type: dict[str, Handler] = {
+            "start": StartHandler(),
+            "end": EndHandler(),
+            "answer": AnswerHandler(),
+            "if-else": IfElseHandler(),
+            "template-transform": TemplateTransformHandler(sandbox),
+            "code": CodeHandler(sandbox),
+            "http-request": HttpRequestHandler(http),
+            "variable-aggregator": aggregator,
+            "variable-assigner": aggregator,
+            "assigner": AssignerHandler(),
+            "list-operator": ListOperatorHandler(),
+            "loop-end": LoopEndHandler(),
+        }
+        return cls(by_type, sandbox, http)
+
+    async def close(self) -> None:
+        self.sandbox.close()
+        await self.http.aclose()
