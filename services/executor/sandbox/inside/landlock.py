@@ -6,6 +6,7 @@ naming the folder's other entries one by one.
 """
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -36,6 +37,8 @@ def supported() -> str | None:
     """None, or what is missing."""
     if abi() > 0:
         return None
+    if ctypes.get_errno() == errno.EPERM:
+        return "Landlock is forbidden here, probably by the container's system call filter (allow landlock_* there)"
     return "Landlock is not available in this kernel (needs Linux 5.13 with CONFIG_SECURITY_LANDLOCK, switched on)"
 
 

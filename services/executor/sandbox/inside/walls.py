@@ -29,6 +29,7 @@ _NICE = 5
 _FIRST_UID, _UIDS = 20_000, 40_000
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 1, 38, 47, 4
+_ROOT_NEEDS = {"CAP_CHOWN": 0, "CAP_DAC_OVERRIDE": 1, "CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7}
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 
 READABLE_DEVICES = ("/dev/zero", "/dev/random", "/dev/urandom")
@@ -60,7 +61,22 @@ class Slot:
 
 def missing() -> str | None:
     """None, or the first part of the containment that this machine does not give, as a sentence's beginning."""
-    return landlock.supported() or seccomp.supported()
+    return landlock.supported() or seccomp.supported() or _missing_capabilities()
+
+
+def _missing_capabilities() -> str | None:
+    """What root needs to start processes of another user, to end them, and to clear up after them."""
+    if os.geteuid() != 0:
+        return None
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        held = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff"))
+    lacking = [name for name, bit in _ROOT_NEEDS.items() if not held >> bit & 1]
+    if not lacking:
+        return None
+    return (
+        f"root lacks the capabilities {', '.join(lacking)} to run code as another user "
+        f"(grant them, or run the executor as another user than root)"
+    )
 
 
 def slot(number: int, base: str, readable: Readable | None) -> Slot:
