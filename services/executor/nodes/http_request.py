@@ -27,10 +27,11 @@ from libs.workflow.configs.outside import Authorization, Body, BodyItem, HttpReq
 from libs.workflow.definition import Node
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import Pool
-from libs.workflow.segments import as_text, is_file, mask
+from libs.workflow.segments import is_file
 from services.executor.files import FileStore
 from services.executor.lenient_json import parse_leniently
 from services.executor.net import GuardedHttp, decoded
+from services.executor.nodes.masking import Masking
 from services.executor.nodes.port import Attempt, Handler
 
 MAX_TEXT_BYTES: Final = 1024 * 1024
@@ -103,7 +104,7 @@ class HttpRequestHandler(Handler):
 
     async def run(self, attempt: Attempt) -> Outcome:
         node, pool = attempt.node, attempt.pool
-        masked = _Masking(pool)
+        masked = Masking(pool)
         process_data: Values | None = None
         try:
             plan = _assemble(node.config, pool, lambda template: templates.render_text(template, pool))
@@ -378,41 +379,6 @@ def _timeouts(timeout: Timeout | None) -> dict[str, float | None]:
 
 
 # --- recording --------------------------------------------------------------------------------------------------------
-
-
-class _Masking:
-    """Writes text for records: secret values are masked, also where the run has copied them into other variables."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        # Masking every "a" because some secret is "a" would destroy the record and hide nothing. Longest first: one
-        # secret may be the beginning of another.
-        secrets = sorted((secret for secret in pool.secrets() if len(secret) >= 4), key=len, reverse=True)
-        self._masks = {form: mask(secret) for secret in secrets for form in _forms(secret)}
-
-    def render(self, template: str) -> str:
-        """As `render_text`, with masks."""
-        pieces = []
-        for part in templates.segments(template):
-            selector = templates.as_selector(part) if isinstance(part, str) else part
-            segment = self._pool.get(selector) if selector else None
-            if segment is not None and segment.type == "secret":
-                pieces.append(mask(str(segment.value)))
-            elif segment is not None:
-                pieces.append(as_text(segment))
-            else:
-                pieces.append(part if isinstance(part, str) else ".".join(part))
-        return self.text("".join(pieces))
-
-    def text(self, text: str) -> str:
-        for secret, masked in self._masks.items():
-            text = text.replace(secret, masked)
-        return text
-
-
-def _forms(secret: str) -> tuple[str, ...]:
-    """The secret as it is, inside JSON, and inside URLs."""
-    return (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], quote(secret, safe=""))
 
 
 def _dump(plan: _Plan) -> str:

@@ -1,0 +1,19 @@
+"""Language models: the port, providers behind the OpenAI-compatible HTTP form, and an offline stand-in."""
+
+from services.executor.models.port import Delta, Message, ModelError, ModelProvider, ModelRequest, Usage
+from services.executor.models.providers import Models, setting_name
+from services.executor.models.reasoning import ReasoningSplitter, Split, split_reasoning
+
+__all__ = [
+    "Delta",
+    "Message",
+    "ModelError",
+    "ModelProvider",
+    "ModelRequest",
+    "Models",
+    "ReasoningSplitter",
+    "Split",
+    "Usage",
+    "setting_name",
+    "split_reasoning",
+]

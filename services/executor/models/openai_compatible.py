@@ -1,0 +1,232 @@
+"""Models behind the OpenAI-compatible HTTP form: `/chat/completions` and `/completions`, streamed.
+
+Servers differ in what they understand, so an option that one names in its refusal is left out once and the call is
+made again: a refused call has done nothing. A server that does not stream is read whole. A stream that ends before
+the model said why it stopped is an error, never a short answer.
+
+The key goes into one header and nowhere else: every text of an error is cleaned of it.
+"""
+
+import json
+import re
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
+from typing import Any, Final
+
+import httpx
+from pydantic import JsonValue
+
+from services.executor.models.port import Delta, Message, ModelError, ModelRequest, Usage
+from services.executor.models.sse import EventReader, StreamTooLong
+
+# Between two bytes, not in all: a model may think for minutes before its first word.
+TIMEOUT: Final = httpx.Timeout(connect=10, read=600, write=60, pool=None)
+
+_MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
+_MAX_ERROR_BYTES: Final = 64 * 1024
+_OPTIONAL: Final = ("stream_options", "response_format")
+_OURS: Final = frozenset({"model", "messages", "prompt", "stream", "stream_options"})
+
+
+class OpenAICompatible:
+    """One provider. The client is shared with other providers and belongs to whoever made it."""
+
+    def __init__(self, client: httpx.AsyncClient, name: str, base_url: str, api_key: str | None = None) -> None:
+        """`name`: how error texts call it, e.g. `openai`."""
+        self._client = client
+        self._name = name
+        self._base_url = re.sub(r"/(chat/)?completions/*\Z", "", base_url.strip()).rstrip("/")
+        self._key = (api_key or "").strip()
+        if not self._key.isascii() or not self._key.isprintable():
+            raise ModelError("InvokeAuthorizationError", f"{name}: the API key has characters that no key has")
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
+        path = "/chat/completions" if request.mode == "chat" else "/completions"
+        payload = _payload(request)
+        while True:
+            try:
+                async with self._client.stream(
+                    "POST", self._base_url + path, json=payload, headers=self._headers(request), timeout=TIMEOUT
+                ) as response:
+                    if response.is_success:
+                        async with aclosing(self._deltas(response)) as deltas:
+                            async for delta in deltas:
+                                yield delta
+                        return
+                    refusal = await self._refusal(response)
+            except httpx.TimeoutException as error:
+                raise self._error(
+                    "InvokeConnectionError", f"no answer in time ({type(error).__name__})", retryable=True
+                ) from None
+            except httpx.HTTPError as error:
+                raise self._error("InvokeConnectionError", str(error) or type(error).__name__, retryable=True) from None
+            except (httpx.InvalidURL, UnicodeError):
+                raise self._error("InvokeBadRequestError", "its base URL cannot be used") from None
+            # Outside of the response: its connection is free again.
+            unknown = next((name for name in _OPTIONAL if name in payload and name in str(refusal)), None)
+            if refusal.error_type != "InvokeBadRequestError" or unknown is None:
+                raise refusal
+            del payload[unknown]
+
+    def _headers(self, request: ModelRequest) -> dict[str, str]:
+        headers = {"Accept": "text/event-stream, application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        if request.key.isascii() and request.key:
+            headers["Idempotency-Key"] = request.key
+        return headers
+
+    async def _deltas(self, response: httpx.Response) -> AsyncGenerator[Delta, None]:
+        if "json" in response.headers.get("content-type", ""):
+            for delta in self._read(await self._whole(response)):
+                yield delta
+            return
+        finished = False
+        async for data in _events(response):
+            if data.strip() == "[DONE]":
+                return
+            for delta in self._read(data):
+                finished = finished or delta.finish_reason is not None
+                yield delta
+        if not finished:
+            raise self._error("InvokeConnectionError", "the stream ended before the answer did", retryable=True)
+
+    async def _whole(self, response: httpx.Response) -> str:
+        body = bytearray()
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > _MAX_WHOLE_BYTES:
+                raise self._error("InvokeError", f"the answer is larger than {_MAX_WHOLE_BYTES} bytes")
+        return body.decode("utf-8", "replace")
+
+    def _read(self, data: str) -> Iterator[Delta]:
+        """What one event of a stream, or a whole answer, says."""
+        try:
+            said = json.loads(data)
+        except ValueError:
+            raise self._error(
+                "InvokeServerUnavailableError", "it sent something that is not JSON", retryable=True
+            ) from None
+        if not isinstance(said, dict):
+            return
+        if said.get("error"):
+            raise self._error(
+                "InvokeServerUnavailableError", _message_of(said) or "it reported an error", retryable=True
+            )
+        choices = said.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        part = choice.get("delta") or choice.get("message") or {}
+        text = _text_of(part.get("content")) or _text_of(choice.get("text"))
+        reasoning = _text_of(part.get("reasoning_content")) or _text_of(part.get("reasoning"))
+        finish_reason = choice.get("finish_reason")
+        usage = _usage_of(said.get("usage"))
+        if text or reasoning or finish_reason or usage:
+            yield Delta(text, reasoning, str(finish_reason) if finish_reason else None, usage)
+
+    async def _refusal(self, response: httpx.Response) -> ModelError:
+        body = bytearray()
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > _MAX_ERROR_BYTES:
+                break
+        status = response.status_code
+        try:
+            said = _message_of(json.loads(body))
+        except ValueError:
+            said = ""
+        if not said and not response.headers.get("content-type", "").startswith("text/html"):
+            said = bytes(body).decode("utf-8", "replace").strip()[:500]
+        kind, retryable = _kind_of(status)
+        if response.is_redirect:
+            said = "it answers with a redirect, which is not followed because of the key; set the base URL it points to"
+        return self._error(kind, f"status {status}{': ' if said else ''}{said}", retryable=retryable)
+
+    def _error(self, kind: str, message: str, *, retryable: bool = False) -> ModelError:
+        clean = message.replace(self._key, "***") if self._key else message
+        return ModelError(kind, f"{self._name}: {clean}", retryable=retryable)
+
+
+def _payload(request: ModelRequest) -> dict[str, Any]:
+    payload: dict[str, Any] = {
+        name: value for name, value in request.parameters.items() if value is not None and name not in _OURS
+    }
+    form = payload.get("response_format")
+    if isinstance(form, str):  # documents hold the bare type
+        payload.pop("response_format")
+        if form in ("json_object", "text"):
+            payload["response_format"] = {"type": form}
+    payload.pop("json_schema", None)
+    if request.schema is not None and request.mode == "chat":
+        named = {"name": "structured_output", "schema": dict(request.schema)}
+        payload["response_format"] = {"type": "json_schema", "json_schema": named}
+    payload |= {"model": request.model, "stream": True, "stream_options": {"include_usage": True}}
+    if request.mode == "chat":
+        payload["messages"] = [{"role": message.role, "content": _content(message)} for message in request.messages]
+    else:
+        payload["prompt"] = "\n".join(message.text for message in request.messages)
+    return payload
+
+
+def _content(message: Message) -> JsonValue:
+    if not message.images:
+        return message.text
+    parts: list[JsonValue] = [
+        {"type": "image_url", "image_url": {"url": url, "detail": message.detail}} for url in message.images
+    ]
+    return [*parts, {"type": "text", "text": message.text}] if message.text else parts
+
+
+async def _events(response: httpx.Response) -> AsyncGenerator[str, None]:
+    reader = EventReader()
+    try:
+        async for piece in response.aiter_bytes():
+            for data in reader.feed(piece):
+                yield data
+        for data in reader.finish():
+            yield data
+    except StreamTooLong as error:
+        raise httpx.RemoteProtocolError(str(error)) from error
+
+
+def _text_of(content: Any) -> str:
+    """Text, also when it comes as a list of parts."""
+    if isinstance(content, list):
+        return "".join(_text_of(part.get("text")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def _usage_of(usage: Any) -> Usage | None:
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    return Usage(prompt, completion, _count(usage.get("total_tokens")) or prompt + completion)
+
+
+def _count(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) and value > 0 else 0
+
+
+def _message_of(said: Any) -> str:
+    """The sentence of an error body, in the forms that servers use."""
+    if not isinstance(said, Mapping):
+        return ""
+    error = said.get("error")
+    for candidate in (
+        error.get("message") if isinstance(error, Mapping) else error,
+        said.get("message"),
+        said.get("detail"),
+    ):
+        if candidate:
+            return (candidate if isinstance(candidate, str) else json.dumps(candidate, ensure_ascii=False))[:500]
+    return ""
+
+
+def _kind_of(status: int) -> tuple[str, bool]:
+    """The contract's class of a status, and whether to try again."""
+    if status in (401, 403):
+        return "InvokeAuthorizationError", False
+    if status == 429:
+        return "InvokeRateLimitError", True
+    if status == 408 or status >= 500:
+        return "InvokeServerUnavailableError", True
+    return "InvokeBadRequestError", False

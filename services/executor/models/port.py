@@ -1,0 +1,71 @@
+"""What a node asks of a language model, whoever provides it.
+
+A provider streams `Delta`s: pieces of text, pieces of reasoning that it keeps apart, and at the end why it stopped and
+what was used. An error is a `ModelError`; its text is for people and never holds a key.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from pydantic import JsonValue
+
+
+class ModelError(Exception):
+    """A model call failed. `retryable`: the same call may succeed later without any change."""
+
+    def __init__(self, error_type: str, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.error_type = error_type
+        """Class name of the contract: `InvokeRateLimitError`, `InvokeAuthorizationError`, ..."""
+        self.retryable = retryable
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a prompt: text, and URLs of images that belong to it."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    images: tuple[str, ...] = ()
+    detail: str = "high"
+    """How closely to look at the images: `high` or `low`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    model: str
+    messages: tuple[Message, ...]
+    mode: Literal["chat", "completion"] = "chat"
+    parameters: Mapping[str, JsonValue] = field(default_factory=dict)
+    """`temperature`, `max_tokens`, `stop`, ... as the document names them."""
+    schema: Mapping[str, Any] | None = None
+    """The answer has to be JSON of this schema."""
+    key: str = ""
+    """Idempotency key of the attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What came since the last one. `finish_reason` and `usage` come once, near the end, or not at all."""
+
+    text: str = ""
+    reasoning: str = ""
+    finish_reason: str | None = None
+    usage: Usage | None = None
+
+
+class ModelProvider(Protocol):
+    def stream(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
+        """The answer as it comes. Closing the generator, or cancelling its reader, ends the call at once.
+
+        Raises ModelError.
+        """
+        ...

@@ -1,0 +1,49 @@
+"""Text for records, without the secrets that were sent.
+
+A secret is masked where a template names it, and its value wherever else it appears: runs copy secrets into other
+variables, where they are plain text.
+"""
+
+import json
+from urllib.parse import quote
+
+from libs.workflow import templates
+from libs.workflow.pool import Pool
+from libs.workflow.segments import as_text, mask
+
+# Masking every "a" because some secret is "a" would destroy the record and hide nothing.
+_SHORTEST = 4
+
+
+class Masking:
+    """Writes text for records. Reads the pool: make it before the first `await`."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        # Longest first: one secret may be the beginning of another.
+        secrets = sorted((secret for secret in pool.secrets() if len(secret) >= _SHORTEST), key=len, reverse=True)
+        self._masks = {form: mask(secret) for secret in secrets for form in _forms(secret)}
+
+    def render(self, template: str) -> str:
+        """As `render_text`, with masks."""
+        pieces = []
+        for part in templates.segments(template):
+            selector = templates.as_selector(part) if isinstance(part, str) else part
+            segment = self._pool.get(selector) if selector else None
+            if segment is not None and segment.type == "secret":
+                pieces.append(mask(str(segment.value)))
+            elif segment is not None:
+                pieces.append(as_text(segment))
+            else:
+                pieces.append(part if isinstance(part, str) else ".".join(part))
+        return self.text("".join(pieces))
+
+    def text(self, text: str) -> str:
+        for secret, masked in self._masks.items():
+            text = text.replace(secret, masked)
+        return text
+
+
+def _forms(secret: str) -> tuple[str, ...]:
+    """The secret as it is, inside JSON, and inside URLs."""
+    return (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], quote(secret, safe=""))

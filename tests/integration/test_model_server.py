@@ -1,0 +1,195 @@
+"""The OpenAI-compatible adapter against a real server on 127.0.0.1."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from libs.settings import Provider
+from services.executor.models import Delta, Message, ModelError, ModelRequest, Models, Usage
+from tests.model_server import ModelServer
+
+KEY = "sk-test-0123456789"
+
+
+def asking(model: str, text: str = "hi there", **rest: Any) -> ModelRequest:
+    return ModelRequest(model, (Message("system", "be brief"), Message("user", text)), **rest)
+
+
+def answer(request: ModelRequest, provider: Provider | None = None) -> tuple[list[Delta], list[dict[str, Any]]]:
+    async def go() -> tuple[list[Delta], list[dict[str, Any]]]:
+        async with ModelServer() as server:
+            models = Models({"OPENAI": provider or Provider(server.url, KEY)})
+            try:
+                found = [delta async for delta in models.provider("langgenius/openai/openai").stream(request)]
+                return found, server.requests
+            finally:
+                await models.aclose()
+
+    return asyncio.run(go())
+
+
+def text_of(deltas: list[Delta]) -> str:
+    return "".join(delta.text for delta in deltas)
+
+
+def failure(model: str) -> ModelError:
+    with pytest.raises(ModelError) as caught:
+        answer(asking(model))
+    return caught.value
+
+
+def last(deltas: list[Delta]) -> tuple[str | None, Usage | None]:
+    reasons = [delta.finish_reason for delta in deltas if delta.finish_reason]
+    usages = [delta.usage for delta in deltas if delta.usage]
+    return (reasons[-1] if reasons else None), (usages[-1] if usages else None)
+
+
+def test_an_answer_is_streamed_with_its_end_and_usage() -> None:
+    deltas, requests = answer(
+        asking("echo", parameters={"temperature": 0.5, "max_tokens": 5, "model": "other"}, key="k")
+    )
+    assert text_of(deltas) == "echo: hi there"
+    assert sum(1 for delta in deltas if delta.text) > 3
+    reason, usage = last(deltas)
+    assert reason == "stop"
+    assert usage is not None
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens > 0
+    (request,) = requests
+    assert request["path"] == "/v1/chat/completions"
+    assert request["headers"]["authorization"] == f"Bearer {KEY}"
+    assert request["headers"]["idempotency-key"] == "k"
+    assert request["body"] == {
+        "model": "echo",
+        "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi there"}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.5,
+        "max_tokens": 5,
+    }
+
+
+def test_completion_mode_uses_the_completions_path() -> None:
+    deltas, requests = answer(ModelRequest("echo", (Message("user", "once upon"),), mode="completion"))
+    assert text_of(deltas) == "echo: once upon"
+    assert requests[0]["path"] == "/v1/completions"
+    assert last(deltas)[0] == "stop"
+
+
+def test_a_stream_of_odd_form_is_read_all_the_same() -> None:
+    deltas, _ = answer(asking("odd-stream", "grüße 你好 😀"))
+    assert text_of(deltas) == "echo: grüße 你好 😀"
+    assert last(deltas)[1] is not None
+
+
+def test_an_answer_that_is_not_streamed_is_one_piece() -> None:
+    deltas, _ = answer(asking("blocking"))
+    assert len(deltas) == 1
+    assert text_of(deltas) == "echo: hi there"
+    assert last(deltas)[0] == "stop"
+
+
+def test_usage_may_be_missing() -> None:
+    deltas, _ = answer(asking("no-usage"))
+    assert text_of(deltas) == "echo: hi there"
+    assert last(deltas) == ("stop", None)
+
+
+def test_reasoning_in_a_field_of_its_own_is_kept_apart() -> None:
+    deltas, _ = answer(asking("reasoning"))
+    assert "".join(delta.reasoning for delta in deltas) == "let me see"
+    assert text_of(deltas) == "done"
+
+
+def test_images_become_parts_of_the_message() -> None:
+    request = ModelRequest("echo", (Message("user", "what?", ("https://x.example/cat.png",), "low"),))
+    _, requests = answer(request)
+    assert requests[0]["body"]["messages"][0]["content"] == [
+        {"type": "image_url", "image_url": {"url": "https://x.example/cat.png", "detail": "low"}},
+        {"type": "text", "text": "what?"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "error_type", "retryable"),
+    [
+        (400, "InvokeBadRequestError", False),
+        (401, "InvokeAuthorizationError", False),
+        (403, "InvokeAuthorizationError", False),
+        (404, "InvokeBadRequestError", False),
+        (429, "InvokeRateLimitError", True),
+        (500, "InvokeServerUnavailableError", True),
+        (503, "InvokeServerUnavailableError", True),
+    ],
+)
+def test_a_refusal_has_its_class_the_providers_words_and_no_key(status: int, error_type: str, retryable: bool) -> None:
+    error = failure(f"status-{status}")
+    assert (error.error_type, error.retryable) == (error_type, retryable)
+    assert str(error) == f"openai: status {status}: refused with {status}; you sent Bearer ***"
+    assert KEY not in repr(error.__context__)
+
+
+@pytest.mark.parametrize(
+    ("model", "error_type", "words"),
+    [
+        ("broken", "InvokeConnectionError", "openai: "),
+        ("unfinished", "InvokeConnectionError", "the stream ended before the answer did"),
+        ("garbage", "InvokeServerUnavailableError", "not JSON"),
+        ("stream-error", "InvokeServerUnavailableError", "the model fell over"),
+    ],
+)
+def test_a_stream_that_breaks_is_an_error_that_may_be_retried(model: str, error_type: str, words: str) -> None:
+    error = failure(model)
+    assert error.error_type == error_type
+    assert error.retryable
+    assert words in str(error)
+
+
+def test_nobody_listening_is_a_connection_error() -> None:
+    with pytest.raises(ModelError) as caught:
+        answer(asking("echo"), Provider("http://127.0.0.1:9/v1", KEY))
+    assert caught.value.error_type == "InvokeConnectionError"
+    assert caught.value.retryable
+
+
+@pytest.mark.parametrize("option", ["stream_options", "response_format"])
+def test_an_option_that_the_server_does_not_know_is_left_out(option: str) -> None:
+    deltas, requests = answer(asking(f"refuse-{option}", schema={"type": "object"}))
+    assert text_of(deltas) == "echo: hi there"
+    assert [option in request["body"] for request in requests] == [True, False]
+
+
+def test_a_slow_first_word_is_waited_for() -> None:
+    assert text_of(answer(asking("slow-0.2"))[0]) == "echo: hi there"
+
+
+def test_cancelling_closes_the_connection_at_once() -> None:
+    async def go() -> None:
+        async with ModelServer() as server:
+            models = Models({"DEFAULT": Provider(server.url, KEY)})
+
+            async def read() -> None:
+                async with aclosing(models.provider("any/thing").stream(asking("slow-600"))) as deltas:
+                    async for _ in deltas:
+                        pass
+
+            task = asyncio.create_task(read())
+            async with asyncio.timeout(5):
+                await server.arrived.wait()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                await server.hung_up.wait()
+            await models.aclose()
+
+    asyncio.run(go())
+
+
+def test_parameters_of_documents_are_translated() -> None:
+    parameters: Mapping[str, Any] = {"response_format": "json_object", "stop": ["x"], "seed": None}
+    body = answer(asking("echo", parameters=parameters))[1][0]["body"]
+    assert body["response_format"] == {"type": "json_object"}
+    assert body["stop"] == ["x"]
+    assert "seed" not in body

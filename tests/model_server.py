@@ -1,0 +1,249 @@
+"""A small real HTTP server that speaks the OpenAI-compatible form. What it does is chosen by the model's name:
+
+    echo             answers "echo: " and the last user message, in pieces (so does every name not listed)
+    json             has a JSON object as its answer: {"answer": 42}
+    thinking         <think> block in the text, then "done"; `reasoning` sends it in a field of its own
+    blocking         never streams: one JSON answer
+    no-usage         streams without usage
+    odd-stream       comments, keep-alives, CRLF, an event in two data lines, bytes cut one by one
+    broken           closes the connection in the middle of the stream
+    unfinished       ends the stream in order, but before the answer is complete
+    garbage          streams something that is not JSON
+    stream-error     reports an error inside the stream
+    slow-<seconds>   says nothing for so long, then answers as echo
+    status-<code>    refuses with that status, quoting the key it was sent
+    refuse-<option>  status 400 naming the option, as long as a request has it
+    flaky-<n>        status 500 for the first n requests, then answers as echo
+
+`GET /requests` lists what came in. Run it: `python -m tests.model_server --port 0`; in a test, `async with
+ModelServer()` inside the test's loop, or `with serving()` in a thread of its own.
+"""
+
+import argparse
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class ModelServer:
+    """Serves inside the running loop. `requests`: every call as `{path, headers, body}`."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.arrived = asyncio.Event()
+        """The first call came in."""
+        self.hung_up = asyncio.Event()
+        """A client closed its connection while an answer was under way."""
+        self._port = port
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> "ModelServer":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            while await self._exchange(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except asyncio.CancelledError:
+            pass  # the server is closing
+        finally:
+            writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """One request and its answer; False to close the connection."""
+        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        method, path, _ = first.split(" ", 2)
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        if method == "GET":
+            await _send(writer, 200, self.requests)
+            return True
+        request = json.loads(body)
+        self.requests.append({"path": path, "headers": headers, "body": request})
+        self.arrived.set()
+        answering = asyncio.create_task(self._answer(writer, path, headers, request))
+        gone = asyncio.create_task(reader.read(1))  # a client does not speak again before it has its answer
+        try:
+            await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                self.hung_up.set()
+                return False
+            return answering.result()
+        finally:
+            for each in (answering, gone):
+                each.cancel()
+            await asyncio.gather(answering, gone, return_exceptions=True)
+
+    async def _answer(
+        self, writer: asyncio.StreamWriter, path: str, headers: dict[str, str], request: dict[str, Any]
+    ) -> bool:
+        model, _, argument = str(request["model"]).partition("-")
+        if model == "status":
+            said = f"refused with {argument}; you sent {headers.get('authorization', 'no key')}"
+            await _send(writer, int(argument), {"error": {"message": said, "type": "test"}})
+            return True
+        if model == "refuse" and argument in request:
+            await _send(writer, 400, {"error": {"message": f"Unrecognized request argument: {argument}"}})
+            return True
+        if model == "flaky" and len(self.requests) <= int(argument):
+            await _send(writer, 500, {"message": "not yet"})
+            return True
+        if model == "slow":
+            await asyncio.sleep(float(argument))
+        if not request.get("stream") or model == "blocking":
+            await _send(writer, 200, _whole(path, request))
+            return True
+        return await _stream(writer, path, request)
+
+
+async def _stream(writer: asyncio.StreamWriter, path: str, request: dict[str, Any]) -> bool:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+    name = str(request["model"])
+    async for piece in _frames(name, path, request):
+        writer.write(piece)
+        await writer.drain()
+        if name == "odd-stream":
+            await asyncio.sleep(0)
+    if name == "broken":
+        writer.transport.abort()
+    return False
+
+
+async def _frames(name: str, path: str, request: dict[str, Any]) -> AsyncIterator[bytes]:
+    deltas = _deltas(name, path, request)
+    if name == "odd-stream":
+        for byte in b": keep-alive\r\n\r\nretry: 1\r\n\r\n" + b"".join(
+            b"event: chunk\r\nid: 1\r\ndata: " + _cut(delta) + b"\r\n\r\n: ping\r\n\r\n" for delta in deltas
+        ):
+            yield bytes((byte,))
+        yield b"data: [DONE]"  # without its blank line
+        return
+    for number, delta in enumerate(deltas):
+        if number == 2 and name in ("broken", "unfinished"):
+            return
+        if number == 1 and name == "garbage":
+            yield b"data: <html>\n\n"
+        if number == 1 and name == "stream-error":
+            yield _event({"error": {"message": "the model fell over", "code": 500}})
+        yield _event(delta)
+    yield b"data: [DONE]\n\n"
+
+
+def _cut(delta: dict[str, Any]) -> bytes:
+    """The JSON in two data lines: a line break between two members means nothing to JSON."""
+    return json.dumps(delta, ensure_ascii=False).encode().replace(b', "choices"', b',\r\ndata: "choices"')
+
+
+def _deltas(name: str, path: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    pieces: list[dict[str, Any]] = [{"content": piece} for piece in _pieces(answer_of(request))]
+    if name == "reasoning":
+        pieces = [{"reasoning_content": "let me "}, {"reasoning_content": "see"}, {"content": "done"}]
+    made: list[dict[str, Any]] = [{"id": "1", "choices": [_choice(path, piece)]} for piece in pieces]
+    made.append({"id": "1", "choices": [{**_choice(path, {}), "finish_reason": "stop"}]})
+    if request.get("stream_options", {}).get("include_usage") and name != "no-usage":
+        made.append({"id": "1", "choices": [], "usage": usage_of(request)})
+    return made
+
+
+def _choice(path: str, piece: dict[str, Any]) -> dict[str, Any]:
+    if path.endswith("/chat/completions"):
+        return {"index": 0, "delta": piece, "finish_reason": None}
+    return {"index": 0, "text": piece.get("content", ""), "finish_reason": None}
+
+
+def _whole(path: str, request: dict[str, Any]) -> dict[str, Any]:
+    answer = answer_of(request)
+    chat = path.endswith("/chat/completions")
+    said = {"message": {"role": "assistant", "content": answer}} if chat else {"text": answer}
+    return {"id": "1", "choices": [{"index": 0, "finish_reason": "stop", **said}], "usage": usage_of(request)}
+
+
+def answer_of(request: dict[str, Any]) -> str:
+    if request["model"] == "json":
+        return '{"answer": 42}'
+    if request["model"] == "thinking":
+        return "<think>let me see</think>\n\ndone"
+    if "prompt" in request:
+        return f"echo: {request['prompt']}"
+    content = next((each["content"] for each in reversed(request["messages"]) if each["role"] == "user"), "")
+    return f"echo: {content if isinstance(content, str) else json.dumps(content)}"
+
+
+def usage_of(request: dict[str, Any]) -> dict[str, int]:
+    asked, answered = len(json.dumps(request.get("messages", request.get("prompt")))), len(answer_of(request))
+    return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
+
+
+def _pieces(answer: str) -> list[str]:
+    return [answer[start : start + 3] for start in range(0, len(answer), 3)]
+
+
+def _event(data: object) -> bytes:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+async def _send(writer: asyncio.StreamWriter, status: int, body: object) -> None:
+    data = json.dumps(body, ensure_ascii=False).encode()
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    writer.write(head.encode() + data)
+    await writer.drain()
+
+
+@contextmanager
+def serving() -> Iterator[ModelServer]:
+    """The server in a thread of its own, for tests without a loop."""
+    ready, stop = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+    server = ModelServer()
+
+    async def serve() -> None:
+        async with server:
+            ready.set()
+            await stop.wait()
+
+    def run() -> None:
+        loop.run_until_complete(serve())
+        loop.close()
+
+    thread = threading.Thread(target=run, name="model-server")
+    thread.start()
+    try:
+        if not ready.wait(10):
+            raise RuntimeError("the model server did not start within 10 s")
+        yield server
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+
+
+async def _main(port: int) -> None:
+    async with ModelServer(port) as server:
+        print(f"model server ready on {server.url}", flush=True)  # noqa: T201  # the ready line is data
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="A small OpenAI-compatible server for tests.")
+    parser.add_argument("--port", type=int, default=0)
+    try:
+        asyncio.run(_main(parser.parse_args().port))
+    except KeyboardInterrupt:
+        pass
