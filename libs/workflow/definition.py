@@ -162,12 +162,7 @@ def _compile(text: str | bytes, findings: Findings) -> Definition | None:
     roots = _roots(drafts, findings)
     incoming, outgoing = _by_node(drafts, edges)
     layout = lay_out(roots, starts, outgoing)
-    for container in layout.selfish:
-        findings.error(
-            f"{drafts.nodes[container].at}.data.start_node_id",
-            f'the body of "{container}" contains the {drafts.nodes[container].type} itself',
-            "Remove the edge that leads from the body back to it",
-        )
+    _check_bodies(drafts, starts, roots, layout, findings)
     _check_graph(drafts, edges, places, starts, roots, layout, findings)
     scopes = {"env": frozenset(each.name for each in environment)}
     if mode == "advanced-chat":
@@ -287,6 +282,33 @@ def _by_node(drafts: Drafts, edges: list[Edge]) -> tuple[dict[str, list[Edge]], 
         outgoing[edge.source].append(edge)
         incoming[edge.target].append(edge)
     return incoming, outgoing
+
+
+def _check_bodies(
+    drafts: Drafts, starts: Mapping[str, str], roots: list[str], layout: Layout, findings: Findings
+) -> None:
+    """Refuse bodies that a round could not keep apart from the rest of the run."""
+    for container in layout.selfish:
+        findings.error(
+            f"{drafts.nodes[container].at}.data.start_node_id",
+            f'the body of "{container}" contains the {drafts.nodes[container].type} itself',
+            "Remove the edge that leads from the body back to it",
+        )
+    for container, start in starts.items():
+        owner = layout.container.get(start)
+        if owner != container:
+            findings.error(
+                f"{drafts.nodes[container].at}.data.start_node_id",
+                f'the start "{start}" of "{container}" is in {_where(owner)}',
+                "Give every container a start node of its own",
+            )
+    for root in roots:
+        if root in layout.container:
+            findings.error(
+                drafts.nodes[root].at,
+                f'the root "{root}" is in the body of "{layout.container[root]}"',
+                "Remove the edge that leads from the body to it",
+            )
 
 
 def _check_graph(

@@ -239,6 +239,8 @@ def begin_bodies(drafts: Drafts, edges: list[Edge], findings: Findings) -> dict[
         begins = _begins(container, children.get(container.id, []), drafts, edges, findings)
         if len(begins) == 1 and drafts.nodes[begins[0]].kind is NodeKind.MARKER:
             starts[container.id] = begins[0]
+            if getattr(container.config, "start_node_id", "") != begins[0]:
+                container.config = container.config.model_copy(update={"start_node_id": begins[0]})
         elif begins:
             starts[container.id] = _add_marker(container, begins, drafts, edges)
     return starts

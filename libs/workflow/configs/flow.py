@@ -75,7 +75,8 @@ class StartVariable(Config):
     @field_validator("type", mode="before")
     @classmethod
     def _newer_spelling(cls, value: Any) -> Any:
-        return {"json": "json_object", "json-object": "json_object", "text": "text-input"}.get(value, value)
+        spellings = {"json": "json_object", "json-object": "json_object", "text": "text-input"}
+        return spellings.get(value, value) if isinstance(value, str) else value
 
 
 class StartConfig(Config):
