@@ -18,12 +18,12 @@ from typing import Any
 import httpx
 import uvicorn
 
-from libs.events.blobs import BlobRef, LogBlobs
+from libs.events.blobs import LogBlobs
 from libs.events.chunks import Chunk, encode_chunk
 from libs.events.claim_check import offload, oversized
 from libs.events.codec import decode_command, encode_body, encode_event
 from libs.events.ids import partition_of
-from libs.events.log import Ack, Entry, Log, Record, Topic
+from libs.events.log import Ack, Entry, Log, LogError, Record, Topic
 from libs.events.model import (
     Event,
     NodeStarted,
@@ -50,7 +50,8 @@ Script = Callable[["ScriptedExecutor", str, RunAccepted], None]
 def llm(node_id: str = "llm") -> dict[str, Any]:
     model = {"provider": "langgenius/openai/openai", "name": "m", "mode": "chat", "completion_params": {}}
     prompt = [{"role": "user", "text": "{{#start.q#}}"}]
-    return node(node_id, "llm", model=model, prompt_template=prompt, context={"enabled": False}, vision={"enabled": False})
+    off = {"enabled": False}
+    return node(node_id, "llm", model=model, prompt_template=prompt, context=off, vision=off)
 
 
 ECHO = document([start("q"), end(answer="start.q")], edges("start > end"))
@@ -91,7 +92,7 @@ class ScriptedExecutor:
         self._appender = log.open_appender(self._on_acks)
         for number in self._owned:
             self.claim(number, epoch=1)
-        self._tail = log.tail(Topic.COMMANDS, {n: 0 for n in self._owned} if deciding else {}, self._decide, _raise)
+        self._tail = log.tail(Topic.COMMANDS, dict.fromkeys(self._owned, 0) if deciding else {}, self._decide, _raise)
 
     def claim(self, partition: int, epoch: int) -> None:
         owned = self._owned[partition]
@@ -374,12 +375,8 @@ class StuckLog:
 
     def send(self, topic: Topic, partition: int, entry: Entry, timeout_s: float = 4.0) -> "Future[int]":
         if self.failing and topic is Topic.COMMANDS:
-            from libs.events.log import LogError
-
             failed: Future[int] = Future()
             failed.set_exception(LogError("timed out"))
             return failed
         return self._log.send(topic, partition, entry, timeout_s)
 
-
-_ = BlobRef

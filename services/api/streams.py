@@ -17,8 +17,8 @@ from libs.workflow.definition import Definition, DefinitionInvalid
 from services.api.frames import Cursor, Frame, FrameMaker, error_frame
 from services.api.history import Span, read_events, restored
 from services.api.live import Fold, LiveRun, Ring
-from services.api.replay import Step, replay
 from services.api.reads import Reads, RunSummary
+from services.api.replay import Step, replay
 from services.api.sse import Outbox, Write
 from services.api.tail import EventTail, TailBehind
 from services.api.threads import DONE, Threads

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from libs.events.codec import Recorded
 from libs.events.ids import new_run_id, task_id_of
-from libs.events.log import Record, Topic
+from libs.events.log import Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.model import NodeFailed, NodeStarted, RunFailed, RunStarted, RunStopped
 from libs.tables import open_engine, sqlite_url
@@ -176,7 +175,7 @@ def test_the_same_key_in_two_apps_makes_two_runs(server: Server, key: str) -> No
 
 def test_an_unconfirmed_start_is_503_and_says_how_to_find_out(log: MemoryLog, executor: ScriptedExecutor) -> None:
     stuck = StuckLog(log)
-    server = Server(stuck)  # type: ignore[arg-type]  # a log in all but type
+    server = Server(stuck)
     try:
         key = server.import_app()["api_key"]
         for mode in ("blocking", "streaming"):
@@ -502,5 +501,3 @@ def test_tables_and_log_give_the_same_detail(listing: Server, log: MemoryLog) ->
         other.close()
     assert from_outline == from_tables == from_log
 
-
-_ = (Record, Recorded)

@@ -162,7 +162,9 @@ def test_attaching_to_an_ended_run_without_an_id_gives_one_frame(server: Server,
     assert (frame.name, frame.data["data"]["status"]) == ("workflow_finished", "succeeded")
 
 
-def test_a_snapshot_comes_before_what_is_still_to_come(server: Server, speaking_key: str, executor: ScriptedExecutor) -> None:
+def test_a_snapshot_comes_before_what_is_still_to_come(
+    server: Server, speaking_key: str, executor: ScriptedExecutor
+) -> None:
     executor.script = to_llm
     with server.running(speaking_key) as first:
         first.take(4)
@@ -253,7 +255,9 @@ def apply(shown: str, frames: list[Any]) -> str:
     return shown
 
 
-def test_records_of_a_replaced_owner_reach_nobody(server: Server, speaking_key: str, executor: ScriptedExecutor) -> None:
+def test_records_of_a_replaced_owner_reach_nobody(
+    server: Server, speaking_key: str, executor: ScriptedExecutor
+) -> None:
     executor.script = to_llm
     with server.running(speaking_key) as stream:
         stream.take(4)
