@@ -63,7 +63,12 @@ class Service:
         if self.alive:
             self.process.kill()
         self.process.wait()
+        self._end()
+
+    def _end(self) -> None:
         self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
     def freeze(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
@@ -75,7 +80,7 @@ class Service:
         """SIGTERM, and the exit code."""
         self.process.terminate()
         code = self.process.wait(timeout_s)
-        self._reader.join()
+        self._end()
         return code
 
 
@@ -94,6 +99,13 @@ class Deployment:
             "FLOWLEDGER_HTTP_ALLOW": "127.0.0.1",
         }
         self.services: list[Service] = []
+        self._clients: list["Api"] = []
+
+    def client(self, service: Service) -> "Api":
+        """A client of this API process."""
+        api = Api(service.url)
+        self._clients.append(api)
+        return api
 
     def start(self, verb: str, **settings: str) -> Service:
         service = Service(verb, self.settings | settings, "--port", "0")
@@ -101,6 +113,8 @@ class Deployment:
         return service
 
     def close(self) -> None:
+        for api in self._clients:
+            api.http.close()
         for service in self.services:
             if service.alive:
                 service.process.send_signal(signal.SIGCONT)

@@ -87,7 +87,7 @@ def check_stream(got: list[Frame], nodes: int) -> None:
 def test_an_executor_killed_in_mid_run_is_replaced_and_the_stream_goes_on(
     deployed: Deployment, witness: Witness, moment_s: float
 ) -> None:
-    api = Api(deployed.start("api").url)
+    api = deployed.client(deployed.start("api"))
     deployed.start("projector")
     executors = [deployed.start("executor")]
     app = api.import_document(calls(witness, 4, 0.5))
@@ -111,7 +111,7 @@ def test_an_executor_killed_in_mid_run_is_replaced_and_the_stream_goes_on(
 
 
 def test_an_owner_that_was_frozen_changes_nothing_when_it_wakes(deployed: Deployment, witness: Witness) -> None:
-    api = Api(deployed.start("api").url)
+    api = deployed.client(deployed.start("api"))
     deployed.start("projector")
     frozen = deployed.start("executor")
     app = api.import_document(calls(witness, 3, 1.0))
@@ -133,7 +133,7 @@ def test_an_owner_that_was_frozen_changes_nothing_when_it_wakes(deployed: Deploy
 
 
 def test_sigterm_hands_over_without_failing_a_run(deployed: Deployment, witness: Witness) -> None:
-    api = Api(deployed.start("api").url)
+    api = deployed.client(deployed.start("api"))
     deployed.start("projector")
     first = deployed.start("executor")
     app = api.import_document(calls(witness, 6, 0.3))
@@ -155,7 +155,7 @@ def test_a_run_whose_api_is_killed_is_read_on_at_another(deployed: Deployment, w
     one, other = deployed.start("api"), deployed.start("api")
     deployed.start("executor")
     deployed.start("projector")
-    api, elsewhere = Api(one.url), Api(other.url)
+    api, elsewhere = deployed.client(one), deployed.client(other)
     app = api.import_document(calls(witness, 4, 0.5))
     got: list[Frame] = []
     with api.run(app["api_key"], {"q": "x"}) as answer:
