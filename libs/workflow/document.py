@@ -112,7 +112,7 @@ def _from_json(source: str, findings: Findings) -> Any:
         return made
 
     try:
-        value = json.loads(source, object_pairs_hook=mapping, parse_constant=str)
+        value = json.loads(source, object_pairs_hook=mapping, parse_constant=str, parse_float=_float)
     except (ValueError, RecursionError):
         return _MISSING
     if _depth(value) > MAX_DEPTH:
@@ -342,6 +342,11 @@ class _Tree:
         return "".join([*parts, "." + key]).removeprefix(".")
 
 
+def _float(text: str) -> float | str:
+    number = float(text)
+    return text if number in (float("inf"), float("-inf")) else number
+
+
 def _plain(text: str) -> Any:
     """The value of a plain scalar."""
     word = _WORDS.get(text, _MISSING)
@@ -351,8 +356,7 @@ def _plain(text: str) -> Any:
         if _INTEGER.fullmatch(text):
             return int(text)
         if _FLOAT.fullmatch(text):
-            number = float(text)
-            return text if number in (float("inf"), float("-inf")) else number
+            return _float(text)
         if _BASED.fullmatch(text):
             return int(text, 0)
     return text
