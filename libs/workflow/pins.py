@@ -60,6 +60,11 @@ class Pin:
     whole: bool = True
     """Whether `outputs` are all outputs (a node's pin) or lie over the stand-in (a type's pin)."""
 
+    def answers(self, attempt: int) -> bool:
+        """Whether the attempt is pinned; False: the pin's failures are used up and the node itself runs."""
+        used_up = self.fail is not None and self.times is not None and attempt > self.times
+        return not used_up or self.outputs is not None or self.branch is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Pins:
@@ -198,11 +203,10 @@ def answer(pin: Pin, node: Node, index: int | None, inputs: Mapping[str, JsonVal
 
     `index`: round of the innermost container around the node. `inputs`: of the run, for templates.
     """
-    if pin.fail is not None:
-        if pin.times is None or attempt <= pin.times:
-            return Failed(pin.fail, "PinnedError")
-        if pin.outputs is None and pin.branch is None:
-            return None
+    if not pin.answers(attempt):
+        return None
+    if pin.fail is not None and (pin.times is None or attempt <= pin.times):
+        return Failed(pin.fail, "PinnedError")
     names = {"node_id": node.id, "title": node.title, "index": "" if index is None else index, "inputs": dict(inputs)}
     try:
         handle = _handle(pin, node)

@@ -51,7 +51,7 @@ def plan(run: LiveRun, state: RunState, item: Due, handlers: Mapping[str, Handle
     """Pinned, answered at once, or to be waited for. Never raises."""
     node = state.definition.nodes[item.key.node_id]
     pin = run.pins.for_node(node) if run.pins is not None else None
-    if pin is not None:
+    if pin is not None and pin.answers(item.attempt):
         return Plan(item, node, pin, outcome=None if pin.delay_s else _pinned(state, item, node, pin))
     if node.kind is NodeKind.CONTAINER:
         return Plan(item, node)

@@ -258,6 +258,21 @@ def test_a_mistake_in_a_union_has_the_path_of_the_document() -> None:
     assert problem.problem == 'expected one of system, user, assistant; got "robot"'
 
 
+@pytest.mark.parametrize("schema", ['{"type": "object"}', {"type": "object"}, " ", None])
+def test_the_schema_of_an_input_may_be_text(schema: Any) -> None:
+    variable = {"variable": "v", "type": "json_object", "json_schema": schema}
+    definition = compiled([node("start", "start", variables=[variable]), END])
+    assert definition.start_variables[0].json_schema == ({"type": "object"} if schema and schema != " " else None)
+
+
+@pytest.mark.parametrize("schema", ["[1]", "{", '{"minimum": NaN}', 5])
+def test_a_schema_of_an_input_that_is_none_is_an_error(schema: Any) -> None:
+    variable = {"variable": "v", "type": "json_object", "json_schema": schema}
+    assert "workflow.graph.nodes[0].data.variables[0].json_schema" in errors(
+        text_of([node("start", "start", variables=[variable])])
+    )
+
+
 def test_a_missing_field_is_named() -> None:
     assert "is missing" in errors(text_of([START, node("a", "answer")]))["workflow.graph.nodes[1].data.answer"].problem
 

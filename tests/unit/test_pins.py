@@ -127,6 +127,7 @@ def test_a_pinned_failure_lasts_for_its_attempts_then_the_outputs_answer() -> No
 
 def test_after_the_failures_the_node_runs_when_nothing_else_is_pinned() -> None:
     pin = parse_pins({"nodes": {"n": {"fail": "503", "times": 1}}}).nodes["n"]
+    assert (pin.answers(1), pin.answers(2)) == (True, False)
     assert answer(pin, one("llm", **LLM), None, {}, 2) is None
 
 

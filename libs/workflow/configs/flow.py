@@ -1,5 +1,6 @@
 """Configs of nodes that direct a run: roots, ends, branches, containers."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, field_validator
@@ -55,6 +56,16 @@ InputType = Literal[
 ]
 
 
+def _schema_of(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not allowed in a JSON schema")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError("the JSON schema is nested too deeply") from error
+
+
 class StartVariable(Config):
     """One field of the input form."""
 
@@ -70,13 +81,23 @@ class StartVariable(Config):
     allowed_file_types: Items[str] = ()
     allowed_file_extensions: Items[str] = ()
     allowed_file_upload_methods: Items[str] = ()
-    json_schema: Any = None
+    json_schema: dict[str, Any] | None = None
+    """Of a `json_object`; documents may write it as text."""
 
     @field_validator("type", mode="before")
     @classmethod
     def _newer_spelling(cls, value: Any) -> Any:
         spellings = {"json": "json_object", "json-object": "json_object", "text": "text-input"}
         return spellings.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _schema_may_be_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = _schema_of(value) if value.strip() else None
+        if value is not None and not isinstance(value, dict):
+            raise ValueError("expected a JSON schema, as a mapping or as JSON text of an object")
+        return value or None
 
 
 class StartConfig(Config):
