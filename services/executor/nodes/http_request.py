@@ -106,16 +106,16 @@ class HttpRequestHandler(Handler):
         node, pool = attempt.node, attempt.pool
         masked = Masking(pool)
         process_data: Values | None = None
+        shown = ""
         try:
             plan = _assemble(node.config, pool, lambda template: templates.render_text(template, pool))
-            process_data = {"request": _dump(_assemble(node.config, pool, masked.render, checked=False))}
+            record = _assemble(node.config, pool, masked.render, checked=False)
+            shown, process_data = _address(record), {"request": _dump(record)}
             outputs = await self._exchange(attempt, plan)
         except _Refused as refused:
             return Failed(masked.text(str(refused)), refused.error_type, process_data=process_data)
-        except httpx.InvalidURL:
-            # Its own words quote a piece of the URL, and that may be a piece of a secret.
-            url = _USER_INFO.sub("//***@", _url(node.config, masked.render, checked=False))
-            return Failed(f"the URL cannot be used: {url}", "InvalidURLError", process_data=process_data)
+        except httpx.InvalidURL:  # its own words quote a piece of the URL, and that may be a piece of a secret
+            return Failed(f"the URL cannot be used: {shown}", "InvalidURLError", process_data=process_data)
         except httpx.HTTPError as error:
             text = masked.text(_transport_error(error))
             return Failed(text, "HttpRequestNodeError", process_data=process_data)
@@ -383,11 +383,14 @@ def _timeouts(timeout: Timeout | None) -> dict[str, float | None]:
 
 def _dump(plan: _Plan) -> str:
     """The request as text, near to what goes over the wire."""
-    address = _USER_INFO.sub("//***@", plan.url)
-    lines = [f"{plan.method} {address} HTTP/1.1"]
+    lines = [f"{plan.method} {_address(plan)} HTTP/1.1"]
     for name, value in plan.headers.items():
         lines.append(f"{name}: {'*' * len(value) if name.lower() in plan.credentials else value}")
     return "\r\n".join([*lines, "", _dump_body(plan.body)])
+
+
+def _address(plan: _Plan) -> str:
+    return _USER_INFO.sub("//***@", plan.url)
 
 
 def _dump_body(body: _Content) -> str:

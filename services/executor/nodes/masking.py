@@ -7,6 +7,8 @@ variables, where they are plain text.
 import json
 from urllib.parse import quote
 
+from pydantic import JsonValue
+
 from libs.workflow import templates
 from libs.workflow.pool import Pool
 from libs.workflow.segments import as_text, mask
@@ -37,6 +39,17 @@ class Masking:
             else:
                 pieces.append(part if isinstance(part, str) else ".".join(part))
         return self.text("".join(pieces))
+
+    def json(self, value: JsonValue) -> JsonValue:
+        """A value without the secrets in it."""
+        match value:
+            case str():
+                return self.text(value)
+            case list() if self._masks:
+                return [self.json(item) for item in value]
+            case dict() if self._masks:
+                return {key: self.json(item) for key, item in value.items()}
+        return value
 
     def text(self, text: str) -> str:
         for secret, masked in self._masks.items():

@@ -1,0 +1,310 @@
+"""Prompts of model nodes: from templates and values to messages.
+
+Text that comes from outside (the context, the user's query, the history) is put in as it is and never read as a
+template: a document found by a search could otherwise ask for `env` variables by their placeholder.
+"""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol
+
+from pydantic import JsonValue
+
+from libs.workflow import templates
+from libs.workflow.configs.models import LlmConfig, Memory, PromptMessage, PromptText
+from libs.workflow.outcome import Values
+from libs.workflow.pool import Pool
+from libs.workflow.segments import FILE_IDENTITY, Segment, as_text, for_display, is_file
+from services.executor.files import FileStore
+from services.executor.models.port import Message
+from services.executor.nodes.port import Attempt
+
+Role = Literal["system", "user", "assistant"]
+File = Mapping[str, JsonValue]
+
+MAX_PROMPT_CHARS: Final = 2_000_000
+RENDER_TIMEOUT_S: Final = 60.0
+_MAX_PARAMETER_CHARS: Final = 1024
+_CONTEXT: Final = "{{#context#}}"
+_HISTORIES: Final = ("{{#histories#}}", "#histories#")
+_QUERIES: Final = ("{{#sys.query#}}", "#sys.query#")
+_QUERY: Final = ("sys", "query")
+
+
+class PromptError(Exception):
+    """The prompt cannot be made of this document and these values."""
+
+    def __init__(self, error_type: str, message: str) -> None:
+        super().__init__(message)
+        self.error_type = error_type
+
+
+class Render(Protocol):
+    """Renders a Jinja template in the sandbox."""
+
+    async def __call__(
+        self, template: str, variables: Mapping[str, JsonValue], *, limit_chars: int, timeout_s: float
+    ) -> str: ...
+
+
+class History(Protocol):
+    """The conversation so far, for chatflows."""
+
+    async def recent(self, attempt: Attempt, limit: int | None) -> Sequence[Message]:
+        """The last `limit` messages before this run's own (None: as many as are kept), oldest first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A message before its template is rendered and its files are fetched."""
+
+    role: Role
+    text: str = ""
+    jinja: str | None = None
+    files: tuple[File, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that is taken from the pool; made before the first `await`."""
+
+    drafts: tuple[_Draft, ...]
+    completion: bool
+    jinja_values: Values
+    query: _Draft | None
+    """The user's message that follows the history; chatflows with memory only."""
+    memory: Memory | None
+    vision: tuple[File, ...]
+    detail: str
+    inputs: Values = field(default_factory=dict)
+    parameters: Values = field(default_factory=dict)
+
+
+def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
+    """Read everything the prompt needs. Raises PromptError."""
+    context, context_files = _context(config, pool)
+    inputs: Values = {}
+    jinja_values: Values = {}
+    for binding in config.prompt_config.jinja2_variables:
+        segment = pool.get(binding.value_selector)
+        if segment is None:
+            raise _not_found(binding.variable)
+        jinja_values[binding.variable] = "" if segment.value is None else segment.value
+        inputs[binding.variable] = for_display(segment)
+    memory = config.memory if chatflow else None
+    template = config.prompt_template
+    if isinstance(template, PromptText) and not isinstance(template, PromptMessage):
+        drafts, query = (_completion(template, memory, pool, context, inputs),), None
+    else:
+        drafts = tuple(draft for each in template for draft in _chat(each, pool, context, inputs))
+        query = _memory_query(memory, pool, inputs) if memory is not None else None
+    vision = _vision_files(config, pool) + context_files if config.vision.enabled else ()
+    if context:
+        inputs["#context#"] = context
+    if vision:
+        inputs["#files#"] = [dict(file) for file in vision]
+    return Plan(
+        drafts=drafts,
+        completion=not isinstance(template, tuple),
+        jinja_values=jinja_values,
+        query=query,
+        memory=memory,
+        vision=vision,
+        detail=config.vision.configs.detail,
+        inputs=inputs,
+        parameters={name: _parameter(value, pool) for name, value in config.model.completion_params.items()},
+    )
+
+
+async def assemble(
+    made: Plan, attempt: Attempt, render: Render, history: History | None, files: FileStore | None
+) -> tuple[Message, ...]:
+    """The messages, in order; none is empty. Raises PromptError and what `render` raises."""
+    messages = []
+    for draft in made.drafts:
+        messages.append(await _message(draft, made, render, files))
+    past = await _past(made, attempt, history)
+    if made.completion:
+        messages = [_with_history(messages[0], past, made.memory)]
+    else:
+        messages += past
+    if made.query is not None:
+        messages.append(await _message(made.query, made, render, files))
+    if made.vision:
+        images = tuple([await _image_url(file, files) for file in made.vision if file.get("type") == "image"])
+        messages = _with_images(messages, images, made.detail)
+    kept = tuple(message for message in messages if message.text or message.images)
+    if not kept:
+        raise PromptError("NoPromptFoundError", "the prompt is empty: no message of it has any text")
+    return kept
+
+
+# --- reading the pool -------------------------------------------------------------------------------------------------
+
+
+def _chat(template: PromptMessage, pool: Pool, context: str, inputs: Values) -> list[_Draft]:
+    if template.edition_type == "jinja2":
+        return [_Draft(template.role, jinja=template.jinja2_text or "")]
+    text, files = _filled(template.text, pool, {_CONTEXT: context}, inputs)
+    return [_Draft(template.role, text), *([_Draft(template.role, files=files)] if files else [])]
+
+
+def _completion(template: PromptText, memory: Memory | None, pool: Pool, context: str, inputs: Values) -> _Draft:
+    if template.edition_type == "jinja2":
+        return _Draft("user", jinja=template.jinja2_text or "")
+    if memory is not None and memory.role_prefix is None:
+        text = "memory of a completion model needs `role_prefix`: how user and assistant are called in the text"
+        raise PromptError("MemoryRolePrefixRequiredError", text)
+    query = pool.get(_QUERY)
+    # In a workflow there is no query; the editor's completion template names it all the same.
+    given = {_CONTEXT: context, **dict.fromkeys(_QUERIES, as_text(query) if query is not None else "")}
+    text, files = _filled(template.text, pool, given, inputs)
+    return _Draft("user", text, files=files)
+
+
+def _memory_query(memory: Memory, pool: Pool, inputs: Values) -> _Draft:
+    if memory.query_prompt_template:
+        text, files = _filled(memory.query_prompt_template, pool, {}, inputs)
+        return _Draft("user", text, files=files)
+    query = pool.get(_QUERY)
+    return _Draft("user", as_text(query) if query is not None else "")
+
+
+def _filled(template: str, pool: Pool, given: Mapping[str, str], inputs: Values) -> tuple[str, tuple[File, ...]]:
+    """The text with values in it, and the files that its placeholders name. `given` replaces markers, unread."""
+    for marker, text in given.items():
+        if marker in template:
+            parts = [_filled(part, pool, {m: t for m, t in given.items() if m != marker}, inputs)
+                     for part in template.split(marker)]  # fmt: skip
+            return text.join(part for part, _ in parts), tuple(file for _, files in parts for file in files)
+    files: list[File] = []
+    for selector in templates.placeholders(template):
+        segment = pool.get(selector)
+        if segment is None:
+            raise _not_found(".".join(selector))
+        inputs[f"#{'.'.join(selector)}#"] = for_display(segment)
+        files += _files_in(segment)
+    return templates.render_text(template, pool), tuple(file for file in files if file.get("type") == "image")
+
+
+def _not_found(name: str) -> PromptError:
+    return PromptError("VariableNotFoundError", f"Variable {name} not found")
+
+
+def _files_in(segment: Segment) -> list[File]:
+    values = segment.value if isinstance(segment.value, list) else [segment.value]
+    return [value for value in values if isinstance(value, dict) and is_file(value)]
+
+
+def _context(config: LlmConfig, pool: Pool) -> tuple[str, tuple[File, ...]]:
+    if not config.context.enabled:
+        return "", ()
+    segment = pool.get(config.context.variable_selector)
+    value = segment.value if segment is not None else None
+    if isinstance(value, str):
+        return value, ()
+    if not isinstance(value, list):
+        return "", ()
+    lines: list[str] = []
+    files: list[File] = []
+    for number, item in enumerate(value):
+        if isinstance(item, str):
+            lines.append(item)
+        elif isinstance(item, dict):
+            if "content" not in item:
+                text = f"context: item {number} is an object without `content`; expected texts or search results"
+                raise PromptError("InvalidContextStructureError", text)
+            lines += [str(part) for part in (item.get("summary"), item["content"]) if part]
+            attached = item.get("files")
+            files += [each for each in attached if _is_image(each)] if isinstance(attached, list) else []
+    return "\n".join(lines).strip(), tuple(files)
+
+
+def _is_image(value: JsonValue) -> bool:
+    return (
+        isinstance(value, dict) and value.get("dify_model_identity") == FILE_IDENTITY and value.get("type") == "image"
+    )
+
+
+def _vision_files(config: LlmConfig, pool: Pool) -> tuple[File, ...]:
+    selector = config.vision.configs.variable_selector
+    segment = pool.get(selector)
+    if segment is None or segment.type in ("none", "array[any]"):
+        return ()
+    if segment.type not in ("file", "array[file]"):
+        text = f"vision: {'.'.join(selector)} is of type {segment.type}; expected a file or a list of files"
+        raise PromptError("InvalidVariableTypeError", text)
+    return tuple(_files_in(segment))
+
+
+def _parameter(value: Any, pool: Pool) -> JsonValue:
+    """A parameter of the model; a text with placeholders becomes the number or boolean that it spells."""
+    if not isinstance(value, str) or not templates.placeholders(value):
+        return value  # type: ignore[no-any-return]  # JSON: it comes from the parsed document
+    text = templates.render_text(value, pool)[:_MAX_PARAMETER_CHARS]
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        return text
+    return parsed if isinstance(parsed, int | float) else text
+
+
+# --- making messages --------------------------------------------------------------------------------------------------
+
+
+async def _message(draft: _Draft, made: Plan, render: Render, files: FileStore | None) -> Message:
+    text = draft.text
+    if draft.jinja is not None:
+        text = await render(
+            draft.jinja, made.jinja_values, limit_chars=MAX_PROMPT_CHARS, timeout_s=RENDER_TIMEOUT_S
+        ) if draft.jinja else ""  # fmt: skip
+    images = tuple([await _image_url(file, files) for file in draft.files])
+    return Message(draft.role, text, images, made.detail)
+
+
+async def _past(made: Plan, attempt: Attempt, history: History | None) -> list[Message]:
+    if made.memory is None or history is None:
+        return []
+    window = made.memory.window
+    return list(await history.recent(attempt, window.size if window.enabled else None))
+
+
+def _with_history(message: Message, past: Sequence[Message], memory: Memory | None) -> Message:
+    """A completion prompt has one text: the history goes where it says, else in front."""
+    prefix = memory.role_prefix if memory is not None else None
+    names = {
+        "user": (prefix.user if prefix else "") or "Human",
+        "assistant": (prefix.assistant if prefix else "") or "Assistant",
+    }
+    told = "\n".join(f"{names.get(each.role, each.role)}: {each.text}" for each in past)
+    for marker in _HISTORIES:
+        if marker in message.text:
+            return Message("user", told.join(message.text.split(marker)), message.images, message.detail)
+    return Message("user", f"{told}\n{message.text}" if told else message.text, message.images, message.detail)
+
+
+def _with_images(messages: list[Message], images: tuple[str, ...], detail: str) -> list[Message]:
+    """The images in front of what the last message of the user shows."""
+    for at in range(len(messages) - 1, -1, -1):
+        if messages[at].role == "user":
+            old = messages[at]
+            return [*messages[:at], Message("user", old.text, images + old.images, detail), *messages[at + 1 :]]
+    return [*messages, Message("user", "", images, detail)] if images else messages
+
+
+async def _image_url(file: File, files: FileStore | None) -> str:
+    url = file.get("remote_url") or file.get("url")
+    if file.get("transfer_method") == "remote_url" and isinstance(url, str):
+        return url
+    name = file.get("filename") or file.get("related_id") or "without a name"
+    if files is None:
+        text = f"image {name}: it was uploaded, and this server keeps no uploaded files; pass it as a remote URL"
+        raise PromptError("LLMNodeError", text)
+    try:
+        content = await files.read(file)
+    except OSError as error:
+        raise PromptError("LLMNodeError", f"image {name}: it cannot be read: {error}") from error
+    return f"data:{file.get('mime_type') or 'image/png'};base64,{base64.b64encode(content).decode()}"
