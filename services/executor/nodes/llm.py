@@ -19,7 +19,6 @@ from services.executor.nodes.port import Attempt, Handler
 from services.executor.nodes.prompts import History, Plan, PromptError, Render, assemble, plan
 from services.executor.nodes.structured import StructuredOutputError, check_schema, parse_structured, with_instruction
 from services.executor.sandbox import SandboxError, SandboxUnavailable
-from services.executor.sandbox.inside.templates import OutputTooLong
 
 CURRENCY: Final = "USD"
 
@@ -61,7 +60,7 @@ class LlmHandler(Handler):
                 outputs["structured_output"] = parse_structured(answer.text, request.schema)
         except (PromptError, ModelError) as error:
             return Failed(masked.text(str(error)), error.error_type, inputs, record, metadata=answer.metadata())
-        except (StructuredOutputError, SandboxError, SandboxUnavailable, OutputTooLong) as error:
+        except (StructuredOutputError, SandboxError, SandboxUnavailable) as error:
             return Failed(masked.text(str(error)), "LLMNodeError", inputs, record, metadata=answer.metadata())
         return Succeeded(outputs, inputs, record, answer.metadata(), output_types={"files": "array[file]"})
 

@@ -13,10 +13,10 @@ from typing import Any, Final, Literal, Protocol
 from pydantic import JsonValue
 
 from libs.workflow import templates
-from libs.workflow.configs.models import LlmConfig, Memory, PromptMessage, PromptText
+from libs.workflow.configs.models import LlmConfig, Memory, PromptMessage, PromptText, RolePrefix
 from libs.workflow.outcome import Values
 from libs.workflow.pool import Pool
-from libs.workflow.segments import FILE_IDENTITY, Segment, as_text, for_display, is_file
+from libs.workflow.segments import Segment, as_text, for_display, is_file
 from services.executor.files import FileStore
 from services.executor.models.port import Message
 from services.executor.nodes.port import Attempt
@@ -89,6 +89,8 @@ def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
     inputs: Values = {}
     jinja_values: Values = {}
     for binding in config.prompt_config.jinja2_variables:
+        if not binding.value_selector:
+            continue  # an empty row of the editor
         segment = pool.get(binding.value_selector)
         if segment is None:
             raise _not_found(binding.variable)
@@ -96,8 +98,10 @@ def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
         inputs[binding.variable] = for_display(segment)
     memory = config.memory if chatflow else None
     template = config.prompt_template
-    if isinstance(template, PromptText) and not isinstance(template, PromptMessage):
-        drafts, query = (_completion(template, memory, pool, context, inputs),), None
+    drafts: tuple[_Draft, ...]
+    query: _Draft | None = None
+    if isinstance(template, PromptText):
+        drafts = (_completion(template, memory, pool, context, inputs),)
     else:
         drafts = tuple(draft for each in template for draft in _chat(each, pool, context, inputs))
         query = _memory_query(memory, pool, inputs) if memory is not None else None
@@ -108,7 +112,7 @@ def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
         inputs["#files#"] = [dict(file) for file in vision]
     return Plan(
         drafts=drafts,
-        completion=not isinstance(template, tuple),
+        completion=isinstance(template, PromptText),
         jinja_values=jinja_values,
         query=query,
         memory=memory,
@@ -147,14 +151,14 @@ async def assemble(
 
 def _chat(template: PromptMessage, pool: Pool, context: str, inputs: Values) -> list[_Draft]:
     if template.edition_type == "jinja2":
-        return [_Draft(template.role, jinja=template.jinja2_text or "")]
+        return [_Draft(template.role, jinja=template.jinja2_text or None)]
     text, files = _filled(template.text, pool, {_CONTEXT: context}, inputs)
     return [_Draft(template.role, text), *([_Draft(template.role, files=files)] if files else [])]
 
 
 def _completion(template: PromptText, memory: Memory | None, pool: Pool, context: str, inputs: Values) -> _Draft:
     if template.edition_type == "jinja2":
-        return _Draft("user", jinja=template.jinja2_text or "")
+        return _Draft("user", jinja=template.jinja2_text or None)
     if memory is not None and memory.role_prefix is None:
         text = "memory of a completion model needs `role_prefix`: how user and assistant are called in the text"
         raise PromptError("MemoryRolePrefixRequiredError", text)
@@ -177,8 +181,8 @@ def _filled(template: str, pool: Pool, given: Mapping[str, str], inputs: Values)
     """The text with values in it, and the files that its placeholders name. `given` replaces markers, unread."""
     for marker, text in given.items():
         if marker in template:
-            parts = [_filled(part, pool, {m: t for m, t in given.items() if m != marker}, inputs)
-                     for part in template.split(marker)]  # fmt: skip
+            others = {each: value for each, value in given.items() if each != marker}
+            parts = [_filled(part, pool, others, inputs) for part in template.split(marker)]
             return text.join(part for part, _ in parts), tuple(file for _, files in parts for file in files)
     files: list[File] = []
     for selector in templates.placeholders(template):
@@ -219,14 +223,13 @@ def _context(config: LlmConfig, pool: Pool) -> tuple[str, tuple[File, ...]]:
                 raise PromptError("InvalidContextStructureError", text)
             lines += [str(part) for part in (item.get("summary"), item["content"]) if part]
             attached = item.get("files")
-            files += [each for each in attached if _is_image(each)] if isinstance(attached, list) else []
+            if isinstance(attached, list):
+                files += [each for each in attached if isinstance(each, dict) and _is_image(each)]
     return "\n".join(lines).strip(), tuple(files)
 
 
-def _is_image(value: JsonValue) -> bool:
-    return (
-        isinstance(value, dict) and value.get("dify_model_identity") == FILE_IDENTITY and value.get("type") == "image"
-    )
+def _is_image(value: dict[str, JsonValue]) -> bool:
+    return is_file(value) and value.get("type") == "image"
 
 
 def _vision_files(config: LlmConfig, pool: Pool) -> tuple[File, ...]:
@@ -258,9 +261,7 @@ def _parameter(value: Any, pool: Pool) -> JsonValue:
 async def _message(draft: _Draft, made: Plan, render: Render, files: FileStore | None) -> Message:
     text = draft.text
     if draft.jinja is not None:
-        text = await render(
-            draft.jinja, made.jinja_values, limit_chars=MAX_PROMPT_CHARS, timeout_s=RENDER_TIMEOUT_S
-        ) if draft.jinja else ""  # fmt: skip
+        text = await render(draft.jinja, made.jinja_values, limit_chars=MAX_PROMPT_CHARS, timeout_s=RENDER_TIMEOUT_S)
     images = tuple([await _image_url(file, files) for file in draft.files])
     return Message(draft.role, text, images, made.detail)
 
@@ -274,11 +275,8 @@ async def _past(made: Plan, attempt: Attempt, history: History | None) -> list[M
 
 def _with_history(message: Message, past: Sequence[Message], memory: Memory | None) -> Message:
     """A completion prompt has one text: the history goes where it says, else in front."""
-    prefix = memory.role_prefix if memory is not None else None
-    names = {
-        "user": (prefix.user if prefix else "") or "Human",
-        "assistant": (prefix.assistant if prefix else "") or "Assistant",
-    }
+    prefix = memory.role_prefix if memory is not None and memory.role_prefix is not None else RolePrefix()
+    names = {"user": prefix.user or "Human", "assistant": prefix.assistant or "Assistant"}
     told = "\n".join(f"{names.get(each.role, each.role)}: {each.text}" for each in past)
     for marker in _HISTORIES:
         if marker in message.text:

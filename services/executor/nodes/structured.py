@@ -53,10 +53,10 @@ def parse_structured(answer: str, schema: Mapping[str, Any]) -> dict[str, JsonVa
     # An empty registry: the default one would fetch remote references over HTTP.
     validator = jsonschema.Draft7Validator(dict(schema), registry=referencing.Registry())
     try:
-        error = jsonschema.exceptions.best_match(validator.iter_errors(value))
+        violation = jsonschema.exceptions.best_match(validator.iter_errors(value))
     except referencing.exceptions.Unresolvable as unresolvable:
         problem = f"it refers to {unresolvable.ref}, which is not in it; remote references are not fetched"
         raise StructuredOutputError("schema", "$", problem) from unresolvable
-    if error is not None:
-        raise StructuredOutputError("result", error.json_path, f"{error.message[:300]}")
+    if violation is not None:
+        raise StructuredOutputError("result", violation.json_path, violation.message[:300])
     return value
