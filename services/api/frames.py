@@ -114,6 +114,7 @@ class Frame:
 class _Node:
     """What later frames of a node execution repeat."""
 
+    id: str
     started: NodeStarted
     created_us: int
     attempt_seq: int
@@ -126,6 +127,7 @@ class FrameMaker:
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
+        self.task_id = task_id_of(run_id)
         self.seq = 0
         self.accepted: RunAccepted | None = None
         self.accepted_us = 0
@@ -275,7 +277,8 @@ class FrameMaker:
         key = (event.path, event.node_id)
         node = self._nodes.get(key)
         if node is None:
-            node = self._nodes[key] = _Node(event, at_us, seq)
+            identity = execution_id(self.run_id, event.path, event.node_id)
+            node = self._nodes[key] = _Node(identity, event, at_us, seq)
             bodies = self._first_started(event.path, node)
         else:
             bodies = self._retried(event.path, node)
@@ -347,8 +350,8 @@ class FrameMaker:
             body["conversation_id"] = self.accepted.conversation_id
             body["message_id"] = execution_id(self.run_id, "", "message")
             body["created_at"] = self.accepted_us // 1_000_000
-            return body | {"task_id": task_id_of(self.run_id)}
-        return body | {"workflow_run_id": self.run_id, "task_id": task_id_of(self.run_id)}
+            return body | {"task_id": self.task_id}
+        return body | {"workflow_run_id": self.run_id, "task_id": self.task_id}
 
     def _framed(self, event: str, data: Json) -> Json:
         return self._body(event) | {"workflow_run_id": self.run_id, "data": data}
@@ -394,7 +397,7 @@ class FrameMaker:
         around = {f"{each.kind}_id": each.node_id for each in rounds_of(path)}
         started = node.started
         return {
-            "id": execution_id(self.run_id, path, started.node_id),
+            "id": node.id,
             "node_id": started.node_id,
             "node_type": started.node_type,
             "title": started.title,

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 RING_BYTES = 256 * 1024
 MAX_EARLY_CHUNKS = 1_000
+_MARK = b'"$blob"'
 
 
 class Receiver(Protocol):
@@ -168,7 +169,8 @@ class LiveRun:
         self.size_bytes += len(record.value or b"")
         if recorded.seq <= self.seq:
             return  # read from the log already
-        if self._restoring or contains_ref(recorded.event):
+        # Looking for the mark first: walking all values of every event would cost more than folding it.
+        if self._restoring or (_MARK in (record.value or b"") and contains_ref(recorded.event)):
             self._waiting.append(recorded)
             self._restore_next()
             return
