@@ -213,6 +213,9 @@ async def _exchange(child: Child, data: bytes, timeout_s: float, subject: str) -
         # The line is closed: the process has ended, or has closed the line and goes on in vain.
         return child.exited.result() if await _ended(child.exited) else Exit(0)
     except TimeoutError:
+        child.end()
+        if not await _ended(child.exited):
+            child.zygote.stop()  # it obeys no more: the next call starts another
         raise SandboxError(f"{subject} did not finish within {timeout_s:g} s and was stopped") from None
     finally:
         child.end()
