@@ -51,6 +51,11 @@ _REMOVED: Final = _Removed()
 _Slot = Segment | JsonValue | _Removed
 _Layer = dict[str, dict[str, _Slot]]
 
+_OLDER_NAMES: Final[Mapping[tuple[str, str], tuple[str, str]]] = {
+    ("sys", "workflow_execution_id"): ("sys", "workflow_run_id"),
+}
+"""Names that documents of older releases read. They are looked up after a miss only and listed nowhere."""
+
 
 class Pool:
     """Variables by node id and name, in layers."""
@@ -84,7 +89,8 @@ class Pool:
                         return None
                     slot = names[name] = infer(slot)  # type: ignore[arg-type]  # neither Segment nor removed: JSON
                 return slot if len(selector) == 2 else _walk(slot.value, selector)
-        return None
+        renamed = _OLDER_NAMES.get((node_id, name))
+        return self.get((*renamed, *selector[2:])) if renamed is not None else None
 
     def set(self, node_id: str, name: str, value: JsonValue, type: str | None = None) -> None:
         """Write `[node_id, name]` in this layer. `type`: declared type; None or `number`: what the value shows.

@@ -122,3 +122,11 @@ def test_secrets_of_all_layers_are_listed_for_masking() -> None:
     layer.set("env", "other", "sk-2", "secret")
     layer.set("n", "word", "sk-3")
     assert sorted(layer.secrets()) == ["sk-1", "sk-2"]
+
+
+def test_the_older_name_of_the_run_id_reads_the_same_and_is_not_listed() -> None:
+    pool = Pool()
+    pool.set("sys", "workflow_run_id", "r-1")
+    assert pool.child().get(("sys", "workflow_execution_id")) == Segment("string", "r-1")
+    assert list(pool.names("sys")) == ["workflow_run_id"]
+    assert Pool().get(("sys", "workflow_execution_id")) is None
