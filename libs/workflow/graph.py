@@ -76,6 +76,16 @@ def _end(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def by_node(ids: Iterable[str], edges: Iterable[Edge]) -> tuple[dict[str, list[Edge]], dict[str, list[Edge]]]:
+    """(incoming, outgoing) edges of every node, in document order."""
+    incoming: dict[str, list[Edge]] = {node_id: [] for node_id in ids}
+    outgoing: dict[str, list[Edge]] = {node_id: [] for node_id in incoming}
+    for edge in edges:
+        outgoing[edge.source].append(edge)
+        incoming[edge.target].append(edge)
+    return incoming, outgoing
+
+
 @dataclass(slots=True)
 class Layout:
     """Who is inside whom, and who can be reached."""

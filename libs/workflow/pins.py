@@ -140,32 +140,47 @@ def _pin(raw: object, at: str, findings: Findings, *, whole: bool) -> Pin:
         outputs = None
     for name, value in (outputs or {}).items():
         _check_templates(value, f"{at}.outputs.{name}", findings)
-    fail, times, delay_s, branch = raw.get("fail"), raw.get("times"), raw.get("delay_s", 0), raw.get("branch")
+    fail = raw.get("fail")
     if fail is not None and not isinstance(fail, str):
         findings.error(f"{at}.fail", f"expected the text of the error, got {kind_of(fail)}")
         fail = None
-    if times is not None and (isinstance(times, bool) or not isinstance(times, int) or times < 1):
-        findings.error(f"{at}.times", "expected a whole number of at least 1", "It says how many attempts fail")
-        times = None
-    if times is not None and raw.get("fail") is None:
-        findings.error(f"{at}.times", "needs fail", "Give the text of the error in fail")
-    if isinstance(delay_s, bool) or not isinstance(delay_s, int | float) or not 0 <= delay_s <= MAX_DELAY_S:
-        findings.error(f"{at}.delay_s", f"expected seconds from 0 to {MAX_DELAY_S:g}")
-        delay_s = 0
-    if branch is not None and not isinstance(branch, str | int):
-        findings.error(f"{at}.branch", f"expected first or a handle, got {kind_of(branch)}")
-        branch = None
-    if isinstance(branch, bool):
-        branch = "true" if branch else "false"  # unquoted in YAML
     return Pin(
         at=at,
         outputs=None if outputs is None else {str(name): value for name, value in outputs.items()},
         fail=fail,
-        times=times,
-        delay_s=float(delay_s),
-        branch=None if branch is None else str(branch),
+        times=_times(raw, at, findings),
+        delay_s=_delay_s(raw.get("delay_s", 0), at, findings),
+        branch=_branch(raw.get("branch"), at, findings),
         whole=whole,
     )
+
+
+def _times(raw: Mapping[str, Any], at: str, findings: Findings) -> int | None:
+    times = raw.get("times")
+    if times is None:
+        return None
+    if raw.get("fail") is None:
+        findings.error(f"{at}.times", "needs fail", "Give the text of the error in fail")
+    if isinstance(times, bool) or not isinstance(times, int) or times < 1:
+        findings.error(f"{at}.times", "expected a whole number of at least 1", "It says how many attempts fail")
+        return None
+    return times
+
+
+def _delay_s(delay_s: object, at: str, findings: Findings) -> float:
+    if isinstance(delay_s, bool) or not isinstance(delay_s, int | float) or not 0 <= delay_s <= MAX_DELAY_S:
+        findings.error(f"{at}.delay_s", f"expected seconds from 0 to {MAX_DELAY_S:g}")
+        return 0.0
+    return float(delay_s)
+
+
+def _branch(branch: object, at: str, findings: Findings) -> str | None:
+    if isinstance(branch, bool):
+        return "true" if branch else "false"  # unquoted in YAML
+    if branch is not None and not isinstance(branch, str | int):
+        findings.error(f"{at}.branch", f"expected first or a handle, got {kind_of(branch)}")
+        return None
+    return None if branch is None else str(branch)
 
 
 def _is_template(text: str) -> bool:
