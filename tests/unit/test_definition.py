@@ -557,7 +557,7 @@ def test_a_wrong_variable_is_an_error(variable: Any) -> None:
 
 @pytest.mark.parametrize("shape", ["chain", "fan-out", "cycle"])
 def test_large_graphs_compile_in_linear_time(shape: str) -> None:
-    """Counted in lines of Python, which is the same on every machine: ten times the nodes, about ten times the lines."""
+    """Counted in lines of Python, the same on every machine: ten times the nodes, about ten times the lines."""
 
     def lines(count: int) -> int:
         names = [f"n{number}" for number in range(count)]
@@ -568,7 +568,7 @@ def test_large_graphs_compile_in_linear_time(shape: str) -> None:
             edges.append((names[-1], names[0]))
         text, counted = text_of([START, *(node(name) for name in names)], edges), 0
 
-        def trace(_frame: object, event: str, _arg: object) -> object:
+        def trace(_frame: object, event: str, _arg: object) -> Any:
             nonlocal counted
             counted += event == "line"
             return trace
