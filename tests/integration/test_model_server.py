@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from libs.settings import Provider
+from libs.workflow.outcome import Failed, Outcome, Succeeded
 from services.executor.models import Delta, Message, ModelError, ModelRequest, Models, Usage
-from tests.model_server import ModelServer
+from services.executor.nodes.llm import LlmHandler
+from tests.attempts import Emitted, attempt_of
+from tests.model_server import ModelServer, serving
 
 KEY = "sk-test-0123456789"
 
@@ -193,3 +196,73 @@ def test_parameters_of_documents_are_translated() -> None:
     assert body["response_format"] == {"type": "json_object"}
     assert body["stop"] == ["x"]
     assert "seed" not in body
+
+
+# --- the llm node on top ----------------------------------------------------------------------------------------------
+
+
+async def no_templates(*_: object, **__: object) -> str:
+    raise AssertionError("no template here")
+
+
+def node_run(model: str, emitted: Emitted, **data: Any) -> Outcome:
+    complete = {
+        "model": {"provider": "x/openai", "name": model, "mode": "chat", "completion_params": {}},
+        "prompt_template": [{"role": "user", "text": "{{#s.q#}}"}],
+        **data,
+    }
+
+    async def go() -> Outcome:
+        async with ModelServer() as server:
+            models = Models({"OPENAI": Provider(server.url, KEY)})
+            try:
+                attempt = attempt_of("llm", complete, {"s.q": "hi there"}, emit=emitted)
+                return await LlmHandler(models, no_templates).run(attempt)
+            finally:
+                await models.aclose()
+
+    return asyncio.run(go())
+
+
+def test_a_node_streams_what_it_answers() -> None:
+    emitted = Emitted()
+    outcome = node_run("echo", emitted)
+    assert isinstance(outcome, Succeeded), outcome
+    assert outcome.outputs["text"] == emitted.text() == "echo: hi there"
+    assert len(emitted.pieces) > 3
+
+
+def test_a_node_separates_reasoning_from_a_real_stream() -> None:
+    emitted = Emitted()
+    outcome = node_run("thinking", emitted, reasoning_format="separated")
+    assert isinstance(outcome, Succeeded), outcome
+    assert (outcome.outputs["text"], emitted.text()) == ("done", "done")
+    assert outcome.outputs["reasoning_content"] == emitted.text("reasoning_content") == "let me see"
+
+
+def test_a_node_gets_structured_output_from_a_real_server() -> None:
+    schema = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
+    outcome = node_run("json", Emitted(), structured_output={"schema": schema}, structured_output_enabled=True)
+    assert isinstance(outcome, Succeeded), outcome
+    assert outcome.outputs["structured_output"] == {"answer": 42}
+
+
+def test_no_field_of_a_failed_node_holds_the_key() -> None:
+    outcome = node_run("status-401", Emitted())
+    assert isinstance(outcome, Failed)
+    assert outcome.error_type == "InvokeAuthorizationError"
+    assert KEY not in repr(outcome)
+
+
+def test_the_server_in_a_thread_of_its_own_answers_too() -> None:
+    with serving() as server:
+        models = Models({"DEFAULT": Provider(server.url)})
+
+        async def go() -> str:
+            try:
+                return text_of([delta async for delta in models.provider("x/y").stream(asking("echo"))])
+            finally:
+                await models.aclose()
+
+        assert asyncio.run(go()) == "echo: hi there"
+        assert "authorization" not in server.requests[0]["headers"]
