@@ -178,9 +178,11 @@ class Executor:
                 await asyncio.sleep(self.session_timeout_s)
 
     async def _release(self, partitions: set[int], grace_s: float) -> None:
-        owners = [self._owners.pop(partition) for partition in partitions if partition in self._owners]
+        # They stay in the table meanwhile: the acknowledgements of their last records find them there.
+        owners = [self._owners[partition] for partition in partitions if partition in self._owners]
         await asyncio.gather(*(owner.release(grace_s) for owner in owners))
         for partition in partitions:
+            self._owners.pop(partition, None)
             task = self._tasks.pop(partition, None)
             if task is not None:
                 task.cancel()
