@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from libs.settings import Settings
+from services.executor.models import Models
 from services.executor.net import GuardedHttp
 from services.executor.nodes.answer import AnswerHandler
 from services.executor.nodes.assigner import AssignerHandler
@@ -11,6 +12,7 @@ from services.executor.nodes.end import EndHandler
 from services.executor.nodes.http_request import HttpRequestHandler
 from services.executor.nodes.if_else import IfElseHandler
 from services.executor.nodes.list_operator import ListOperatorHandler
+from services.executor.nodes.llm import LlmHandler
 from services.executor.nodes.loop_end import LoopEndHandler
 from services.executor.nodes.port import Handler
 from services.executor.nodes.start import StartHandler
@@ -28,11 +30,13 @@ class NodeHandlers:
     by_type: dict[str, Handler]
     sandbox: Sandbox
     http: GuardedHttp
+    models: Models
 
     @classmethod
     def build(cls, settings: Settings) -> "NodeHandlers":
         sandbox = Sandbox(settings.sandbox, settings.sandbox_packages)
         http = GuardedHttp(settings.http_allow)
+        models = Models(settings.providers, offline=settings.models == "offline")
         aggregator = VariableAggregatorHandler()
         by_type: dict[str, Handler] = {
             "start": StartHandler(),
@@ -42,14 +46,16 @@ class NodeHandlers:
             "template-transform": TemplateTransformHandler(sandbox),
             "code": CodeHandler(sandbox),
             "http-request": HttpRequestHandler(http),
+            "llm": LlmHandler(models, sandbox.render),
             "variable-aggregator": aggregator,
             "variable-assigner": aggregator,
             "assigner": AssignerHandler(),
             "list-operator": ListOperatorHandler(),
             "loop-end": LoopEndHandler(),
         }
-        return cls(by_type, sandbox, http)
+        return cls(by_type, sandbox, http, models)
 
     async def close(self) -> None:
         self.sandbox.close()
         await self.http.aclose()
+        await self.models.aclose()
