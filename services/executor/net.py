@@ -259,7 +259,8 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
         if why is None or self._allowed.address(plain, port) or self._allowed.address(address, port):
             return
         target = host if host == str(address) else f"{host} ({address})"
-        raise AddressRefused(f"refused to connect to {target}: {why}. To allow it, add {host} or {plain} to {SETTING}")
+        names = host if host == str(plain) else f"{host} or {plain}"
+        raise AddressRefused(f"refused to connect to {target}: {why}. To allow it, add {names} to {SETTING}")
 
 
 class _GuardedTransport(httpx.AsyncBaseTransport):
