@@ -12,8 +12,8 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -67,6 +67,7 @@ def start_embedded(data: Path, host: str, port: int, settings: Settings, *, exec
 
     Raises LogError when another process has the folder open, OSError when the port is taken.
     """
+    data.mkdir(parents=True, exist_ok=True)
     started = threading.Event()
     found: list[Embedded | BaseException] = []
 
@@ -97,21 +98,30 @@ def start_embedded(data: Path, host: str, port: int, settings: Settings, *, exec
 
 
 async def _serve(data: Path, host: str, port: int, settings: Settings, execute: bool, ready: Ready) -> None:
-    data.mkdir(parents=True, exist_ok=True)
-    token = settings.admin_token or stored_admin_token(data)
-    listening = _listen(host, port)
-    url = f"http://{host}:{listening.getsockname()[1]}"
-    log = await asyncio.to_thread(SqliteLog, data)
-    engine = open_engine(sqlite_url(data / "tables.db"))
-    blobs = FolderBlobs(data / "blobs")
-    registry = await asyncio.to_thread(RegistryTail, log)
-    catalog = Catalog(registry.document)
-    projector = Projector(log, engine)
-    instance_id = uuid.uuid4().hex
-    handlers = NodeHandlers.build(settings)
-    worker = build_executor(settings, log, catalog, registry.refresh, blobs, owner_name(), handlers)
-    app = create_app(
-        ApiDependencies(
+    """Open everything, serve until asked to stop, close everything in the opposite order."""
+    async with AsyncExitStack() as closing:
+        token = settings.admin_token or stored_admin_token(data)
+        listening = closing.enter_context(_listen(host, port))
+        url = f"http://{host}:{listening.getsockname()[1]}"
+        log = await asyncio.to_thread(SqliteLog, data)
+        closing.push_async_callback(asyncio.to_thread, log.close)
+        engine = open_engine(sqlite_url(data / "tables.db"))
+        closing.callback(engine.dispose)
+        blobs = FolderBlobs(data / "blobs")
+        registry = await asyncio.to_thread(RegistryTail, log)
+        closing.callback(registry.close)
+        catalog = Catalog(registry.document)
+        projector = Projector(log, engine)
+        closing.push_async_callback(asyncio.to_thread, projector.stop)
+        projector.start()
+        if execute:
+            handlers = NodeHandlers.build(settings)
+            closing.push_async_callback(handlers.close)
+            worker = build_executor(settings, log, catalog, registry.refresh, blobs, owner_name(), handlers)
+            await worker.start()
+            closing.push_async_callback(worker.stop, GRACE_S)
+        instance_id = uuid.uuid4().hex
+        dependencies = ApiDependencies(
             log=log,
             registry=registry,
             catalog=catalog,
@@ -122,39 +132,56 @@ async def _serve(data: Path, host: str, port: int, settings: Settings, execute: 
             instance_id=instance_id,
             models=settings.models,
         )
-    )
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none", timeout_graceful_shutdown=CLOSE_S))
-    asked = asyncio.Event()
-    address = data / "server.json"
-    serving: asyncio.Task[None] | None = None
-    try:
-        projector.start()
-        if execute:
-            await worker.start()
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.005)
-        if serving.done():
-            serving.result()
-            raise LogError("the API ended while it started; see its log lines")
-        address.write_text(json.dumps({"url": url, "instance_id": instance_id, "pid": os.getpid()}), "utf-8")
+        await _start_api(dependencies, listening, closing)
+        closing.enter_context(_address_file(data, url, instance_id))
+        asked = asyncio.Event()
         ready(Embedded(url, token, asyncio.get_running_loop(), asked))
         await asked.wait()
+
+
+async def _start_api(dependencies: ApiDependencies, listening: socket.socket, closing: AsyncExitStack) -> None:
+    """Returns when requests are answered. Raises LogError when the API does not start."""
+    app = create_app(dependencies)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="on", ws="none", timeout_graceful_shutdown=CLOSE_S
+    )
+    server = _Announcing(config)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    serving.add_done_callback(lambda _: server.begun.set())
+
+    async def close() -> None:
+        app.state.parts.streams.close()
+        server.should_exit = True
+        await serving
+
+    closing.push_async_callback(close)
+    await server.begun.wait()
+    if not server.started:
+        raise LogError("the API did not start; its log lines say why")
+
+
+class _Announcing(uvicorn.Server):
+    """Says when it has started."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.begun = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.begun.set()
+
+
+@contextmanager
+def _address_file(data: Path, url: str, instance_id: str) -> Iterator[None]:
+    """Where the command line finds us, for as long as we answer. Replaced in one step: nobody reads half of it."""
+    address, half = data / "server.json", data / "server.json.new"
+    half.write_text(json.dumps({"url": url, "instance_id": instance_id, "pid": os.getpid()}), "utf-8")
+    half.replace(address)
+    try:
+        yield
     finally:
-        with suppress(FileNotFoundError):
-            address.unlink()
-        if serving is not None and not serving.done():
-            app.state.parts.streams.close()
-            server.should_exit = True
-            await serving
-        if execute:
-            await worker.stop(GRACE_S)
-        await handlers.close()
-        await asyncio.to_thread(projector.stop)
-        registry.close()
-        await asyncio.to_thread(log.close)
-        engine.dispose()
-        listening.close()
+        address.unlink(missing_ok=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:

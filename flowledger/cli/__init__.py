@@ -4,6 +4,7 @@
 stdout is data, stderr is talk; exit codes are in `flowledger.cli.exits`.
 """
 
+import gc
 import importlib
 import os
 import sys
@@ -87,7 +88,9 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `flowledger` script."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # the interpreter would search all that was imported for garbage, and only then end: 0.2 s
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

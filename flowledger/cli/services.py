@@ -1,6 +1,7 @@
 """Verbs that serve until they are asked to stop: dev, api, executor, projector."""
 
 import errno
+import logging
 import signal
 import socket
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import click
 
 from flowledger.cli.exits import INTERRUPTED, UNREACHABLE, USAGE, Problem
-from flowledger.cli.target import Server, settings
+from flowledger.cli.target import Server, quick_imports, settings
 
 _HOST = click.option("--host", default="127.0.0.1", show_default=True)
 
@@ -43,13 +44,15 @@ def dev(
       flowledger dev
       flowledger dev examples/hello.yml --offline --open
     """
-    from flowledger.dev import start_embedded
+    with quick_imports():
+        from flowledger.dev import start_embedded
     from libs.events.log import LogError
     from libs.serving import configure_logging
 
     if run_first and not files:
         raise Problem("--run needs a FILE", USAGE)
     configure_logging()
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # our ready line says it all
     given = settings(data)
     _check_port(host, port)
     try:
