@@ -50,7 +50,11 @@ def on_kafka(bootstrap: str, database: str, folder: Path) -> Iterator[str]:
 @contextmanager
 def process(verb: str, settings: dict[str, str]) -> Iterator[str]:
     started = subprocess.Popen(
-        [*_flowledger(), verb, "--port", "0"], env=_env(settings), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*_flowledger(), verb, "--port", "0"],
+        env=_env(settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         assert started.stdout is not None
@@ -94,7 +98,11 @@ def measure(url: str, count: int) -> Iterator[dict[str, object]]:
             first.append((seen - begin) * 1e3)
             whole.append((end - begin) * 1e3)
             bare.append((after - end) * 1e3)
-    for name, values in (("POST to first event", first), ("POST to end of a 5-node run", whole), ("GET /healthz", bare)):
+    for name, values in (
+        ("POST to first event", first),
+        ("POST to end of a 5-node run", whole),
+        ("GET /healthz", bare),
+    ):
         values.sort()
         yield {
             "name": name,

@@ -150,7 +150,14 @@ async def raw(log: Log, writers: int, seconds: float) -> dict[str, object]:
                 numbers[partition] += 1
                 entries.append(
                     encode_event(
-                        event, partition=partition, run_id=run_id, seq=1, epoch=0, n=numbers[partition], at_us=1, cause="x"
+                        event,
+                        partition=partition,
+                        run_id=run_id,
+                        seq=1,
+                        epoch=0,
+                        n=numbers[partition],
+                        at_us=1,
+                        cause="x",
                     )
                 )
             waiting[partition, numbers[partition]] = future = loop.create_future()

@@ -1,6 +1,7 @@
 """Small workflow documents for tests, written the way the editor exports them."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 
@@ -58,7 +59,7 @@ def edges(*arrows: str) -> list[dict[str, Any]]:
     found = []
     for arrow in arrows:
         names = [part.strip() for part in arrow.split(">")]
-        for left, right in zip(names, names[1:], strict=False):
+        for left, right in pairwise(names):
             source, _, handle = left.partition("[")
             target = right.partition("[")[0]
             handle = handle.rstrip("]") or "source"

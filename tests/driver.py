@@ -35,7 +35,9 @@ def done(key: Key, attempt: int) -> Outcome:
 class Driver:
     """Decides, folds and remembers. `events` is the run's history so far."""
 
-    def __init__(self, document: str | Definition, *, max_steps: int = 100_000, max_time_s: float = 0, **inputs: str) -> None:
+    def __init__(
+        self, document: str | Definition, *, max_steps: int = 100_000, max_time_s: float = 0, **inputs: str
+    ) -> None:
         self.definition = compile_document(document) if isinstance(document, str) else document
         self.state: RunState = new_state(self.definition, RUN_ID)
         self.events: list[RunEvent] = []

@@ -131,7 +131,7 @@ class Log(Protocol):
         """(first offset that is still there, offset of the next record to come). Blocking."""
 
     def offset_at(self, topic: Topic, partition: int, timestamp_ms: int) -> int:
-        """The first offset whose record is not older than `timestamp_ms`; the end offset when there is none. Blocking."""
+        """The first offset whose record is not older than `timestamp_ms`; the end offset when none is. Blocking."""
 
     def read(
         self, topic: Topic, partition: int, start: int, stop: int | None = None, batch: int = 1000

@@ -55,14 +55,15 @@ class CommandRejected(_Event):
     """Type of the command, or `unknown` when it could not be decoded."""
     run_id: str | None = None
     code: str
-    """Stable: `duplicate`, `idempotency_key_reused`, `expired`, `not_running`, `run_exists`, `misrouted`, `unreadable`."""
+    """Stable: `duplicate`, `idempotency_key_reused`, `expired`, `not_running`, `run_exists`, `misrouted`,
+    `unreadable`."""
     message: str
     duplicate_of: str | None = None
     """With `duplicate`: the run that the first start with this key made."""
 
 
 class CheckpointWritten(_Event):
-    """One part of a checkpoint of the partition's fold. It is complete when all `parts` of `checkpoint_id` are there."""
+    """One part of a checkpoint of the partition's fold; complete when all `parts` of `checkpoint_id` are there."""
 
     type: Literal["CheckpointWritten"] = "CheckpointWritten"
     checkpoint_id: str
@@ -170,7 +171,7 @@ class _NodeEvent(_Event):
     node_id: str
     path: str = ""
     """Where in the run: `""` for the main graph, else the rounds around it, outermost first, as
-    `iteration:<node id>:<index>` or `loop:<node id>:<index>` joined by `/` (`:`, `/`, `%` in ids are percent-encoded)."""
+    `iteration:<node id>:<index>` or `loop:<node id>:<index>` joined by `/` (ids percent-encoded)."""
 
 
 class _AttemptEvent(_NodeEvent):

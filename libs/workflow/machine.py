@@ -18,7 +18,7 @@ Rules (the reference engine's, except where `docs/compatibility.md` says otherwi
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple, assert_never
+from typing import Any, NamedTuple, assert_never
 
 from pydantic import JsonValue
 
@@ -381,7 +381,7 @@ def next_timer_us(state: RunState) -> int | None:
     return min(instants, default=None)
 
 
-def _totals(state: RunState) -> dict[str, object]:
+def _totals(state: RunState) -> dict[str, Any]:
     since_us = state.started_us or state.accepted_us
     return {
         "outputs": state.outputs,

@@ -34,7 +34,8 @@ class Key(NamedTuple):
     node_id: str
 
 
-class Round(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Round:
     """One step of a path: round `index` of the container `node_id`."""
 
     kind: str
@@ -248,8 +249,8 @@ def load_state(definition: Definition, run_id: str, data: JsonValue) -> RunState
     for frame in raw["frames"]:
         parent = parent_path(frame["path"])
         around = None if parent is None else state.frames[parent].pool
-        shared = frame["pool"] is None and around is not None
-        state.frames[frame["path"]] = _load_frame(frame, around if shared else Pool.load(frame["pool"], parent=around))
+        pool = around if frame["pool"] is None and around is not None else Pool.load(frame["pool"], parent=around)
+        state.frames[frame["path"]] = _load_frame(frame, pool)
     for values in raw["containers"]:
         container = Container(**{name: values[name] for name in _PLAIN_CONTAINER})
         container.running = dict.fromkeys(values["running"])
@@ -314,7 +315,7 @@ def _load_frame(raw: dict[str, Any], pool: Pool) -> Frame:
     return Frame(
         path=raw["path"],
         pool=pool,
-        edges={index: taken for index, taken in raw["edges"]},
+        edges=dict(raw["edges"]),
         undecided=dict(raw["undecided"]),
         reached=dict(raw["reached"]),
         skipped=set(raw["skipped"]),

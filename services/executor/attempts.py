@@ -75,7 +75,10 @@ async def perform(
     publish: Callable[[list[Chunk]], None],
     still_owner: Callable[[], Awaitable[None]],
 ) -> Outcome:
-    """Run the attempt to its outcome. `after`: sequence of its `NodeStarted`; `still_owner` returns when that is proven."""
+    """Run the attempt to its outcome.
+
+    `after`: sequence of its `NodeStarted`; `still_owner` returns when ownership is proven.
+    """
     item, node, handler, pin = planned.item, planned.node, planned.handler, planned.pin
     if pin is not None:
         await asyncio.sleep(pin.delay_s)

@@ -85,4 +85,4 @@ def load_run(
         if recorded.seq > state.seq:
             event = restore(recorded.event, blobs)
             apply(state, event, recorded.at_us, recorded.epoch)  # type: ignore[arg-type]  # a run event
-    return state, [(restore(event, blobs), at_us) for event, at_us in ahead]  # type: ignore[misc]  # run events
+    return state, [(restore(event, blobs), at_us) for event, at_us in ahead]

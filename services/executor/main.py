@@ -1,4 +1,4 @@
-"""`flowledger executor`: one executor process on Kafka. Reads the environment, builds the objects, waits for SIGTERM."""
+"""`flowledger executor`: an executor process on Kafka. Reads the environment, builds the objects, waits for SIGTERM."""
 
 import asyncio
 import os

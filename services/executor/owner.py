@@ -224,7 +224,8 @@ class PartitionOwner:
                 self._write_checkpoint()
                 released = self._emit("", PartitionReleased(owner=self._x.owner_id), "owner")
                 done = self._loop.create_task(self._outbox.confirmed(released))
-                await asyncio.wait([done, self._over], timeout=RELEASE_CONFIRM_S, return_when=asyncio.FIRST_COMPLETED)
+                either: list[asyncio.Future[Any]] = [done, self._over]
+                await asyncio.wait(either, timeout=RELEASE_CONFIRM_S, return_when=asyncio.FIRST_COMPLETED)
                 done.cancel()
                 if self._background:
                     await asyncio.wait(self._background, timeout=RELEASE_CONFIRM_S)

@@ -99,7 +99,7 @@ class Deployment:
             "FLOWLEDGER_HTTP_ALLOW": "127.0.0.1",
         }
         self.services: list[Service] = []
-        self._clients: list["Api"] = []
+        self._clients: list[Api] = []
 
     def client(self, service: Service) -> "Api":
         """A client of this API process."""

@@ -1,9 +1,9 @@
 """Handlers of the nodes that answer at once, by node type."""
 
 from services.executor.nodes.answer import AnswerHandler
+from services.executor.nodes.assigner import AssignerHandler
 from services.executor.nodes.end import EndHandler
 from services.executor.nodes.if_else import IfElseHandler
-from services.executor.nodes.assigner import AssignerHandler
 from services.executor.nodes.loop_end import LoopEndHandler
 from services.executor.nodes.port import Handler
 from services.executor.nodes.start import StartHandler

@@ -12,9 +12,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from libs.events.codec import Recorded, decode_event, stamp_of
+from libs.events.codec import Recorded, decode_event, encode_command, stamp_of
 from libs.events.commands import Caller, StartRun, StopRun
-from libs.events.codec import encode_command
 from libs.events.ids import new_run_id
 from libs.events.log import Topic
 from libs.events.memory import MemoryLog, MemoryStore
@@ -51,12 +50,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         for _ in range(100_000):
             self.call_soon(self.stop)
             self.run_forever()
-            if not self._ready:  # type: ignore[attr-defined]  # noqa: SLF001  # the loop's own queue: no public way
+            if not self._ready:  # type: ignore[attr-defined]  # the loop's own queue: no public way
                 return
         raise AssertionError("the loop never came to rest")
 
     def next_timer(self) -> float | None:
-        timers = [t for t in self._scheduled if not t.cancelled()]  # type: ignore[attr-defined]  # noqa: SLF001
+        timers = [t for t in self._scheduled if not t.cancelled()]  # type: ignore[attr-defined]
         return min((timer.when() for timer in timers), default=None)
 
     def advance(self, to: float) -> None:

@@ -28,7 +28,9 @@ def iteration(name: str = "each", **data: Any) -> dict[str, Any]:
     )
 
 
-def _document(*, body: list[dict[str, Any]] | None = None, inner: tuple[str, ...] = ("eachstart > work",), **data: Any) -> str:
+def _document(
+    *, body: list[dict[str, Any]] | None = None, inner: tuple[str, ...] = ("eachstart > work",), **data: Any
+) -> str:
     nodes = [
         start("items"),
         iteration(**data),

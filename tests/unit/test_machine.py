@@ -58,7 +58,14 @@ def test_a_join_waits_for_the_slowest_branch() -> None:
 
 
 _BRANCH = document(
-    [start("q"), if_else("choice", "start.q", "is", "yes"), code("left"), code("right"), code("far"), end(out="left.result")],
+    [
+        start("q"),
+        if_else("choice", "start.q", "is", "yes"),
+        code("left"),
+        code("right"),
+        code("far"),
+        end(out="left.result"),
+    ],
     edges("start > choice", "choice[true] > left > end", "choice[false] > right > far > end"),
 )
 
@@ -122,7 +129,12 @@ def test_a_default_value_replaces_a_failure_and_the_run_is_partially_succeeded()
 
 
 def test_a_fail_branch_is_taken_only_after_a_failure() -> None:
-    nodes = [start(), code("a", error_strategy="fail-branch"), end("good", out="a.result"), end("bad", why="a.error_message")]
+    nodes = [
+        start(),
+        code("a", error_strategy="fail-branch"),
+        end("good", out="a.result"),
+        end("bad", why="a.error_message"),
+    ]
     text = document(nodes, edges("start > a > good", "a[fail-branch] > bad"))
     assert Driver(text).run().outputs == {"out": "a done"}
     driver = Driver(text)
