@@ -38,21 +38,13 @@ from libs.workflow.catalog import Catalog
 from services.api import ApiDependencies, Limits, create_app
 from services.api.records import Records
 from services.executor.partition import PartitionFold, Position
-from tests.documents import document, edges, end, node, start
+from tests.documents import document, edges, end, start
+from tests.unit.api.speaking import llm
 
 ADMIN = "admin-token-of-the-tests"
 T0_US = 1_767_000_000_000_000
 
 Script = Callable[["ScriptedExecutor", str, RunAccepted], None]
-
-
-
-def llm(node_id: str = "llm") -> dict[str, Any]:
-    model = {"provider": "langgenius/openai/openai", "name": "m", "mode": "chat", "completion_params": {}}
-    prompt = [{"role": "user", "text": "{{#start.q#}}"}]
-    off = {"enabled": False}
-    return node(node_id, "llm", model=model, prompt_template=prompt, context=off, vision=off)
-
 
 ECHO = document([start("q"), end(answer="start.q")], edges("start > end"))
 SPEAKING = document(

@@ -7,6 +7,7 @@ import logging
 import time
 from typing import Any
 
+from services.api.detached import run_detached
 from services.api.errors import ApiError
 from services.api.metrics import ApiMetrics
 
@@ -34,13 +35,14 @@ class Edge:
             return
         begun_s = time.perf_counter()
         started = False
+        route = ""
 
         async def send_with_headers(message: Any) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"] = [*message.get("headers", ()), *self._headers]
-                self._count(scope, message["status"], time.perf_counter() - begun_s)
+                self._count(scope, route, message["status"], time.perf_counter() - begun_s)
             await send(message)
 
         if scope["method"] == "OPTIONS" and _is_preflight(scope):
@@ -48,6 +50,8 @@ class Edge:
             return
         try:
             await self._app(scope, receive, send_with_headers)
+            route = getattr(scope.get("route"), "path", "none")
+            await run_detached(scope, receive, send_with_headers)
         except ApiError as error:
             await error.response()(scope, receive, send_with_headers)
         except Exception:
@@ -58,8 +62,8 @@ class Edge:
             problem = ApiError(500, "internal_server_error", "the server has failed to answer; its log says why")
             await problem.response()(scope, receive, send_with_headers)
 
-    def _count(self, scope: Any, status: int, took_s: float) -> None:
-        route = getattr(scope.get("route"), "path", "none")
+    def _count(self, scope: Any, route: str, status: int, took_s: float) -> None:
+        route = route or getattr(scope.get("route"), "path", "none")
         self._metrics.requests.labels(scope["method"], route, status).inc()
         self._metrics.seconds.labels(route).observe(took_s)
 

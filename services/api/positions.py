@@ -5,7 +5,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from libs.events.log import Log, LogTruncated, Topic
+from libs.events.log import Log, LogTruncated, Record, Topic
 
 
 class Position(NamedTuple):
@@ -25,37 +25,41 @@ def start_positions(log: Log) -> dict[int, Position]:
     the topic, or to a place that is gone, does not count; then the tail begins at offset 0 with the state (0, 0).
     A stale pointer costs time, never truth.
     """
-    pointers = _pointers(log)
-    topic_id = log.topic_id(Topic.EVENTS)
+    pointed = _pointed(log)
     found = {}
     for partition in range(log.partitions):
-        pointer = pointers.get(partition)
         found[partition] = Position(0, 0, 0)
-        if pointer is not None and pointer.get("topic_id") == topic_id:
+        position = pointed.get(partition)
+        if position is not None:
             first, end = log.bounds(Topic.EVENTS, partition)
-            position = Position(int(pointer["offset"]), int(pointer["epoch"]), int(pointer["n"]))
             if first <= position.offset <= end:
                 found[partition] = position
     return found
 
 
-def _pointers(log: Log) -> dict[int, dict[str, int | str]]:
-    """The newest index record of each partition; what cannot be read counts as missing."""
-    newest: dict[int, dict[str, int | str]] = {}
+def _pointed(log: Log) -> dict[int, Position]:
+    """The newest pointer of each partition; what cannot be read counts as missing."""
+    topic_id = log.topic_id(Topic.EVENTS)
+    newest: dict[int, Position] = {}
     try:
         first, end = log.bounds(Topic.INDEX, 0)
         for records in log.read(Topic.INDEX, 0, first, end):
             for record in records:
-                try:
-                    pointer = json.loads(record.value or b"")
-                    number = int(record.key or b"")
-                    if {"offset", "epoch", "n", "topic_id"} <= pointer.keys():
-                        newest[number] = pointer
-                except (ValueError, AttributeError):
-                    continue
+                pointer = _pointer(record, topic_id)
+                if pointer is not None:
+                    newest[pointer[0]] = pointer[1]
     except LogTruncated:
         return {}  # compaction went on while we read: pointers only save time
     return newest
+
+
+def _pointer(record: Record, topic_id: str) -> tuple[int, Position] | None:
+    try:
+        value = json.loads(record.value or b"")
+        position = Position(int(value["offset"]), int(value["epoch"]), int(value["n"]))
+        return (int(record.key or b""), position) if value["topic_id"] == topic_id else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Server-sent events on the wire: one bounded buffer per client, pings, and an ASGI answer without middleware.
+"""Server-sent events on the wire: one bounded buffer per client, pings, and the answer that writes them.
 
 A client costs one coroutine and one small buffer: no thread, no timer of its own, no task per frame. A frame is made
 once and shared by all who watch. A client that reads too slowly loses its buffer, never its place: its stream goes on
@@ -11,8 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from itertools import count
 from typing import Any
 
-from starlette.responses import Response
-
+from services.api.detached import Detached
 from services.api.frames import PING, Cursor, Frame
 
 Write = Callable[[bytes], Awaitable[None]]
@@ -144,10 +143,8 @@ class Pinger:
         self._timer = loop.call_at(self._due[0][0], self._tick) if self._due else None
 
 
-class EventStream(Response):
+class EventStream(Detached):
     """An answer that is a stream of frames. `source(write)` writes them and returns when the stream is over."""
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
@@ -159,36 +156,33 @@ class EventStream(Response):
         ping_first: bool = True,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
+        super().__init__(
+            {
+                "content-type": "text/event-stream; charset=utf-8",
+                "cache-control": "no-cache",
+                # Proxies that buffer would hold frames back until their buffer is full.
+                "x-accel-buffering": "no",
+            }
+            | headers
+        )
         self.outbox = outbox
         self.over = False
         self.writing = False
         self.last_write_s = 0.0
-        self.background = None
-        self.status_code = 200
-        self.body = b""
         self._source = source
         self._pinger = pinger
         self._ping_first = ping_first
         self._on_close = on_close
         self._send: Any = None
         self._task: asyncio.Task[Any] | None = None
-        fixed = {
-            "content-type": "text/event-stream; charset=utf-8",
-            "cache-control": "no-cache",
-            # Proxies that buffer would hold frames back until their buffer is full.
-            "x-accel-buffering": "no",
-        }
-        self.raw_headers = [
-            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in (fixed | headers).items()
-        ]
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def run(self, gone: "asyncio.Future[None]", send: Any) -> None:
         self._send = send
         self._task = asyncio.current_task()
-        gone = asyncio.ensure_future(_disconnected(receive))
-        gone.add_done_callback(lambda _: self.outbox.close())
+        gone.add_done_callback(self._client_left)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            self.raw_headers = []
             self._pinger.add(self)
             if self._ping_first:
                 await self._write(PING)
@@ -198,9 +192,14 @@ class EventStream(Response):
         except OSError:
             pass  # the client is gone; the run goes on
         finally:
-            self.over = True
-            gone.cancel()
-            self._on_close()
+            self.abandon()
+
+    def abandon(self) -> None:
+        self.over = True
+        self._on_close()
+
+    def _client_left(self, _: object) -> None:
+        self.outbox.close()
 
     async def _write(self, data: bytes) -> None:
         self.last_write_s = asyncio.get_running_loop().time()
@@ -213,8 +212,3 @@ class EventStream(Response):
         self.outbox.close()
         if self._task is not None:
             self._task.cancel()
-
-
-async def _disconnected(receive: Any) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

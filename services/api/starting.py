@@ -23,6 +23,7 @@ from libs.workflow.definition import Definition, DefinitionInvalid
 from libs.workflow.inputs import InputInvalid, accepted_files, validate_inputs
 from libs.workflow.pins import check_pins, parse_pins
 from services.api.access import Principal
+from services.api.detached import Detached
 from services.api.errors import invalid_param, unavailable
 from services.api.frames import Cursor, encode
 from services.api.history import restored
@@ -243,24 +244,19 @@ def run_headers(run_id: str) -> dict[str, str]:
     return {"X-Workflow-Run-Id": run_id, "X-Task-Id": task_id_of(run_id)}
 
 
-class WaitingAnswer(Response):
+class WaitingAnswer(Detached):
     """A JSON answer whose headers leave at once and whose body leaves when the run has ended.
 
     A client that goes away frees it; the run goes on.
     """
 
     def __init__(self, run_id: str, body_when_done: Callable[[], Any], on_close: Callable[[], object]) -> None:
-        self.background = None
-        self.status_code = 200
-        self.body = b""
+        super().__init__({"content-type": "application/json; charset=utf-8"} | run_headers(run_id))
         self._body_when_done = body_when_done
         self._on_close = on_close
         self._run_id = run_id
-        headers = {"content-type": "application/json; charset=utf-8"} | run_headers(run_id)
-        self.raw_headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        gone = asyncio.ensure_future(_disconnected(receive))
+    async def run(self, gone: "asyncio.Future[None]", send: Any) -> None:
         done = asyncio.ensure_future(self._body_when_done())
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -269,9 +265,11 @@ class WaitingAnswer(Response):
             if done.done():
                 await send({"type": "http.response.body", "body": self._result(done), "more_body": False})
         finally:
-            gone.cancel()
             done.cancel()
-            self._on_close()
+            self.abandon()
+
+    def abandon(self) -> None:
+        self._on_close()
 
     def _result(self, done: "asyncio.Future[bytes]") -> bytes:
         try:
@@ -281,8 +279,3 @@ class WaitingAnswer(Response):
             logger.warning("answer_unreadable", extra={"run_id": self._run_id, "problem": str(error)})
             problem = unavailable("the run's result cannot be read now. Ask for the run by its id")
             return bytes(problem.response().body)
-
-
-async def _disconnected(receive: Any) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -1,0 +1,43 @@
+"""What tells two requests apart, and what keys and cursors look like."""
+
+from services.api.access import end_user_id
+from services.api.records import make_cursor, read_cursor
+from services.api.requests import body_digest, is_app_key, is_uuid
+
+
+def test_how_an_answer_is_delivered_does_not_make_another_request() -> None:
+    one = body_digest({"inputs": {"a": 1, "b": 2}, "user": "u", "response_mode": "blocking"})
+    two = body_digest({"user": "u", "inputs": {"b": 2, "a": 1}, "response_mode": "streaming", "trace_id": "t"})
+    assert one == two
+
+
+def test_everything_else_does() -> None:
+    body = {"inputs": {"a": 1}, "user": "u"}
+    others = [body | {"user": "v"}, body | {"inputs": {"a": 2}}, body | {"files": []}, body | {"query": "q"}]
+    digests = {body_digest(each) for each in [body, *others]} | {body_digest(body, "version")}
+    assert len(digests) == 6
+
+
+def test_half_a_surrogate_pair_has_a_digest() -> None:
+    assert body_digest({"inputs": {"a": "\ud83d"}})
+
+
+def test_app_keys_are_told_from_other_tokens() -> None:
+    assert is_app_key("app-0123456789abcdefghijklmn")
+    for other in ("dataset-0123456789", "app-", "app-a b c d e f g", None, 7, "app-" + "x" * 200):
+        assert not is_app_key(other)
+
+
+def test_uuids_are_told_from_other_texts() -> None:
+    assert is_uuid("00000000-0000-4000-8000-000000000009")
+    for other in ("draft", "", "00000000000040008000000000000009", "{00000000-0000-4000-8000-000000000009}"):
+        assert not is_uuid(other)
+
+
+def test_an_end_user_has_one_id_per_app() -> None:
+    assert end_user_id("a", "u") == end_user_id("a", "u")
+    assert len({end_user_id("a", "u"), end_user_id("b", "u"), end_user_id("a", "v")}) == 3
+
+
+def test_a_cursor_reads_back() -> None:
+    assert read_cursor(make_cursor({"created_at": 5, "id": "x"})) == (5, "x")
