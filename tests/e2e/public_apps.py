@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from sqlalchemy import Row, create_engine, select
+from sqlalchemy import RowMapping, create_engine, select
 
 from libs.events.codec import Recorded, from_rfc3339
 from libs.events.model import EVENT
@@ -15,7 +15,8 @@ from tests.e2e.deployment import Frame
 
 ENVELOPE = {"event", "workflow_run_id", "task_id", "data"}
 NODE = set(
-    "id node_id node_type title index predecessor_node_id inputs inputs_truncated created_at iteration_id loop_id".split()
+    "id node_id node_type title index predecessor_node_id inputs inputs_truncated created_at iteration_id"
+    " loop_id".split()
 )
 RESULT = set(
     "process_data process_data_truncated outputs outputs_truncated status error elapsed_time execution_metadata"
@@ -64,15 +65,15 @@ def text_of(got: list[Frame]) -> str:
     return "".join(frame["data"]["text"] for frame in got if frame["event"] == "text_chunk")
 
 
-def rows(database: str, run_id: str) -> tuple[Row[Any] | None, list[Row[Any]]]:
+def rows(database: str, run_id: str) -> tuple[RowMapping | None, list[RowMapping]]:
     """The run's row and its node rows, in the order of their starts."""
     engine = create_engine(database)
     nodes = workflow_node_executions
     try:
         with engine.connect() as connection:
-            run = connection.execute(select(workflow_runs).where(workflow_runs.c.id == run_id)).one_or_none()
+            run = connection.execute(select(workflow_runs).where(workflow_runs.c.id == run_id)).mappings()
             executions = select(nodes).where(nodes.c.workflow_run_id == run_id).order_by(nodes.c.index)
-            return run, list(connection.execute(executions))
+            return run.one_or_none(), list(connection.execute(executions).mappings())
     finally:
         engine.dispose()
 

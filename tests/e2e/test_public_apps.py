@@ -182,26 +182,26 @@ def check_rows(
     deployed: Deployment, app: dict[str, Any], run_id: str, expected: Expected, outputs: dict[str, Any]
 ) -> None:
     database = deployed.settings["FLOWLEDGER_DATABASE_URL"]
-    wait_until(lambda: getattr(rows(database, run_id)[0], "finished_at", None), "the run's row to be finished")
+    wait_until(lambda: (rows(database, run_id)[0] or {}).get("finished_at"), "the run's row to be finished")
     run, nodes = rows(database, run_id)
     assert run is not None
-    assert (run.status, run.app_id, run.workflow_id, run.type) == (
+    assert (run["status"], run["app_id"], run["workflow_id"], run["type"]) == (
         "succeeded",
         app["app_id"],
         app["workflow_id"],
         "workflow",
     )
-    assert (run.total_steps, run.exceptions_count, run.error, run.created_by_user) == (5, 0, None, "tester")
-    assert loaded(run.outputs) == outputs
-    assert loaded(run.inputs).items() >= expected.inputs.items()
-    assert run.created_at <= run.started_at <= run.finished_at
-    ran = [row for row in nodes if row.status != "skipped"]
-    assert [(row.node_id, row.status, row.index, row.attempt) for row in ran] == [
+    assert (run["total_steps"], run["exceptions_count"], run["error"], run["created_by_user"]) == (5, 0, None, "tester")
+    assert loaded(run["outputs"]) == outputs
+    assert loaded(run["inputs"]).items() >= expected.inputs.items()
+    assert run["created_at"] <= run["started_at"] <= run["finished_at"]
+    ran = [row for row in nodes if row["status"] != "skipped"]
+    assert [(row["node_id"], row["status"], row["index"], row["attempt"]) for row in ran] == [
         (node, "succeeded", number, 1) for number, node in enumerate(expected.nodes, 1)
     ]
-    assert {row.node_id for row in nodes if row.status == "skipped"} <= set(expected.skipped)
-    assert loaded(ran[-1].outputs) == outputs
-    assert [row.predecessor_node_id for row in ran] == [None, *expected.nodes[:-1]]
+    assert {row["node_id"] for row in nodes if row["status"] == "skipped"} <= set(expected.skipped)
+    assert loaded(ran[-1]["outputs"]) == outputs
+    assert [row["predecessor_node_id"] for row in ran] == [None, *expected.nodes[:-1]]
 
 
 def check_history(api: Api, document: str, run_id: str, expected: Expected, outputs: dict[str, Any]) -> None:
