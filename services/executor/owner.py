@@ -101,6 +101,8 @@ class PartitionOwner:
         self._outbox: Outbox
         self._runs: dict[str, LiveRun] = {}
         self._commands: deque[Record] = deque()
+        self._next_command = 0
+        """Offset of the next command to take from the tail."""
         self._outcomes: deque[tuple[LiveRun, Plan, Outcome]] = deque()
         self._runnable: deque[LiveRun] = deque()
         self._scheduled = False
@@ -184,7 +186,8 @@ class PartitionOwner:
             self._queue(run)
         facts = {"partition": self.partition, "epoch": self._epoch, "unfinished_runs": len(self._runs)}
         logger.info("partition_owned", extra=facts)
-        self._x.commands.add(self.partition, self._fold.next_command)
+        self._next_command = self._fold.next_command
+        self._x.commands.add(self.partition, self._next_command)
         self.wake()
 
     def lose(self, reason: str, *, again: bool, alarm: bool = False) -> None:
@@ -234,9 +237,18 @@ class PartitionOwner:
     # --- what arrives ------------------------------------------------------------------------------------------------
 
     def on_commands(self, records: list[Record]) -> None:
-        if self.phase is Phase.ACTIVE:
-            self._commands.extend(records)
-            self.wake()
+        """Take what continues the commands partition. A batch from before the last claim may still come late."""
+        if self.phase is not Phase.ACTIVE:
+            return
+        for record in records:
+            if record.offset == self._next_command:
+                self._next_command += 1
+                self._commands.append(record)
+            elif record.offset > self._next_command:
+                # Deciding it would put the commands before it behind the fold's position: read from there again.
+                self._x.commands.add(self.partition, self._next_command)
+                break
+        self.wake()
 
     def on_acks(self, acks: list[Ack]) -> None:
         if self.phase in (Phase.ACTIVE, Phase.DRAINING):

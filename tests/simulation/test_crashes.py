@@ -5,9 +5,12 @@ exactly one outcome; a node whose outcome was in the log is not run again; an at
 """
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
+from libs.events.log import Record, Topic
+from libs.events.memory import MemoryLog
 from libs.events.model import NodeExcepted, NodeFailed, NodeSucceeded
 from libs.workflow.outcome import Outcome, Succeeded
 from services.executor.nodes.port import Attempt
@@ -280,3 +283,28 @@ def test_two_executors_on_one_partition_never_record_an_outcome_twice() -> None:
         assert (kinds["NodeSucceeded"], kinds["RunSucceeded"]) == (5, 1)
         assert first is not world.executor
         world.close()
+
+
+def test_a_late_batch_of_commands_does_not_hide_the_commands_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tail that was moved may still deliver what it had under way: later commands before earlier ones."""
+    tail = MemoryLog.tail
+
+    def stale_first(self: MemoryLog, topic: Topic, starts: Any, deliver: Any, on_error: Any) -> Any:
+        fresh = [topic is Topic.COMMANDS]
+
+        def late(records: list[Record]) -> None:
+            if fresh[0]:
+                fresh[0] = False
+                deliver(records[1:])
+            deliver(records)
+
+        return tail(self, topic, starts, late, on_error)
+
+    monkeypatch.setattr(MemoryLog, "tail", stale_first)
+    world = World()
+    digest = world.add("document", chain(1))
+    runs = [world.submit(digest) for _ in range(3)]
+    world.start_executor()
+    world.run()
+    assert [world.fold(run_id).status for run_id in runs] == ["succeeded"] * 3
+    world.close()
