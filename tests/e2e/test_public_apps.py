@@ -182,7 +182,12 @@ def check_rows(
     deployed: Deployment, app: dict[str, Any], run_id: str, expected: Expected, outputs: dict[str, Any]
 ) -> None:
     database = deployed.settings["FLOWLEDGER_DATABASE_URL"]
-    wait_until(lambda: (rows(database, run_id)[0] or {}).get("finished_at"), "the run's row to be finished")
+
+    def finished() -> bool:
+        row, _ = rows(database, run_id)
+        return row is not None and row["finished_at"] is not None
+
+    wait_until(finished, "the run's row to be finished")
     run, nodes = rows(database, run_id)
     assert run is not None
     assert (run["status"], run["app_id"], run["workflow_id"], run["type"]) == (
