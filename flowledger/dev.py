@@ -133,7 +133,8 @@ async def _serve(data: Path, host: str, port: int, settings: Settings, execute: 
             models=settings.models,
         )
         await _start_api(dependencies, listening, closing)
-        closing.enter_context(_address_file(data, url, instance_id))
+        if execute:  # who only reads is not offered to others: their runs would not go on
+            closing.enter_context(_address_file(data, url, instance_id))
         asked = asyncio.Event()
         ready(Embedded(url, token, asyncio.get_running_loop(), asked))
         await asked.wait()

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from flowledger.cli.exits import INVALID, USAGE, Problem
+from flowledger.cli.exits import INVALID, NOT_FOUND, USAGE, Problem
 from flowledger.cli.lookup import find_app, rows
 from flowledger.cli.output import ago, data, table, talk
 from flowledger.cli.target import Server, server, target_options
@@ -96,7 +96,7 @@ def _print_import(made: dict[str, Any], *, as_json: bool) -> None:
         data(made)
         return
     for warning in made.get("warnings", ()):
-        talk(f"warning at {warning['at']}: {warning['problem']}. {warning['hint']}")
+        talk(f"warning at {warning['at']}: {warning['problem']}. {warning['hint']}".rstrip())
     click.echo(f"app      {made['app_id']}  {made['name']} ({made['mode']})")
     click.echo(f"version  {made['workflow_id']}  {made['version']}")
     if made.get("api_key"):
@@ -187,7 +187,10 @@ def _revoke(target: Server, path: str, app: str, key: str) -> None:
     found = [one["id"] for one in listed if one["id"].startswith(key) or key.startswith(one["prefix"])]
     found = found or [one["id"] for one in listed if one["prefix"].startswith(key)]
     if len(found) != 1:
-        raise Problem(f'key "{key}": {len(found)} match. List them: flowledger keys {app}', USAGE)
+        raise Problem(
+            f'key "{key}": {len(found) or "none"} match. List them: flowledger keys {app}',
+            USAGE if found else NOT_FOUND,
+        )
     target.request("DELETE", f"{path}/{found[0]}")
     talk(f"key {found[0]} revoked")
 

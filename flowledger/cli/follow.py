@@ -59,20 +59,20 @@ class Started:
 
 def start(server: Server, body: dict[str, Any], idempotency_key: str | None = None) -> Started:
     """Ask for a run; returns as soon as it is accepted, with the open stream."""
-    import httpx
-
     headers = {"Accept": "text/event-stream"}
     if idempotency_key:
         headers["Idempotency-Key"] = idempotency_key
-    request = server.http.build_request(
-        "POST", "/v1/runs", json=body | {"response_mode": "streaming"}, headers=headers, timeout=_timeout()
-    )
-    try:
+
+    def ask() -> "httpx.Response":
+        request = server.http.build_request(
+            "POST", "/v1/runs", json=body | {"response_mode": "streaming"}, headers=headers, timeout=_timeout()
+        )
         response = server.http.send(request, stream=True)
         if not response.is_success:
             response.read()
-    except httpx.TransportError as error:
-        raise server.unreachable(error) from error
+        return response
+
+    response = server.reached(ask)
     server.check(response)
     return Started(response.headers.get("X-Workflow-Run-Id", ""), response.headers.get("X-Task-Id", ""), response)
 
@@ -91,7 +91,7 @@ def follow(
     response = first
     while True:
         try:
-            response = response or _attach(server, run_id, last_id)
+            response = response or _attach(server, run_id, last_id, sure=first is None or last_id != "0")
             for frame in _until(response, deadline, run_id):
                 lost_at, wait_s = time.monotonic(), _RETRY_S[0]
                 last_id = frame.id or last_id
@@ -101,13 +101,21 @@ def follow(
         except httpx.TransportError as error:
             if time.monotonic() - lost_at > _GIVE_UP_S:
                 raise server.unreachable(error) from error
+            _close(response)
+            response = None
+            if server.find_again():
+                continue
         finally:
-            if response is not None:
-                response.close()
+            _close(response)
         response = None
         _check_deadline(deadline, run_id)
         time.sleep(wait_s)
         wait_s = min(_RETRY_S[1], wait_s * 2)
+
+
+def _close(response: "httpx.Response | None") -> None:
+    if response is not None:
+        response.close()
 
 
 def _check_deadline(deadline: float | None, run_id: str) -> None:
@@ -126,7 +134,8 @@ def _until(response: "httpx.Response", deadline: float | None, run_id: str) -> I
     return frames(lines())
 
 
-def _attach(server: Server, run_id: str, last_id: str) -> "httpx.Response":
+def _attach(server: Server, run_id: str, last_id: str, *, sure: bool) -> "httpx.Response":
+    """`sure`: the run is known to have begun; otherwise it may not have been decided yet."""
     import httpx
 
     headers = {"Accept": "text/event-stream", "Last-Event-ID": last_id}
@@ -136,7 +145,9 @@ def _attach(server: Server, run_id: str, last_id: str) -> "httpx.Response":
     response = server.http.send(request, stream=True)
     if not response.is_success:
         response.read()
-        if response.status_code in (502, 503, 504):  # a replica that starts or stops: try again
+        if response.status_code in (502, 503, 504) or (
+            response.status_code == 404 and not sure
+        ):  # a replica that starts or stops: try again
             raise httpx.ConnectError(f"{response.status_code} {response.reason_phrase}")
     server.check(response)
     return response

@@ -41,7 +41,9 @@ def find_run(server: Server, text: str) -> str:
     if _UUID.fullmatch(wanted):
         return wanted
     if not re.fullmatch(r"[0-9a-f-]{2,36}", wanted):
-        raise Problem(f'run "{text}": not the beginning of a run id. List runs: flowledger runs', USAGE)
+        raise Problem(
+            f'run "{text}": not found, and not the beginning of a run id. List runs: flowledger runs', NOT_FOUND
+        )
     found = [run["id"] for run in pages(server, _MOST, id_prefix=wanted) if run["id"].startswith(wanted)]
     return _one(found, "run", text, server, "List runs: flowledger runs")
 
@@ -56,7 +58,7 @@ def find_app(server: Server, text: str) -> dict[str, Any]:
 
 def _one(found: list[str], what: str, text: str, server: Server, hint: str) -> str:
     if not found:
-        raise Problem(f'{what} "{text}": not found on {server.url}. {hint}', NOT_FOUND)
+        raise Problem(f'{what} "{text}": not found on {server.name}. {hint}', NOT_FOUND)
     if len(found) > 1:
         some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
         raise Problem(f'{what} "{text}": {len(found)} match: {some}. Give more of the id', USAGE)

@@ -4,7 +4,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -53,6 +55,15 @@ def pretty(value: Any) -> None:
 def talk(text: str) -> None:
     """A sentence to the person, on stderr."""
     click.echo(text, err=True)
+
+
+def own_name() -> str:
+    """How this program was called, so that a line can be copied."""
+    called = Path(sys.argv[0])
+    if called.name == "flowledger" and str(called.parent) not in os.environ.get("PATH", "").split(os.pathsep):
+        with suppress(ValueError):
+            return str(called.absolute().relative_to(Path.cwd()))
+    return "flowledger"
 
 
 def state(status: str, stream: TextIO | None = None) -> str:

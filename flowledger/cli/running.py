@@ -14,7 +14,7 @@ from flowledger.cli.documents import import_file
 from flowledger.cli.exits import BY_STATUS, INTERRUPTED, INVALID, RUN_FAILED, USAGE, Problem
 from flowledger.cli.follow import Frame, Started, follow, start
 from flowledger.cli.lookup import complete_run, find_app, find_run, rows
-from flowledger.cli.output import talk
+from flowledger.cli.output import own_name, talk
 from flowledger.cli.progress import progress
 from flowledger.cli.target import Server, server, target_options
 
@@ -103,7 +103,7 @@ def app_of_file(there: Server, file: Path) -> str:
             return str(app["app_id"])
     made = import_file(there, file)
     for warning in made.get("warnings", ()):
-        talk(f"{file}: warning at {warning['at']}: {warning['problem']}. {warning['hint']}")
+        talk(f"{file}: warning at {warning['at']}: {warning['problem']}. {warning['hint']}".rstrip())
     return str(made["app_id"])
 
 
@@ -133,6 +133,8 @@ def read_inputs(pairs: Iterable[str], file: Path | None, types: Mapping[str, str
             except OSError as error:
                 raise Problem(f"-i {name}: cannot read {text[1:]}: {error.strerror}", USAGE) from error
         values[name] = parse_value(text, types.get(name))
+    for name in values.keys() - types.keys() if types else ():
+        talk(f'input "{name}" is not declared, so it changes nothing. Declared: {", ".join(types)}')
     return values
 
 
@@ -203,7 +205,7 @@ def follow_to_end(
     if last is None or last.event == "error":
         message = last.data.get("message") if last else "the stream ended without a result"
         code = INVALID if last and last.data.get("code") == "definition_invalid" else RUN_FAILED
-        raise Problem(f"run {run_id}: {message}. See what happened: flowledger history {run_id}", code)
+        raise Problem(f"run {run_id}: {message}. See what happened: {own_name()} history {run_id}", code)
     return _print_result(last, run_id, as_json=as_json, quiet=quiet)
 
 
@@ -222,16 +224,16 @@ def _print_result(last: Frame, run_id: str, *, as_json: bool, quiet: bool) -> in
     code = BY_STATUS.get(status, RUN_FAILED)
     if code and not as_json:
         why = f": {end['error']}" if end.get("error") else ""
-        talk(f"run {run_id} {status}{why}. See what happened: flowledger history {run_id}")
+        talk(f"run {run_id} {status}{why}. See what happened: {own_name()} history {run_id}")
     elif not quiet:
-        talk(f"See all of it: flowledger show {run_id}")
+        talk(f"See all of it: {own_name()} show {run_id}")
     return code
 
 
 def _return_to(there: Server, run_id: str) -> str:
     if there.embedded:
-        return f"run {run_id} rests until its folder is opened again. Go on: flowledger watch {run_id}"
-    return f"run {run_id} goes on. Return to it: flowledger watch {run_id}"
+        return f"run {run_id} rests until its folder is opened again. Go on: {own_name()} watch {run_id}"
+    return f"run {run_id} goes on. Return to it: {own_name()} watch {run_id}"
 
 
 @click.command()

@@ -4,7 +4,6 @@ import errno
 import logging
 import signal
 import socket
-import sys
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 import click
 
 from flowledger.cli.exits import INTERRUPTED, UNREACHABLE, USAGE, Problem
+from flowledger.cli.output import own_name
 from flowledger.cli.target import Server, quick_imports, settings
 
 _HOST = click.option("--host", default="127.0.0.1", show_default=True)
@@ -64,7 +64,7 @@ def dev(
     try:
         click.echo(f"flowledger dev ready on {instance.url}")
         target = Server(instance.url, instance.admin_token)
-        if not _first_things(target, files, run_first=run_first):
+        if not _first_things(target, files, data, run_first=run_first):
             return 0
         target.close()
         signal.signal(signal.SIGINT, lambda *_: asked.set())
@@ -76,10 +76,10 @@ def dev(
     return 0
 
 
-def _first_things(target: Server, files: tuple[Path, ...], *, run_first: bool) -> bool:
+def _first_things(target: Server, files: tuple[Path, ...], data: Path | None, *, run_first: bool) -> bool:
     """Import and run what was asked for; False when the person pressed Ctrl-C meanwhile."""
     from flowledger.cli.follow import start
-    from flowledger.cli.running import app_of_file, follow_to_end
+    from flowledger.cli.running import app_of_file, declared_types, follow_to_end
 
     apps = [app_of_file(target, file) for file in files]
     if run_first:
@@ -90,18 +90,10 @@ def _first_things(target: Server, files: tuple[Path, ...], *, run_first: bool) -
         except Problem as problem:
             problem.show()  # and serve: the run and its history can be looked at
         click.echo(f"Serving on {target.url} (Ctrl-C ends it). In another terminal, try:")
-        click.echo(f"{_own_name()} run {files[0]} -i name=Ada")
+        inputs = " -i name=Ada" if "name" in declared_types(files[0].read_text("utf-8", "replace")) else ""
+        elsewhere = f" --data {data}" if data is not None and data != Path(".flowledger") else ""
+        click.echo(f"{own_name()} run {files[0]}{inputs}{elsewhere}")
     return True
-
-
-def _own_name() -> str:
-    """How this program was called, so that a line can be copied."""
-    called = Path(sys.argv[0])
-    if called.name != "flowledger":
-        return "flowledger"
-    with suppress(ValueError):
-        return str(called.absolute().relative_to(Path.cwd()))
-    return "flowledger"
 
 
 def _check_port(host: str, port: int) -> None:

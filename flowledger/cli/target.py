@@ -8,8 +8,9 @@ FLOWLEDGER_KAFKA set nothing falls back to embedded: the verb asks for FLOWLEDGE
 import gc
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,11 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 ADDRESS_FILE = "server.json"
 TOKEN_FILE = "admin-token"
+
+_OPENING_S = 5.0
+"""How long another command may take to open or close the data folder."""
+
+_TRIES = 20
 
 
 def target_options(command: _F) -> _F:
@@ -60,7 +66,21 @@ def quick_imports() -> Iterator[None]:
 class Server:
     """A server and its requests. Every answer that is not 2xx becomes a `Problem` with its exit code."""
 
-    def __init__(self, url: str, token: str | None, *, embedded: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        *,
+        embedded: bool = False,
+        name: str | None = None,
+        again: Callable[["Server"], None] | None = None,
+    ) -> None:
+        """`name`: what people know it by; `again`: finds the server anew after its connection was lost."""
+        self.name = name or url
+        self._again = again
+        self.point_at(url, token, embedded=embedded)
+
+    def point_at(self, url: str, token: str | None, *, embedded: bool) -> None:
         import httpx
 
         self.url = url.rstrip("/")
@@ -73,6 +93,14 @@ class Server:
             base_url=self.url, headers=headers, timeout=httpx.Timeout(30.0, connect=5.0), trust_env=not local
         )
 
+    def find_again(self) -> bool:
+        """Look for the server anew, as the data folder's may have ended; False where it has a fixed address."""
+        if self._again is None or self.embedded:
+            return False
+        self.http.close()
+        self._again(self)
+        return True
+
     def get(self, path: str, **query: Any) -> Any:
         return self.request("GET", path, params=_given(query)).json()
 
@@ -80,14 +108,23 @@ class Server:
         return self.request("POST", path, json=body, params=_given(query)).json()
 
     def request(self, method: str, path: str, **parts: Any) -> "httpx.Response":
-        import httpx
-
-        try:
-            response = self.http.request(method, path, **parts)
-        except httpx.TransportError as error:
-            raise self.unreachable(error) from error
+        response = self.reached(lambda: self.http.request(method, path, **parts))
         self.check(response)
         return response
+
+    def reached(self, ask: "Callable[[], httpx.Response]") -> "httpx.Response":
+        """What `ask` answers; asked again when nobody listened and another server is found. Raises Problem."""
+        import httpx
+
+        for _ in range(_TRIES):
+            try:
+                return ask()
+            except httpx.ConnectError as error:
+                if not self.find_again():
+                    raise self.unreachable(error) from error
+            except httpx.TransportError as error:
+                raise self.unreachable(error) from error
+        raise Problem(f"{self.name}: its servers end before they answer. Try again", UNREACHABLE)
 
     def check(self, response: "httpx.Response") -> None:
         """Raises Problem unless the answer (already read) is a success."""
@@ -101,11 +138,11 @@ class Server:
                 UNREACHABLE,
             )
         if response.status_code == 404:
-            raise Problem(f"{message} ({self.url})", NOT_FOUND)
+            raise Problem(f"{message} ({self.name})", NOT_FOUND)
         if problems or code in ("definition_invalid", "document_invalid", "workflow_invalid"):
             raise Problem("\n".join([message, *map(_problem_line, problems)]), INVALID)
         exit_code = UNREACHABLE if response.status_code in (502, 503, 504) else USAGE
-        raise Problem(f"{self.url} answered {response.status_code} {code}: {message}", exit_code)
+        raise Problem(f"{self.name} answered {response.status_code} {code}: {message}", exit_code)
 
     def unreachable(self, error: Exception) -> Problem:
         return Problem(f"{self.url}: {error}. Is the server running? Start one: flowledger dev", UNREACHABLE)
@@ -119,48 +156,65 @@ def server(url: str | None, data: Path | None, *, executor: bool = True, offline
     """The server to talk to; see the module docstring. `executor` False: embedded without running anything."""
     given = settings(data)
     url = url or given.url
-    if url:
-        found = Server(url, _token(given))
-    else:
-        found_url = _address(given.data)
-        if found_url is not None:
-            found = Server(found_url, _token(given))
-        elif given.kafka is not None:
-            raise Problem(
-                "FLOWLEDGER_KAFKA is set, but no server is known. Set FLOWLEDGER_URL to the API's address "
-                "(start one: flowledger api)",
-                UNREACHABLE,
-            )
+    with ExitStack() as closing:
+        if url:
+            found = Server(url, _token(given))
         else:
-            with _embedded(given, executor=executor, offline=offline) as embedded:
-                yield embedded
-            return
-    try:
+            folder = _Folder(given, closing, executor=executor, offline=offline)
+            where, token, embedded = folder.find()
+            name = f"data folder {given.data}"
+            found = Server(where, token, embedded=embedded, name=name, again=folder.find_again)
+        closing.callback(found.close)
         yield found
-    finally:
-        found.close()
 
 
-@contextmanager
-def _embedded(given: "Settings", *, executor: bool, offline: bool) -> Iterator[Server]:
-    import logging
+class _Folder:
+    """The data folder as a target: the server that has it open, else opened embedded until this command ends."""
 
-    with quick_imports():
-        from flowledger.dev import start_embedded
-    from libs.events.log import LogError
+    def __init__(self, given: "Settings", closing: ExitStack, *, executor: bool, offline: bool) -> None:
+        self._given = given
+        self._closing = closing
+        self._executor = executor
+        self._offline = offline
 
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
-    chosen = replace(given, models="offline") if offline else given
-    try:
-        instance = start_embedded(given.data, "127.0.0.1", 0, chosen, executor=executor)
-    except LogError as error:
-        raise Problem(f"cannot open {given.data}: {error}", UNREACHABLE) from error
-    try:
-        found = Server(instance.url, instance.admin_token, embedded=True)
-        yield found
-        found.close()
-    finally:
-        instance.stop()
+    def find(self) -> tuple[str, str | None, bool]:
+        """(URL, token, whether it is ours). Raises Problem."""
+        from libs.events.log import LogError
+
+        deadline = time.monotonic() + _OPENING_S
+        while True:
+            there = _address(self._given.data)
+            if there is not None:
+                return there, _token(self._given), False
+            if self._given.kafka is not None:
+                raise Problem(
+                    "FLOWLEDGER_KAFKA is set, but no server is known. Set FLOWLEDGER_URL to the API's address "
+                    "(start one: flowledger api)",
+                    UNREACHABLE,
+                )
+            try:
+                return self._open()
+            except LogError as error:
+                # Another command opens or closes it right now: it has no address yet, or no more.
+                if time.monotonic() > deadline:
+                    raise Problem(f"cannot open {self._given.data}: {error}", UNREACHABLE) from error
+                time.sleep(0.05)
+
+    def find_again(self, server: Server) -> None:
+        url, token, embedded = self.find()
+        server.point_at(url, token, embedded=embedded)
+
+    def _open(self) -> tuple[str, str | None, bool]:
+        import logging
+
+        with quick_imports():
+            from flowledger.dev import start_embedded
+
+        logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
+        given = replace(self._given, models="offline") if self._offline else self._given
+        instance = start_embedded(given.data, "127.0.0.1", 0, given, executor=self._executor)
+        self._closing.callback(instance.stop)
+        return instance.url, instance.admin_token, True
 
 
 def _address(folder: Path) -> str | None:
