@@ -19,7 +19,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from libs.events.kafka.clients import EVENTS_TIMEOUT_S, failure, producer_settings
+from libs.events.kafka.clients import events_timeout_s, failure, producer_settings
 from libs.events.log import Ack, AppendRefused, Entry, LogError
 
 _logger = logging.getLogger(__name__)
@@ -47,10 +47,12 @@ class KafkaAppender:
         options: Mapping[str, str],
         topic: str,
         on_acks: Callable[[list[Ack]], None],
-        message_timeout_s: float = EVENTS_TIMEOUT_S,
+        message_timeout_s: float | None = None,
     ) -> None:
+        """`message_timeout_s` None: as the options say."""
         self._bootstrap, self._topic, self._on_acks = bootstrap, topic, on_acks
-        self._settings = producer_settings(bootstrap, options, timeout_s=message_timeout_s)
+        timeout_s = events_timeout_s(options) if message_timeout_s is None else message_timeout_s
+        self._settings = producer_settings(bootstrap, options, timeout_s=timeout_s)
         self._log_error = self._settings["error_cb"]
         self._settings["error_cb"] = self._client_error
         self._lock = threading.Lock()  # append order = order in _pending = order in the client's buffer

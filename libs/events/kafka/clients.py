@@ -67,7 +67,10 @@ _READER = {
 }
 
 EVENTS_TIMEOUT_S = 300.0
-"""How long an event may wait for its acknowledgement: long, because a time-out ends the epoch."""
+"""How long an event may wait for its acknowledgement: long, because a time-out ends the epoch.
+
+The option `message.timeout.ms` replaces it, for events only: senders must answer in time whatever it says.
+"""
 SEND_TIMEOUT_S = 4.0
 """Longest wait of `send`; its producer gives up then, so that an answer can say "unknown" in time."""
 
@@ -87,6 +90,14 @@ def producer_settings(bootstrap: str, options: Mapping[str, str], *, timeout_s: 
         own |= {"enable.idempotence": "false", "acks": "1", "linger.ms": "5"}
         own |= {"queue.buffering.max.kbytes": 16 * 1024, "message.max.bytes": 1 << 20}
     return _settings(bootstrap, options, own)
+
+
+def events_timeout_s(options: Mapping[str, str]) -> float:
+    """How long an event may wait for its acknowledgement. Raises LogError."""
+    given = options.get("message.timeout.ms", f"{EVENTS_TIMEOUT_S * 1000:.0f}")
+    if not given.isdecimal() or int(given) == 0:
+        raise LogError(f"FLOWLEDGER_KAFKA_OPTIONS: message.timeout.ms is a number of milliseconds, not {given!r}")
+    return int(given) / 1000
 
 
 def consumer_settings(bootstrap: str, options: Mapping[str, str], **own: object) -> Any:
