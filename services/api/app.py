@@ -109,7 +109,7 @@ def _build(deps: ApiDependencies) -> Parts:
     limits = deps.limits
     threads = Threads()
     streams = RunStreams(deps.log, deps.blobs, deps.catalog, threads, limits.stream_buffer_bytes)
-    tail = EventTail(deps.log, threads, streams.make_live)
+    tail = EventTail(deps.log, threads, streams.make_live, streams.close)
     reads = Reads(deps.log, deps.blobs, tail, deps.records, threads, limits.fresh_s)
     streams.join(tail, reads)
     submitter = Submitter(

@@ -127,7 +127,7 @@ class FrameMaker:
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
-        self.task_id = task_id_of(run_id)
+        self.task_id: str = task_id_of(run_id)
         self.seq = 0
         self.accepted: RunAccepted | None = None
         self.accepted_us = 0

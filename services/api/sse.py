@@ -175,6 +175,7 @@ class EventStream(Detached):
         self._on_close = on_close
         self._send: Any = None
         self._task: asyncio.Task[Any] | None = None
+        self._aborted = False
 
     async def run(self, gone: "asyncio.Future[None]", send: Any) -> None:
         self._send = send
@@ -191,6 +192,9 @@ class EventStream(Detached):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except OSError:
             pass  # the client is gone; the run goes on
+        except asyncio.CancelledError:
+            if not self._aborted:
+                raise
         finally:
             self.abandon()
 
@@ -209,6 +213,7 @@ class EventStream(Detached):
 
     def abort(self) -> None:
         """The client has taken nothing for too long: free everything."""
+        self._aborted = True
         self.outbox.close()
         if self._task is not None:
             self._task.cancel()

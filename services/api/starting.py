@@ -15,7 +15,7 @@ from starlette.responses import Response
 from libs.events.blobs import Blobs
 from libs.events.codec import CodecError, decode_event
 from libs.events.commands import StartRun
-from libs.events.ids import task_id_of
+from libs.events.ids import created_at_us, execution_id, task_id_of
 from libs.events.log import LogError, Record
 from libs.events.registry import AppCreated, RegistryTail, VersionPublished
 from libs.workflow.catalog import Catalog, DefinitionMissing
@@ -118,8 +118,10 @@ class RunStarter:
             if any(problem.severity == "error" for problem in problems):
                 raise invalid_param("\n".join(map(str, problems)), "pins")
         app_id = wanted.app.app_id
+        run_id = self._submitter.new_run_id(app_id, wanted.request.idempotency_key)
+        chat = definition.mode == "advanced-chat"
         return StartRun(
-            run_id=self._submitter.new_run_id(app_id, wanted.request.idempotency_key),
+            run_id=run_id,
             app_id=app_id,
             workflow_id=wanted.version.workflow_id,
             version=wanted.version.version,
@@ -128,6 +130,7 @@ class RunStarter:
             inputs=inputs,
             files=tuple(files),
             query=wanted.query,
+            conversation_id=execution_id(run_id, "", "conversation") if chat else None,
             caller=wanted.principal.caller(wanted.user),
             triggered_from=wanted.triggered_from,
             idempotency_key=wanted.request.idempotency_key,
@@ -191,7 +194,7 @@ class RunStarter:
             end.cancel()
             raise
         outline = self._tail.outline(command.run_id)
-        created_us = outline.accepted_us if outline is not None else 0
+        created_us = outline.accepted_us if outline is not None else created_at_us(command.run_id)
 
         def made(ended: Any, ended_us: int) -> bytes:
             return encode(

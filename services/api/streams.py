@@ -246,9 +246,13 @@ class RunStreams:
         return reached
 
     async def finished_frame(self, summary: RunSummary) -> bytes:
-        """The one frame for who attaches to a run that has ended, without an id to resume from."""
+        """The one frame for who attaches to a run that has ended, without an id to resume from.
+
+        As in the reference it is made from the record, and carries the run's id as `task_id`.
+        """
         span = await self.reads.span(summary.id)
         maker = FrameMaker(summary.id)
+        maker.task_id = summary.id
         last: list[Frame] = []
         if span is not None:
             async for events in self.reads.events(span):

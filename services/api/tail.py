@@ -81,10 +81,14 @@ class _Partition:
 class EventTail:
     """See the module docstring. Everything but `start` runs on the event loop."""
 
-    def __init__(self, log: Log, threads: Threads, make_live: Callable[[str], LiveRun]) -> None:
+    def __init__(
+        self, log: Log, threads: Threads, make_live: Callable[[str], LiveRun], on_failed: Callable[[], None]
+    ) -> None:
+        """`on_failed`: called when nothing new can arrive any more; who waits here should go elsewhere."""
         self._log = log
         self._threads = threads
         self._make_live = make_live
+        self._on_failed = on_failed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._partitions: dict[int, _Partition] = {}
         self._tails: list[Tail] = []
@@ -133,18 +137,26 @@ class EventTail:
         for tail in tails:
             await self._threads.run(tail.close)
         self.problem = self.problem or "the tail was stopped"
-        for partition in self._partitions.values():
-            for _, waiter in partition.waiting:
-                waiter.cancel()
-        for ends in list(self._ends.values()):
-            for end in list(ends):
-                end.cancel()
+        self._give_up()
 
     # --- what comes ---
 
     def _failed(self, error: LogError) -> None:
         logger.error("tail_failed", extra={"problem": str(error)})
         self.problem = str(error)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Who waits for something to come waits in vain."""
+        self._on_failed()
+        for partition in self._partitions.values():
+            for _, waiter in partition.waiting:
+                if not waiter.done():
+                    waiter.set_exception(TailBehind(self.problem))
+            partition.waiting.clear()
+        for ends in list(self._ends.values()):
+            for end in list(ends):
+                end.cancel()
 
     def _on_events(self, records: list[Record]) -> None:
         touched = set()

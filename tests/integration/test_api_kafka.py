@@ -1,4 +1,4 @@
-"""Two API replicas over a real broker and a real database: what one starts the other streams, reads, lists and stops."""
+"""Two API replicas over a real broker and database: what one starts the other streams, reads, lists and stops."""
 
 from collections.abc import Iterator
 

@@ -11,7 +11,7 @@ import pytest
 
 from libs.events.codec import encode_event
 from libs.events.ids import partition_of
-from libs.events.log import Topic
+from libs.events.log import LogError, Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.model import (
     NodeRestarted,
@@ -159,6 +159,7 @@ def test_attaching_to_an_ended_run_without_an_id_gives_one_frame(server: Server,
     with server.attached(run_id, key) as stream:
         (frame,) = stream.rest()
     assert stream.pings == 0
+    assert frame.data["task_id"] == run_id
     assert (frame.name, frame.data["data"]["status"]) == ("workflow_finished", "succeeded")
 
 
@@ -391,6 +392,43 @@ def wide(count: int) -> str:
 
     names_ = [f"n{index}" for index in range(count)]
     return document([start(), *(code(name) for name in names_), end()], edges(" > ".join(["start", *names_, "end"])))
+
+
+def test_a_client_that_takes_nothing_any_more_is_dropped(log: MemoryLog) -> None:
+    executor = ScriptedExecutor(log, nothing)
+    server = Server(log, limits=Limits(ping_s=0.05, stuck_s=0.2))
+    try:
+        key = server.import_app(wide(100))["api_key"]
+        with server.running(key) as stream:
+            run_id = executor.run()
+            executor.emit(run_id, RunStarted(max_steps=1000))
+            for index in range(100):
+                executor.emit(
+                    run_id,
+                    NodeStarted(node_id=f"n{index}", node_type="code", index=index + 1),
+                    NodeSucceeded(node_id=f"n{index}", outputs={"t": "z" * 60_000}),
+                )
+            until(lambda: server.parts.streams.clients == 0)
+            assert stream.run_id == run_id
+    finally:
+        server.close()
+        executor.close()
+
+
+def test_a_replica_whose_tail_has_failed_sends_its_clients_away(log: MemoryLog) -> None:
+    executor = ScriptedExecutor(log, nothing)
+    server = Server(log)
+    try:
+        key = server.import_app()["api_key"]
+        with server.running(key) as stream:
+            executor.run()
+            tail = server.parts.tail
+            tail.loop.call_soon_threadsafe(tail._failed, LogError("broken"))  # noqa: SLF001
+            assert stream.rest() == []
+        assert server.http.get("/readyz").status_code == 503
+    finally:
+        server.close()
+        executor.close()
 
 
 def test_closing_the_server_ends_streams_cleanly(log: MemoryLog) -> None:
