@@ -24,16 +24,17 @@ class Offline:
         answer = answer_of(request)
         for piece in pieces_of(answer):
             await asyncio.sleep(self._delay_s)
-            yield Delta(text=piece)
+            yield Delta(text=piece) if request.function is None else Delta(arguments=piece)
         asked = sum(len(message.text.split()) for message in request.messages)
         answered = len(answer.split())
         yield Delta(finish_reason="stop", usage=Usage(asked, answered, asked + answered))
 
 
 def answer_of(request: ModelRequest) -> str:
-    """The whole answer: a pure function of the model's name, the messages and the schema."""
-    if request.schema is not None:
-        return json.dumps(from_schema(dict(request.schema)), ensure_ascii=False)
+    """The whole answer, or the arguments of the function: a pure function of the request without its key."""
+    expected = request.function.parameters if request.function is not None else request.schema or request.shape
+    if expected is not None:
+        return json.dumps(from_schema(dict(expected)), ensure_ascii=False)
     told = json.dumps([request.model, [[m.role, m.text, *m.images] for m in request.messages]], ensure_ascii=False)
     mark = hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[:8]
     question = next((m.text for m in reversed(request.messages) if m.role == "user" and m.text.strip()), "")

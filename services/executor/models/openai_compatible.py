@@ -24,7 +24,7 @@ TIMEOUT: Final = httpx.Timeout(connect=10, read=600, write=60, pool=None)
 
 _MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
 _MAX_ERROR_BYTES: Final = 64 * 1024
-_OPTIONAL: Final = ("stream_options", "response_format")
+_OPTIONAL: Final = ("stream_options", "response_format", "tool_choice", "tools")
 _OURS: Final = frozenset({"model", "messages", "prompt", "stream", "stream_options"})
 
 
@@ -67,6 +67,8 @@ class OpenAICompatible:
             if refusal.error_type != "InvokeBadRequestError" or unknown is None:
                 raise refusal
             del payload[unknown]
+            if unknown == "tools":
+                payload.pop("tool_choice", None)
 
     def _headers(self, request: ModelRequest) -> dict[str, str]:
         headers = {"Accept": "text/event-stream, application/json"}
@@ -118,10 +120,11 @@ class OpenAICompatible:
         part = choice.get("delta") or choice.get("message") or {}
         text = _text_of(part.get("content")) or _text_of(choice.get("text"))
         reasoning = _text_of(part.get("reasoning_content")) or _text_of(part.get("reasoning"))
+        arguments = _arguments_of(part)
         finish_reason = choice.get("finish_reason")
         usage = _usage_of(said.get("usage"))
-        if text or reasoning or finish_reason or usage:
-            yield Delta(text, reasoning, str(finish_reason) if finish_reason else None, usage)
+        if text or reasoning or arguments or finish_reason or usage:
+            yield Delta(text, reasoning, str(finish_reason) if finish_reason else None, usage, arguments)
 
     async def _refusal(self, response: httpx.Response) -> ModelError:
         body = bytearray()
@@ -159,6 +162,11 @@ def _payload(request: ModelRequest) -> dict[str, Any]:
     if request.schema is not None and request.mode == "chat":
         named = {"name": "structured_output", "schema": dict(request.schema)}
         payload["response_format"] = {"type": "json_schema", "json_schema": named}
+    if request.function is not None and request.mode == "chat":
+        function = request.function
+        described = {"name": function.name, "description": function.description}
+        payload["tools"] = [{"type": "function", "function": {**described, "parameters": dict(function.parameters)}}]
+        payload["tool_choice"] = {"type": "function", "function": {"name": function.name}}
     payload |= {"model": request.model, "stream": True, "stream_options": {"include_usage": True}}
     if request.mode == "chat":
         payload["messages"] = [{"role": message.role, "content": _content(message)} for message in request.messages]
@@ -193,6 +201,16 @@ def _text_of(content: Any) -> str:
     if isinstance(content, list):
         return "".join(_text_of(part.get("text")) for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
+
+
+def _arguments_of(part: Mapping[str, Any]) -> str:
+    """Arguments, or a piece of them, of the first function that is called: more were not asked for."""
+    calls = part.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        if isinstance(call, Mapping) and not call.get("index") and isinstance(call.get("function"), Mapping):
+            arguments = call["function"].get("arguments")
+            return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else _text_of(arguments)
+    return ""
 
 
 def _usage_of(usage: Any) -> Usage | None:

@@ -33,6 +33,16 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Function:
+    """A function that the model is told to call; nobody runs it, its arguments are the answer."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    """JSON schema of the arguments, an object."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRequest:
     model: str
     messages: tuple[Message, ...]
@@ -41,6 +51,10 @@ class ModelRequest:
     """`temperature`, `max_tokens`, `stop`, ... as the document names them."""
     schema: Mapping[str, Any] | None = None
     """The answer has to be JSON of this schema."""
+    function: Function | None = None
+    """Chat only. A server that knows no functions is asked without: the answer then comes as text, if at all."""
+    shape: Mapping[str, Any] | None = None
+    """JSON schema of what the prompt asks for in words. No server is told; a stand-in answers in this shape."""
     key: str = ""
     """Idempotency key of the attempt."""
 
@@ -60,6 +74,8 @@ class Delta:
     reasoning: str = ""
     finish_reason: str | None = None
     usage: Usage | None = None
+    arguments: str = ""
+    """Of the call of the request's function: a piece of JSON."""
 
 
 class ModelProvider(Protocol):

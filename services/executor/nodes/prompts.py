@@ -13,7 +13,16 @@ from typing import Any, Final, Literal, Protocol
 from pydantic import JsonValue
 
 from libs.workflow import templates
-from libs.workflow.configs.models import LlmConfig, Memory, PromptMessage, PromptText, RolePrefix
+from libs.workflow.configs.models import (
+    LlmConfig,
+    Memory,
+    ParameterExtractorConfig,
+    PromptMessage,
+    PromptText,
+    QuestionClassifierConfig,
+    RolePrefix,
+    Vision,
+)
 from libs.workflow.outcome import Values
 from libs.workflow.pool import Pool
 from libs.workflow.segments import Segment, as_text, for_display, is_file
@@ -105,7 +114,7 @@ def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
     else:
         drafts = tuple(draft for each in template for draft in _chat(each, pool, context, inputs))
         query = _memory_query(memory, pool, inputs) if memory is not None else None
-    vision = _vision_files(config, pool) + context_files if config.vision.enabled else ()
+    vision = _vision_files(config.vision, pool) + context_files if config.vision.enabled else ()
     if context:
         inputs["#context#"] = context
     if vision:
@@ -144,6 +153,43 @@ async def assemble(
     if not kept:
         raise PromptError("NoPromptFoundError", "the prompt is empty: no message of it has any text")
     return kept
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What goes with finished texts; read from the pool before the first `await`."""
+
+    completion: bool
+    vision: tuple[File, ...]
+    detail: str
+    parameters: Values
+
+
+def extras(config: QuestionClassifierConfig | ParameterExtractorConfig, pool: Pool) -> Extras:
+    """Raises PromptError."""
+    return Extras(
+        completion=config.model.mode == "completion",
+        vision=_vision_files(config.vision, pool) if config.vision.enabled else (),
+        detail=config.vision.configs.detail,
+        parameters={name: _parameter(value, pool) for name, value in config.model.completion_params.items()},
+    )
+
+
+async def finished(texts: Sequence[tuple[Role, str]], extra: Extras, files: FileStore | None) -> tuple[Message, ...]:
+    """Messages of texts in which no placeholder is looked for. Raises PromptError when an image cannot be had."""
+    messages = [Message(role, text) for role, text in texts if text]
+    if extra.completion:
+        messages = [Message("user", "\n\n".join(message.text for message in messages))]
+    images = tuple([await _image_url(file, files) for file in extra.vision if file.get("type") == "image"])
+    return tuple(_with_images(messages, images, extra.detail)) if images else tuple(messages)
+
+
+async def told_history(attempt: Attempt, memory: Memory | None, history: History | None) -> str:
+    """The conversation so far as text, a line per message; empty outside of chatflows and without memory."""
+    if memory is None or history is None or attempt.definition.mode != "advanced-chat":
+        return ""
+    past = await history.recent(attempt, memory.window.size if memory.window.enabled else None)
+    return _told(past, memory)
 
 
 # --- reading the pool -------------------------------------------------------------------------------------------------
@@ -232,8 +278,8 @@ def _is_image(value: dict[str, JsonValue]) -> bool:
     return is_file(value) and value.get("type") == "image"
 
 
-def _vision_files(config: LlmConfig, pool: Pool) -> tuple[File, ...]:
-    selector = config.vision.configs.variable_selector
+def _vision_files(vision: Vision, pool: Pool) -> tuple[File, ...]:
+    selector = vision.configs.variable_selector
     segment = pool.get(selector)
     if segment is None or segment.type in ("none", "array[any]"):
         return ()
@@ -275,13 +321,17 @@ async def _past(made: Plan, attempt: Attempt, history: History | None) -> list[M
 
 def _with_history(message: Message, past: Sequence[Message], memory: Memory | None) -> Message:
     """A completion prompt has one text: the history goes where it says, else in front."""
-    prefix = memory.role_prefix if memory is not None and memory.role_prefix is not None else RolePrefix()
-    names = {"user": prefix.user or "Human", "assistant": prefix.assistant or "Assistant"}
-    told = "\n".join(f"{names.get(each.role, each.role)}: {each.text}" for each in past)
+    told = _told(past, memory)
     for marker in _HISTORIES:
         if marker in message.text:
             return Message("user", told.join(message.text.split(marker)), message.images, message.detail)
     return Message("user", f"{told}\n{message.text}" if told else message.text, message.images, message.detail)
+
+
+def _told(past: Sequence[Message], memory: Memory | None) -> str:
+    prefix = memory.role_prefix if memory is not None and memory.role_prefix is not None else RolePrefix()
+    names = {"user": prefix.user or "Human", "assistant": prefix.assistant or "Assistant"}
+    return "\n".join(f"{names.get(each.role, each.role)}: {each.text}" for each in past)
 
 
 def _with_images(messages: list[Message], images: tuple[str, ...], detail: str) -> list[Message]:
