@@ -58,10 +58,14 @@ class Executor:
         now_us: Callable[[], int],
         group: str = "executors",
         session_timeout_s: float = 1.0,
+        checkpoint_bytes: int = 16 * 1024 * 1024,
+        snapshot_events: int = 1_000,
         monotonic: Callable[[], float] = time.monotonic,
         blocking: Callable[..., Awaitable[Any]] = asyncio.to_thread,
     ) -> None:
         """`refresh_definitions` reads the definitions topic to its end (blocking). `slots`: sizes by kind.
+
+        A partition's table is written after every `checkpoint_bytes` of its log, a run's state every `snapshot_events`.
 
         `now_us` is the wall clock of events, `monotonic` the clock of leases; `blocking` runs a blocking function.
         """
@@ -75,6 +79,8 @@ class Executor:
         self.max_time_s = max_time_s
         self.now_us = now_us
         self.session_timeout_s = session_timeout_s
+        self.checkpoint_bytes = checkpoint_bytes
+        self.snapshot_events = snapshot_events
         self.monotonic = monotonic
         self.blocking = blocking
         self.health = Health()

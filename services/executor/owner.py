@@ -75,8 +75,6 @@ RUN_BUDGET_EVENTS = 64
 MAX_AHEAD = 20_000
 """Records ahead of the confirmed log; beyond it runs wait, commands do not."""
 
-CHECKPOINT_BYTES = 16 * 1024 * 1024
-SNAPSHOT_EVENTS = 1_000
 DUE_AT_ONCE = 32
 RELEASE_CONFIRM_S = 2.0
 
@@ -282,7 +280,7 @@ class PartitionOwner:
                 break
         self._x.slots.pump()
         self._outbox.flush()
-        if self._outbox.bytes_written - self._checkpoint_bytes > CHECKPOINT_BYTES and not self._checkpointing:
+        if self._outbox.bytes_written - self._checkpoint_bytes > self._x.checkpoint_bytes and not self._checkpointing:
             self._checkpoint()
         if self._runnable and self._outbox.ahead < MAX_AHEAD:
             self.wake()
@@ -348,7 +346,7 @@ class PartitionOwner:
                 break
         else:
             self._queue(run)
-        if state.seq - run.snapshot_seq >= SNAPSHOT_EVENTS:
+        if state.seq - run.snapshot_seq >= self._x.snapshot_events:
             self._snapshot(run, state)
 
     def _follow(self, run: LiveRun, state: RunState, now_us: int) -> bool:
