@@ -111,6 +111,8 @@ class LiveRun:
     broken: str | None = None
     receivers: list[Receiver] = field(default_factory=list)
     ring: Ring = field(default_factory=Ring)
+    _ahead: list[tuple[Receiver, Cursor]] = field(default_factory=list)
+    """Clients that have seen more than was folded here: a replica may be behind another, or wait for a large value."""
     _waiting: deque[Recorded] = field(default_factory=deque)
     _restoring: bool = False
     _early: list[Chunk] = field(default_factory=list)
@@ -124,6 +126,10 @@ class LiveRun:
     @property
     def ended(self) -> bool:
         return self.fold is not None and self.fold.maker.ended
+
+    @property
+    def watched(self) -> bool:
+        return bool(self.receivers or self._ahead)
 
     @property
     def place(self) -> Cursor:
@@ -198,9 +204,10 @@ class LiveRun:
         """The run cannot be followed here any more."""
         logger.error("run_unreadable", extra={"run_id": self.run_id, "problem": problem})
         self.broken = problem
-        for receiver in self.receivers:
+        for receiver in [*self.receivers, *(each for each, _ in self._ahead)]:
             receiver.fail("internal_server_error", "the run's history cannot be read here")
         self.receivers.clear()
+        self._ahead.clear()
 
     def _restore_next(self) -> None:
         if not self._restoring:
@@ -222,6 +229,8 @@ class LiveRun:
             self.break_off(f"{type(error).__name__} at sequence {recorded.seq}")
             return
         self._show(frames)
+        if self._ahead:
+            self._reach()
         if self._early:
             early, self._early = self._early, []
             for chunk in early:
@@ -244,6 +253,9 @@ class LiveRun:
 
         False: the ring does not reach back that far; nothing was given.
         """
+        if after is not None and after.seq > self.seq and not self.ended:
+            self._ahead.append((receiver, after))
+            return True
         backlog = [] if after is None else self._behind(after)
         if backlog is None:
             return False
@@ -258,6 +270,15 @@ class LiveRun:
     def detach(self, receiver: Receiver) -> None:
         if receiver in self.receivers:
             self.receivers.remove(receiver)
+        self._ahead = [item for item in self._ahead if item[0] is not receiver]
+
+    def _reach(self) -> None:
+        """Attach those whose place has been reached."""
+        reached = [item for item in self._ahead if item[1].seq <= self.seq or self.ended]
+        self._ahead = [item for item in self._ahead if item not in reached]
+        for receiver, after in reached:
+            if not self.attach(receiver, after):
+                receiver.fail("service_unavailable", "this server was too far behind. Attach again with the last id")
 
     def _behind(self, after: Cursor) -> list[Frame] | None:
         if after.seq < self.ring.base.seq:

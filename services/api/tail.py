@@ -368,7 +368,7 @@ class EventTail:
         if self._until_drop > 0:
             return
         self._until_drop = max(50, len(self._live) // 8)  # looking at all of them costs: not for every new one
-        idle = [run for run in self._live.values() if not run.receivers and not run.filling]
+        idle = [run for run in self._live.values() if not run.watched and not run.filling]
         spare = sum(run.size_bytes for run in idle) - MAX_IDLE_BYTES
         count = len(idle) - MAX_IDLE_RUNS
         for run in idle:

@@ -207,6 +207,22 @@ def test_an_ended_run_finishes_who_has_seen_everything(world: World) -> None:
     assert world.live.receivers == []
 
 
+def test_a_client_that_is_ahead_of_this_replica_gets_nothing_twice(world: World) -> None:
+    early = Client()
+    assert world.live.attach(early, Cursor(5, 0))
+    world.begin()
+    assert early.frames == []
+    world.finish("x")
+    assert [frame.seq for frame in early.frames if frame.kind == "event"] == [6, 7, 8, 9]
+
+
+def test_a_client_that_claims_to_have_seen_what_never_comes_is_finished(world: World) -> None:
+    ahead = Client()
+    assert world.live.attach(ahead, Cursor(99, None))
+    world.begin().finish("x")
+    assert (ahead.frames, ahead.finished) == ([], True)
+
+
 def test_a_gap_in_the_history_ends_the_streams_of_this_run(world: World) -> None:
     world.begin()
     world.live.on_record(record(RunStopped(), 9))
