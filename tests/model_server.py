@@ -2,6 +2,8 @@
 
     echo             answers "echo: " and the last user message, in pieces (so does every name not listed)
     json             has a JSON object as its answer: {"answer": 42}
+    choose-<id>      has a category as its answer, as question classifiers ask for
+    call             calls the function that it is given, with {"city": "Rome", "count": 2}; without one as `json`
     thinking         <think> block in the text, then "done"; `reasoning` sends it in a field of its own
     blocking         never streams: one JSON answer
     no-usage         streams without usage
@@ -154,6 +156,11 @@ def _cut(delta: dict[str, Any]) -> bytes:
 
 def _deltas(name: str, path: str, request: dict[str, Any]) -> list[dict[str, Any]]:
     pieces: list[dict[str, Any]] = [{"content": piece} for piece in _pieces(answer_of(request))]
+    if name == "call" and request.get("tools"):
+        function = request["tools"][0]["function"]["name"]
+        pieces = [{"tool_calls": [{"index": 0, "id": "c", "function": {"name": function, "arguments": ""}}]}]
+        for piece in _pieces('{"city": "Rome", "count": 2}'):
+            pieces.append({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]})
     if name == "reasoning":
         pieces = [{"reasoning_content": "let me "}, {"reasoning_content": "see"}, {"content": "done"}]
     made: list[dict[str, Any]] = [{"id": "1", "choices": [_choice(path, piece)]} for piece in pieces]
@@ -177,7 +184,12 @@ def _whole(path: str, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def answer_of(request: dict[str, Any]) -> str:
-    if request["model"] == "json":
+    name, _, argument = str(request["model"]).partition("-")
+    if name == "choose":
+        return json.dumps({"category_id": argument, "category_name": "?"})
+    if name == "refuse" and argument == "tools":
+        return '{"city": "Oslo", "count": 3}'
+    if request["model"] in ("json", "call"):
         return '{"answer": 42}'
     if request["model"] == "thinking":
         return "<think>let me see</think>\n\ndone"

@@ -14,7 +14,9 @@ from services.executor.nodes.if_else import IfElseHandler
 from services.executor.nodes.list_operator import ListOperatorHandler
 from services.executor.nodes.llm import LlmHandler
 from services.executor.nodes.loop_end import LoopEndHandler
+from services.executor.nodes.parameter_extractor import ParameterExtractorHandler
 from services.executor.nodes.port import Handler
+from services.executor.nodes.question_classifier import QuestionClassifierHandler
 from services.executor.nodes.start import StartHandler
 from services.executor.nodes.template_transform import TemplateTransformHandler
 from services.executor.nodes.variable_aggregator import VariableAggregatorHandler
@@ -47,6 +49,8 @@ class NodeHandlers:
             "code": CodeHandler(sandbox),
             "http-request": HttpRequestHandler(http),
             "llm": LlmHandler(models, sandbox.render),
+            "question-classifier": QuestionClassifierHandler(models),
+            "parameter-extractor": ParameterExtractorHandler(models),
             "variable-aggregator": aggregator,
             "variable-assigner": aggregator,
             "assigner": AssignerHandler(),
