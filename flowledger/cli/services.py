@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from flowledger.cli.exits import INTERRUPTED, UNREACHABLE, USAGE, Problem
-from flowledger.cli.output import own_name
+from flowledger.cli.output import own_name, talk
 from flowledger.cli.target import Server, quick_imports, settings
 
 _HOST = click.option("--host", default="127.0.0.1", show_default=True)
@@ -82,6 +82,8 @@ def _first_things(target: Server, files: tuple[Path, ...], data: Path | None, *,
     from flowledger.cli.running import app_of_file, declared_types, follow_to_end
 
     apps = [app_of_file(target, file) for file in files]
+    for file, app in zip(files, apps, strict=True):
+        talk(f"{file} is app {app}")
     if run_first:
         try:
             started = start(target, {"app_id": apps[0], "inputs": {}, "user": "cli"})
