@@ -7,7 +7,7 @@ a function of its script.
 import asyncio
 import selectors
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,7 +75,9 @@ class Effects:
 class ScriptedHandler(Handler):
     """Waits `delay_s`, then answers what the script says: a text, or an exception text to fail with."""
 
-    def __init__(self, effects: Effects, script: Callable[[Attempt], Outcome] | None = None, delay_s: float = 1.0) -> None:
+    def __init__(
+        self, effects: Effects, script: Callable[[Attempt], Outcome] | None = None, delay_s: float = 1.0
+    ) -> None:
         self._effects = effects
         self._script = script
         self._delay_s = delay_s
@@ -131,6 +133,12 @@ class World:
     slots: dict[str, int] = field(default_factory=lambda: {"wait": 1000, "process": 4})
     script: Callable[[Attempt], Outcome] | None = None
     delay_s: float = 1.0
+    handlers: Mapping[str, Handler] = field(default_factory=dict)
+    """Put over the inline handlers and the scripted code nodes."""
+    checkpoint_bytes: int = 16 * 1024 * 1024
+    snapshot_events: int = 1_000
+    blocking_s: float = 0.0
+    """How long blocking functions (recovery, hydration, read-backs) take."""
 
     def __post_init__(self) -> None:
         self.loop = VirtualLoop()
@@ -157,18 +165,27 @@ class World:
         self._owners += 1
 
         async def blocking(function: Callable[..., Any], *arguments: Any) -> Any:
-            return function(*arguments)
+            result = function(*arguments)
+            if self.blocking_s:
+                await asyncio.sleep(self.blocking_s)
+            return result
 
         self.executor = Executor(
             log=self.log,
             catalog=self.catalog,
             refresh_definitions=lambda: None,
-            handlers={**inline_handlers(), "code": ScriptedHandler(self.effects, self.script, self.delay_s)},
+            handlers={
+                **inline_handlers(),
+                "code": ScriptedHandler(self.effects, self.script, self.delay_s),
+                **self.handlers,
+            },
             blobs=self.blobs,
             owner_id=f"executor-{self._owners}",
             slots=self.slots,
             max_steps=self.max_steps,
             max_time_s=self.max_time_s,
+            checkpoint_bytes=self.checkpoint_bytes,
+            snapshot_events=self.snapshot_events,
             now_us=self.now_us,
             monotonic=self.loop.time,
             blocking=blocking,
@@ -184,7 +201,9 @@ class World:
         self.loop.settle()
         self.log = self._open()
 
-    def run(self, *, landings: int | None = None, until: Callable[[], bool] | None = None, horizon_s: float = 1000) -> bool:
+    def run(
+        self, *, landings: int | None = None, until: Callable[[], bool] | None = None, horizon_s: float = 1000
+    ) -> bool:
         """Let the world go on: land entries one by one, jump in time when nothing else is left.
 
         Stops after `landings` more entries of the log, when `until` holds, or when nothing is left to do. Returns
@@ -225,6 +244,10 @@ class World:
     # --- commands and what became of them ---
 
     def submit(self, digest: str, *, key: str | None = None, body: str = "", **inputs: str) -> str:
+        return self.request(digest, inputs=dict(inputs), idempotency_key=key, body_digest=body)
+
+    def request(self, digest: str, **fields: Any) -> str:
+        """Start a run; `fields`: those of the command that matter to the test."""
         self._runs += 1
         run_id = new_run_id(0, self.now_us(), self._runs)
         command = StartRun(
@@ -233,11 +256,9 @@ class World:
             workflow_id="workflow",
             version="1",
             digest=digest,
-            inputs=dict(inputs),
             caller=Caller(id="caller", user="somebody"),
             not_after_us=self.now_us() + 60_000_000,
-            idempotency_key=key,
-            body_digest=body,
+            **fields,
         )
         self._command(command)
         return run_id
