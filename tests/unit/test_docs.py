@@ -1,0 +1,49 @@
+"""What the documentation claims can be looked up: tests it names exist, tables agree with the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from libs.settings import Settings
+from libs.workflow.node_configs import NODE_TYPES, NodeKind
+from services.executor.nodes import NodeHandlers
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "docs" / name for name in ("architecture.md", "compatibility.md")]
+_CITED = re.compile(r"`([\w/]*test_\w+|\.\.\.(?=::))(?:\.py)?(?:::(test_\w+))?`")
+_FILES = {str(file.relative_to(ROOT / "tests").with_suffix("")): file for file in ROOT.glob("tests/**/test_*.py")}
+
+
+def cited(page: Path) -> list[tuple[str, str]]:
+    """(file, test) as a page names them; `...` stands for the file named before it; an empty test names the file."""
+    found, last = [], ""
+    for file, test in _CITED.findall(page.read_text("utf-8")):
+        last = last if file == "..." else file
+        found.append((last, test))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_test_that_is_cited_exists(page: Path) -> None:
+    missing = [
+        f"{name}::{test}"
+        for name, test in cited(page)
+        if name not in _FILES or f"def {test}" not in _FILES[name].read_text("utf-8")
+    ]
+    assert missing == []
+    assert len(cited(page)) > 20
+
+
+def test_the_table_of_node_types_is_what_the_code_does() -> None:
+    page = (ROOT / "docs" / "compatibility.md").read_text("utf-8")
+    table = page.partition("| node type |")[2].partition("\n\n")[0]
+    said: dict[str, bool] = {}
+    for row in table.splitlines()[2:]:
+        _, types, what, _ = row.split("|", 3)
+        said |= dict.fromkeys(re.findall(r"`([\w-]+)`", types), what.strip().startswith("runs"))
+    # A type of an outside system has a handler that only says what is missing.
+    handlers = NodeHandlers.build(Settings()).by_type
+    runs = {name for name, handler in handlers.items() if type(handler).__name__ != "OutsideHandler"}
+    by_machine = (NodeKind.CONTAINER, NodeKind.MARKER)
+    assert said == {name: name in runs or kind.kind in by_machine for name, kind in NODE_TYPES.items()}
