@@ -34,6 +34,9 @@ FILE_TYPES: Final[Mapping[str, frozenset[str]]] = {
 _RECORDS: Final = ("upload_file_id", "tool_file_id", "datasource_file_id", "reference", "related_id")
 
 
+_EVENTFUL: Final = frozenset({"trigger-webhook", "trigger-plugin"})
+
+
 class InputInvalid(WorkflowError):
     """The inputs do not fit the input form. `problems`: one text per mistake, each with the variable's name."""
 
@@ -51,11 +54,12 @@ def validate_inputs(
 ) -> dict[str, JsonValue]:
     """The value of every declared variable; unknown inputs are dropped. Raises InputInvalid.
 
+    Where a trigger begins the run there is no form: its inputs are the event, kept as it is.
     `files`: the request's files beside the inputs, checked against what the workflow's features allow.
     """
     if not isinstance(inputs, Mapping):
         raise InputInvalid([f"inputs must be an object, got {kind_of(inputs)}"])
-    values: dict[str, JsonValue] = {}
+    values: dict[str, JsonValue] = dict(inputs) if definition.nodes[definition.root].type in _EVENTFUL else {}
     problems: list[str] = []
     for variable in definition.start_variables:
         try:

@@ -57,7 +57,7 @@ def plan(run: LiveRun, state: RunState, item: Due, handlers: Mapping[str, Handle
         return Plan(item, node)
     handler = handlers.get(node.type)
     if handler is None:
-        text = f"node type {node.type!r} ({node.title or node.id}) has no adapter here: configure one, or pin the node"
+        text = f"{node.type} node {node.title or node.id!r}: nothing here runs nodes of this type; pin it ({node.id})"
         return Plan(item, node, outcome=Failed(text, "NodeTypeNotSupportedError"))
     try:
         outcome = handler.evaluate(node, state.frames[item.key.path].pool)

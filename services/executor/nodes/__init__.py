@@ -1,4 +1,4 @@
-"""The table of handlers: which node type is run by what. A type without a line here must be pinned."""
+"""The table of handlers: which node type is run by what. A type without a line here, or `outside`, must be pinned."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,13 @@ from services.executor.nodes.if_else import IfElseHandler
 from services.executor.nodes.list_operator import ListOperatorHandler
 from services.executor.nodes.llm import LlmHandler
 from services.executor.nodes.loop_end import LoopEndHandler
+from services.executor.nodes.outside import OutsideHandler
 from services.executor.nodes.parameter_extractor import ParameterExtractorHandler
 from services.executor.nodes.port import Handler
 from services.executor.nodes.question_classifier import QuestionClassifierHandler
 from services.executor.nodes.start import StartHandler
 from services.executor.nodes.template_transform import TemplateTransformHandler
+from services.executor.nodes.triggers import PluginTriggerHandler, ScheduleTriggerHandler, WebhookTriggerHandler
 from services.executor.nodes.variable_aggregator import VariableAggregatorHandler
 from services.executor.sandbox import Sandbox
 
@@ -39,9 +41,13 @@ class NodeHandlers:
         sandbox = Sandbox(settings.sandbox, settings.sandbox_packages)
         http = GuardedHttp(settings.http_allow)
         models = Models(settings.providers, offline=settings.models == "offline")
+        outside = OutsideHandler()
         aggregator = VariableAggregatorHandler()
         by_type: dict[str, Handler] = {
             "start": StartHandler(),
+            "trigger-webhook": WebhookTriggerHandler(),
+            "trigger-schedule": ScheduleTriggerHandler(),
+            "trigger-plugin": PluginTriggerHandler(),
             "end": EndHandler(),
             "answer": AnswerHandler(),
             "if-else": IfElseHandler(),
@@ -56,6 +62,11 @@ class NodeHandlers:
             "assigner": AssignerHandler(),
             "list-operator": ListOperatorHandler(),
             "loop-end": LoopEndHandler(),
+            "tool": outside,
+            "agent": outside,
+            "knowledge-retrieval": outside,
+            "knowledge-index": outside,
+            "datasource": outside,
         }
         return cls(by_type, sandbox, http, models)
 
