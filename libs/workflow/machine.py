@@ -43,6 +43,7 @@ from libs.events.model import (
     RunStopped,
     RunSucceeded,
     StopRequested,
+    VariableUpdate,
 )
 from libs.workflow import containers
 from libs.workflow.definition import Definition, Edge, Node, NodeKind
@@ -426,7 +427,7 @@ def apply(state: RunState, event: RunEvent, at_us: int, epoch: int) -> None:
         case NodeSucceeded():
             _on_finished(state, event, "succeeded", at_us)
             for update in event.updates:
-                state.frames[event.path].pool.update(update.selector, update.value, update.value_type)
+                _write(state.frames[event.path].pool, update)
             if state.definition.nodes[event.node_id].type == "loop-end":
                 containers.on_loop_end(state, event)
             _leave(state, event.path, event.node_id, event.handle, event.outputs, event.output_types)
@@ -475,6 +476,15 @@ def apply(state: RunState, event: RunEvent, at_us: int, epoch: int) -> None:
             merge_outputs(_response_outputs(state, event.path), containers.on_round_finished(state, event))
         case _:
             assert_never(event)
+
+
+def _write(pool: Pool, update: VariableUpdate) -> None:
+    """Conversation variables live with the conversation; every other write stays in its round and vanishes with it."""
+    if update.selector[0] == "conversation":
+        pool.update(update.selector, update.value, update.value_type)
+    else:
+        node_id, name = update.selector
+        pool.set(node_id, name, update.value, update.value_type)
 
 
 def _on_accepted(state: RunState, event: RunAccepted, at_us: int) -> None:
