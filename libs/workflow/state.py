@@ -303,11 +303,11 @@ def _dump_frame(state: RunState, frame: Frame) -> dict[str, Any]:
         "skipped": sorted(frame.skipped),
         "open": frame.open,
         "error": frame.error,
-        "container": frame.container,
+        "container": list(frame.container) if frame.container else None,
         "started_us": frame.started_us,
         "tokens": frame.tokens,
         "outputs": frame.outputs,
-        "executions": frame.executions,
+        "executions": [list(key) for key in frame.executions],
     }
 
 
