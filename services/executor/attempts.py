@@ -21,7 +21,7 @@ from services.executor.nodes.port import Attempt, Handler
 SLOT_KINDS = ("wait", "process")
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, frozen=True, eq=False)
 class Plan:
     """How an attempt will be answered."""
 

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from libs.events.blobs import Blobs
@@ -18,7 +19,7 @@ from libs.events.log import Ack, Log, LogError, Record, Topic
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition
 from services.executor.nodes.port import Handler
-from services.executor.owner import PartitionOwner
+from services.executor.owner import RELEASE_CONFIRM_S, PartitionOwner
 from services.executor.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ LOOP_SILENCE_S = 3.0
 
 REVOKE_DEADLINE_S = 2.5
 """All revoked partitions share it; well under the group's `max.poll.interval.ms`."""
+
+MOST_DOUBLINGS = 6
 
 
 @dataclass(slots=True)
@@ -88,6 +91,9 @@ class Executor:
         self._group = group
         self._owners: dict[int, PartitionOwner] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._placed: set[int] = set()
+        """Partitions that placement wants here; what is being released may be among them again."""
+        self._stopping = False
         self._ticked_at = self.monotonic()
 
     async def start(self) -> None:
@@ -105,6 +111,7 @@ class Executor:
         """Hand everything over and leave. Idempotent."""
         if self._ticker.done():
             return
+        self._stopping = True
         partitions = set(self._owners)
         await self._release(partitions, grace_s)
         await self.blocking(self._placement.close, 2.0)
@@ -144,7 +151,8 @@ class Executor:
 
     def _revoked(self, partitions: set[int]) -> None:
         """Called on the placement's thread; returns when the partitions are handed over, or after the deadline."""
-        done = asyncio.run_coroutine_threadsafe(self._release(partitions, REVOKE_DEADLINE_S - 1.0), self._loop)
+        grace_s = REVOKE_DEADLINE_S - RELEASE_CONFIRM_S
+        done = asyncio.run_coroutine_threadsafe(self._release(partitions, grace_s), self._loop)
         try:
             done.result(REVOKE_DEADLINE_S)
         except (TimeoutError, asyncio.CancelledError):
@@ -160,9 +168,19 @@ class Executor:
             await asyncio.sleep(0.25)
 
     def _own(self, partitions: set[int]) -> None:
+        if self._stopping:
+            return
+        self._placed |= partitions
         for partition in partitions - set(self._tasks):
             owner = self._owners[partition] = PartitionOwner(partition, self)
-            self._tasks[partition] = self._loop.create_task(self._keep(partition, owner))
+            task = self._tasks[partition] = self._loop.create_task(self._keep(partition, owner))
+            task.add_done_callback(partial(self._given_up, partition))
+
+    def _given_up(self, partition: int, task: "asyncio.Task[None]") -> None:
+        """A partition that nobody keeps any more must not look healthy."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("partition_given_up", extra={"partition": partition}, exc_info=error)
+            self.alarm(partition, f"its owner broke: {error!r}. See the log, then restart this process")
 
     async def _keep(self, partition: int, owner: PartitionOwner) -> None:
         """Own the partition for as long as it is assigned."""
@@ -176,7 +194,7 @@ class Executor:
             except LogError as error:
                 again = True
                 logger.warning("partition_unavailable", extra={"partition": partition, "problem": str(error)})
-            failures = failures + 1 if self.monotonic() - began < 5.0 else 0
+            failures = min(failures + 1, MOST_DOUBLINGS) if self.monotonic() - began < 5.0 else 0
             if again:
                 await asyncio.sleep(min(0.05 * 2**failures, 2.0) * random.uniform(0.5, 1.0))
             else:
@@ -184,6 +202,7 @@ class Executor:
                 await asyncio.sleep(self.session_timeout_s)
 
     async def _release(self, partitions: set[int], grace_s: float) -> None:
+        self._placed -= partitions
         # They stay in the table meanwhile: the acknowledgements of their last records find them there.
         owners = [self._owners[partition] for partition in partitions if partition in self._owners]
         await asyncio.gather(*(owner.release(grace_s) for owner in owners))
@@ -192,6 +211,8 @@ class Executor:
             task = self._tasks.pop(partition, None)
             if task is not None:
                 task.cancel()
+        # Placed here again before they were released: nobody tells us a second time.
+        self._own(partitions & self._placed)
 
     # --- the log -----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from libs.events.blobs import Blobs
 from libs.events.claim_check import restore
 from libs.events.codec import decode_event
-from libs.events.log import Log, Record, Topic
+from libs.events.log import Log, LogTruncated, Record, Topic
 from libs.events.model import RunEvent, RunSnapshotted
 from libs.workflow.definition import Definition
 from libs.workflow.machine import apply, new_state
@@ -74,7 +74,9 @@ def load_run(
     record = run.snapshot
     if record is None and run.snapshot_offset is not None:
         start = run.snapshot_offset
-        record = next(found for batch in log.read(Topic.EVENTS, partition, start, start + 1) for found in batch)
+        record = next((found for batch in log.read(Topic.EVENTS, partition, start, start + 1) for found in batch), None)
+        if record is None:
+            raise LogTruncated(f"{Topic.EVENTS}[{partition}]: the snapshot at {start} is gone. Restore the topic")
     state = new_state(compiled, run.run_id)
     if record is not None:
         snapshot = restore(decode_event(record).event, blobs)

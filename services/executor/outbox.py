@@ -23,6 +23,7 @@ from services.executor.confirm import Confirmer, Next
 from services.executor.partition import Position
 
 BATCH = 2_000
+REFUSED_WAIT_S = 0.02
 OVERHEAD_BYTES = 400
 """Headers and framing of a record, roughly."""
 
@@ -86,6 +87,7 @@ class Outbox:
         self._n = 0
         self._offloading = False
         self._reconciling = False
+        self._trying_again = False
         self._closed = False
 
     @property
@@ -176,10 +178,19 @@ class Outbox:
             self._appender.append(self.partition, batch)
         except AppendRefused:
             self._refused = batch
+            if not self._trying_again:
+                self._trying_again = True
+                self._spawn(self._try_again())
             return False
         self._refused = []
         self._sent.append((batch[-1].n, sent_at))
         return True
+
+    async def _try_again(self) -> None:
+        """The buffer may be full of other partitions' records: then no acknowledgement of ours comes to wake us."""
+        await asyncio.sleep(REFUSED_WAIT_S)
+        self._trying_again = False
+        self.flush()
 
     async def _offload(self, out: Outgoing) -> None:
         try:
@@ -229,12 +240,15 @@ class Outbox:
                         self._lost("another executor has claimed the partition", again=False)
                         return
                     verdict = confirmer.found_foreign()
+                    # Before the next gap shifts the base: `before` counts back from the last confirmed record.
+                    self._act()
                     continue
                 offset = await self._blocking(self._find, confirmer.confirmed + 1)
                 if offset is None:
                     self._lost(f"record {confirmer.confirmed + 1} cannot be read back", again=True)
                     return
                 verdict = confirmer.found_at(offset)
+                self._act()
         except LogError as error:
             self._lost(f"the log cannot be read back: {error}", again=True)
             return

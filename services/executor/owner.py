@@ -22,10 +22,11 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from libs.events.blobs import BlobError
 from libs.events.chunks import Chunk, encode_chunk
 from libs.events.claim_check import contains_ref
 from libs.events.codec import CodecError, decode_command, encode_event
-from libs.events.log import Ack, Entry, LogError, Record, Topic
+from libs.events.log import Ack, Entry, LogError, LogTruncated, Record, Topic
 from libs.events.model import (
     RUN_END_TYPES,
     CheckpointWritten,
@@ -36,6 +37,8 @@ from libs.events.model import (
     PartitionReleased,
     RunFailed,
     RunSnapshotted,
+    RunStopped,
+    StopRequested,
 )
 from libs.workflow.catalog import DefinitionMissing
 from libs.workflow.definition import DefinitionInvalid
@@ -55,10 +58,11 @@ from libs.workflow.machine import (
 )
 from libs.workflow.outcome import Outcome
 from libs.workflow.state import Key, RunState, dump_state
+from services.executor.answers import recordable
 from services.executor.attempts import SLOT_KINDS, Plan, perform, plan
 from services.executor.live import LiveRun, load_run
 from services.executor.outbox import Outbox, Outgoing
-from services.executor.partition import NEEDS_BODY, PartitionFold, Position
+from services.executor.partition import COMMAND_BYTES, NEEDS_BODY, PartitionFold, Position
 from services.executor.recovery import PartitionReader, pointer_record, read_to, recover
 
 if TYPE_CHECKING:
@@ -72,17 +76,25 @@ TURN_BUDGET_S = 0.005
 RUN_BUDGET_EVENTS = 64
 """Events one run may cause before another run of the partition has its turn."""
 
+COMMANDS_PER_TURN = 1_000
+"""A backlog of commands must not keep acknowledgements waiting, nor the loop from ticking."""
+
 MAX_AHEAD = 20_000
 """Records ahead of the confirmed log; beyond it runs wait, commands do not."""
 
 DUE_AT_ONCE = 32
-RELEASE_CONFIRM_S = 2.0
+HYDRATE_AGAIN_S = 1.0
+RELEASE_CONFIRM_S = 1.0
+"""What the last records of an epoch and the pointer to them get, together."""
 
 
 class Phase(Enum):
     CLAIMING = "claiming"
     ACTIVE = "active"
     DRAINING = "draining"
+    """Nothing starts any more; what runs may end."""
+    LEAVING = "leaving"
+    """Nothing is decided any more; the last records are on their way."""
     OVER = "over"
 
 
@@ -101,14 +113,19 @@ class PartitionOwner:
         self._commands: deque[Record] = deque()
         self._next_command = 0
         """Offset of the next command to take from the tail."""
+        self._missing_before = -1
+        """Offset in front of which the tail seems to have left out commands."""
         self._outcomes: deque[tuple[LiveRun, Plan, Outcome]] = deque()
         self._runnable: deque[LiveRun] = deque()
         self._scheduled = False
         self._checkpointing = False
         self._checkpoint_bytes = 0
+        self._checkpoints = 0
         self._last_checkpoint_offset = 0
         self._claim_ack: asyncio.Future[Ack] | None = None
         self._over: asyncio.Future[bool] = self._loop.create_future()
+        self._unbegun: set[Plan] = set()
+        """Attempts that have a slot and do not run yet: their start is not confirmed, or their task had no step."""
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -134,12 +151,13 @@ class PartitionOwner:
             logger.warning("claim_failed", extra={"partition": self.partition, "problem": ack.error})
             return True
         await self._x.blocking(read_to, self._x.log, reader, None if ack.offset < 0 else ack.offset + 1)
+        first_command, _ = await self._x.blocking(self._x.log.bounds, Topic.COMMANDS, self.partition)
         if self.phase is not Phase.CLAIMING:
             return False
         if self._fold.owner != self._x.owner_id or self._fold.validity.epoch != self._epoch:
             logger.info("claim_lost", extra={"partition": self.partition, "epoch": self._epoch})
             return False
-        self._activate(reader, claimed_at)
+        self._activate(reader, claimed_at, first_command)
         return await self._over
 
     async def _claim(self) -> Ack:
@@ -155,7 +173,7 @@ class PartitionOwner:
         self._x.appender.append(self.partition, [entry])
         return await self._claim_ack
 
-    def _activate(self, reader: PartitionReader, claimed_at: float) -> None:
+    def _activate(self, reader: PartitionReader, claimed_at: float, first_command: int) -> None:
         self.phase = Phase.ACTIVE
         self._checkpointing, self._checkpoint_bytes = False, 0
         self._last_checkpoint_offset = self._fold.claim_offset
@@ -173,18 +191,22 @@ class PartitionOwner:
             lost=self.lose,
             wake=self.wake,
         )
+        unreadable: list[str] = []
         for run_id, entry in self._fold.runs.items():
             if run_id in reader.unreadable:
-                self._x.quarantine(run_id, reader.unreadable[run_id])
+                unreadable.append(run_id)
                 continue
             run = LiveRun(run_id, entry.digest, snapshot=reader.snapshots.get(run_id))
             run.records = reader.events.get(run_id, [])
             run.snapshot_seq, run.snapshot_offset = entry.snapshot_seq, entry.snapshot_offset
             self._runs[run_id] = run
             self._queue(run)
+        for run_id in unreadable:
+            self._quarantine(run_id, reader.unreadable[run_id])
         facts = {"partition": self.partition, "epoch": self._epoch, "unfinished_runs": len(self._runs)}
         logger.info("partition_owned", extra=facts)
-        self._next_command = self._fold.next_command
+        # Commands that retention has removed were not decided within their days: nobody waits for them any more.
+        self._next_command, self._missing_before = max(self._fold.next_command, first_command), -1
         self._x.commands.add(self.partition, self._next_command)
         self.wake()
 
@@ -192,7 +214,7 @@ class PartitionOwner:
         """The epoch is over: cancel handlers, drop what memory holds. `again`: claim anew at once."""
         if self.phase is Phase.OVER:
             return
-        level = logging.INFO if self.phase is Phase.DRAINING else logging.WARNING
+        level = logging.INFO if self.phase in (Phase.DRAINING, Phase.LEAVING) else logging.WARNING
         logger.log(level, "epoch_over", extra={"partition": self.partition, "epoch": self._epoch, "reason": reason})
         if alarm:
             self._x.alarm(self.partition, reason)
@@ -202,6 +224,8 @@ class PartitionOwner:
         self._x.commands.remove(self.partition)
         for run in self._runs.values():
             run.let_go()
+        for planned in tuple(self._unbegun):
+            self._give_up(planned)
         for queue in (self._commands, self._outcomes, self._runnable):
             queue.clear()
         self._runs.clear()
@@ -219,18 +243,26 @@ class PartitionOwner:
             if running:
                 await asyncio.wait(running, timeout=grace_s)
             self._turn()
-            for run in self._runs.values():
-                run.let_go()
             if self.phase is Phase.DRAINING:
-                self._write_checkpoint()
-                released = self._emit("", PartitionReleased(owner=self._x.owner_id), "owner")
-                done = self._loop.create_task(self._outbox.confirmed(released))
-                either: list[asyncio.Future[Any]] = [done, self._over]
-                await asyncio.wait(either, timeout=RELEASE_CONFIRM_S, return_when=asyncio.FIRST_COMPLETED)
-                done.cancel()
-                if self._background:
-                    await asyncio.wait(self._background, timeout=RELEASE_CONFIRM_S)
+                self.phase = Phase.LEAVING
+                await self._leave()
+        elif self.phase in (Phase.DRAINING, Phase.LEAVING):
+            await asyncio.wait([self._over], timeout=grace_s + RELEASE_CONFIRM_S)
         self.lose("released", again=False)
+
+    async def _leave(self) -> None:
+        """Write the table and that the partition is free; nothing stands behind that in this epoch."""
+        for run in self._runs.values():
+            run.let_go()
+        deadline = self._loop.time() + RELEASE_CONFIRM_S
+        self._write_checkpoint()
+        released = self._emit("", PartitionReleased(owner=self._x.owner_id), "owner")
+        done = self._loop.create_task(self._outbox.confirmed(released))
+        either: list[asyncio.Future[Any]] = [done, self._over]
+        await asyncio.wait(either, timeout=RELEASE_CONFIRM_S, return_when=asyncio.FIRST_COMPLETED)
+        done.cancel()
+        if self._background:
+            await asyncio.wait(self._background, timeout=max(deadline - self._loop.time(), 0))
 
     # --- what arrives ------------------------------------------------------------------------------------------------
 
@@ -239,17 +271,19 @@ class PartitionOwner:
         if self.phase is not Phase.ACTIVE:
             return
         for record in records:
-            if record.offset == self._next_command:
-                self._next_command += 1
-                self._commands.append(record)
-            elif record.offset > self._next_command:
-                # Deciding it would put the commands before it behind the fold's position: read from there again.
+            if record.offset > self._next_command and record.offset != self._missing_before:
+                # Deciding it would put the commands before it behind the fold's position: read from there again. When
+                # that leads here once more, there are none (a foreign transaction's marker stands there).
+                self._missing_before = record.offset
                 self._x.commands.add(self.partition, self._next_command)
                 break
+            if record.offset >= self._next_command:
+                self._next_command = record.offset + 1
+                self._commands.append(record)
         self.wake()
 
     def on_acks(self, acks: list[Ack]) -> None:
-        if self.phase in (Phase.ACTIVE, Phase.DRAINING):
+        if self.phase in (Phase.ACTIVE, Phase.DRAINING, Phase.LEAVING):
             self._outbox.on_acks(acks)
         elif self._claim_ack is not None and not self._claim_ack.done():
             for ack in acks:
@@ -266,6 +300,8 @@ class PartitionOwner:
 
     def _turn(self) -> None:
         self._scheduled = False
+        if self.phase is Phase.LEAVING:
+            self._outbox.flush()
         if self.phase not in (Phase.ACTIVE, Phase.DRAINING):
             return
         self._decide_commands()
@@ -274,24 +310,29 @@ class PartitionOwner:
         while self._runnable and self._outbox.ahead < MAX_AHEAD:
             run = self._runnable.popleft()
             run.queued = False
-            if run.run_id in self._runs:
-                self._advance(run)
+            if self._lives(run):
+                try:
+                    self._advance(run)
+                except Exception as error:  # one run's fold throws: only that run is set aside
+                    self._set_aside(run, error)
             if self._x.monotonic() > stop_at:
                 break
         self._x.slots.pump()
         self._outbox.flush()
         if self._outbox.bytes_written - self._checkpoint_bytes > self._x.checkpoint_bytes and not self._checkpointing:
             self._checkpoint()
-        if self._runnable and self._outbox.ahead < MAX_AHEAD:
+        if self._commands or (self._runnable and self._outbox.ahead < MAX_AHEAD):
             self.wake()
 
     def _decide_commands(self) -> None:
         now_us = self._x.now_us()
-        while self._commands:
+        for _ in range(min(len(self._commands), COMMANDS_PER_TURN)):
             record = self._commands.popleft()
             if record.offset < self._fold.next_command:
                 continue
             try:
+                if len(record.value or b"") > COMMAND_BYTES:
+                    raise CodecError(f"the command has {len(record.value or b'')} bytes, more than {COMMAND_BYTES}")
                 decision = self._fold.decide(decode_command(record), record.offset, now_us)
             except CodecError as error:
                 decision = self._fold.reject_unreadable(record.offset, str(error))
@@ -303,17 +344,24 @@ class PartitionOwner:
                 run.ahead.append((event, out.at_us))  # type: ignore[arg-type]  # sequence 1 is a RunAccepted
             if run is not None:
                 self._queue(run)
+            elif isinstance(event, StopRequested):
+                # Set aside: nothing of it runs, and nothing of it can be folded. Its end can be recorded all the same.
+                self._emit(run_id, RunStopped(error=event.reason), "derived")
 
     def _decide_outcomes(self) -> None:
         while self._outcomes:
             run, planned, outcome = self._outcomes.popleft()
-            if run.state is not None and run.run_id in self._runs:
-                self._complete(run, run.state, planned, outcome)
-                self._queue(run)
+            if run.state is not None and self._lives(run):
+                try:
+                    self._complete(run, run.state, planned, outcome)
+                    self._queue(run)
+                except Exception as error:  # as above
+                    self._set_aside(run, error)
 
     def _complete(self, run: LiveRun, state: RunState, planned: Plan, outcome: Outcome) -> None:
         key, attempt = planned.item.key, planned.item.attempt
         pinned = planned.pin is not None
+        outcome = recordable(outcome)
         event = decide(state, CompleteAttempt(key, attempt, self._epoch, outcome, self._x.now_us(), pinned))
         if isinstance(event, Rejection):
             logger.debug("outcome_rejected", extra={"run_id": run.run_id, "reason": event.reason})
@@ -380,16 +428,36 @@ class PartitionOwner:
         for kind in blocked - run.waits_for:
             run.waits_for.add(kind)
             self._x.slots.wait(kind, partial(self._slot_free, run, kind))
+        if blocked and not started and most is not None:
+            return self._start_due(run, state, now_us)
         return started > 0
 
-    def _slot_free(self, run: LiveRun, kind: str) -> None:
+    def _slot_free(self, run: LiveRun, kind: str) -> bool:
         run.waits_for.discard(kind)
-        if self.phase is Phase.ACTIVE and run.run_id in self._runs:
+        wanted = self.phase is Phase.ACTIVE and self._lives(run)
+        if wanted:
             self._queue(run)
+        return wanted
+
+    def _lives(self, run: LiveRun) -> bool:
+        """Whether this is the run as the current epoch knows it: what is left of an earlier one must not act."""
+        return self._runs.get(run.run_id) is run
 
     def _finish(self, run: LiveRun) -> None:
         run.let_go()
         self._runs.pop(run.run_id, None)
+
+    def _set_aside(self, run: LiveRun, error: Exception) -> None:
+        """Nothing of this run is executed until somebody looks at it; it can still be stopped."""
+        logger.error("run_unfoldable", extra={"run_id": run.run_id}, exc_info=error)
+        self._finish(run)
+        self._quarantine(run.run_id, f"its history cannot be folded: {error!r}")
+
+    def _quarantine(self, run_id: str, reason: str) -> None:
+        self._x.quarantine(run_id, reason)
+        entry = self._fold.runs.get(run_id)
+        if entry is not None and entry.stopping:
+            self._emit(run_id, RunStopped(error=reason), "derived")
 
     # --- attempts ----------------------------------------------------------------------------------------------------
 
@@ -402,13 +470,18 @@ class PartitionOwner:
             return False
         pinned = planned.pin is not None
         event = decide(state, StartAttempt(item.key, self._epoch, self._x.now_us(), pinned))
-        assert not isinstance(event, Rejection), event.reason
+        if isinstance(event, Rejection):
+            # What was started just before has ended its round: the item is not due any more.
+            if planned.launches:
+                self._x.slots.release(slot)
+            return False
         out = self._emit(run.run_id, event, "owner" if item.lost else "derived", run)
         if planned.outcome is not None:
             self._complete(run, state, planned, planned.outcome)
             return True
         if not planned.launches:
             return True
+        self._unbegun.add(planned)
         run.tasks[item.key] = None
         launch = partial(self._launch, run, state, planned, out.seq)
         if planned.effect:
@@ -421,11 +494,20 @@ class PartitionOwner:
         key = planned.item.key
         if key not in run.tasks or self.phase is not Phase.ACTIVE:
             run.tasks.pop(key, None)
-            self._x.slots.release(planned.slot)
+            self._give_up(planned)
             return
-        run.tasks[key] = self._loop.create_task(self._attempt(run, state, planned, seq))
+        task = run.tasks[key] = self._loop.create_task(self._attempt(run, state, planned, seq))
+        # A task that is cancelled before its first step runs none of its own code.
+        task.add_done_callback(lambda _: self._give_up(planned))
+
+    def _give_up(self, planned: Plan) -> None:
+        """Free the slot of an attempt that did not begin to run."""
+        if planned in self._unbegun:
+            self._unbegun.discard(planned)
+            self._x.slots.release(planned.slot)
 
     async def _attempt(self, run: LiveRun, state: RunState, planned: Plan, seq: int) -> None:
+        self._unbegun.discard(planned)
         key = planned.item.key
         try:
             outcome = await perform(run, state, planned, self._epoch, seq, self._publish, self._still_owner)
@@ -469,20 +551,26 @@ class PartitionOwner:
         except (DefinitionMissing, DefinitionInvalid) as error:
             self._fail(run, "definition_invalid", str(error))
             return
-        except Exception as error:  # one run's fold throws: only that run is set aside
-            logger.exception("run_unfoldable", extra={"run_id": run.run_id})
-            self._x.quarantine(run.run_id, f"its history cannot be folded: {error!r}")
-            self._runs.pop(run.run_id, None)
+        except (BlobError, LogTruncated) as error:
+            self._set_aside(run, error)
             return
+        except LogError as error:
+            # The log cannot be asked at the moment; that says nothing about the run.
+            logger.warning("run_not_loaded", extra={"run_id": run.run_id, "problem": str(error)})
+            await asyncio.sleep(HYDRATE_AGAIN_S)
+        except Exception as error:  # one run's fold throws: only that run is set aside
+            self._set_aside(run, error)
+            return
+        else:
+            run.records, run.snapshot = [], None
         finally:
             run.hydrating = False
-        run.records, run.snapshot = [], None
-        if run.run_id in self._runs:
+        if self._lives(run):
             self._queue(run)
 
     def _fail(self, run: LiveRun, code: str, error: str) -> None:
         """End a run whose document cannot be run at all."""
-        if run.run_id in self._runs:
+        if self._lives(run) and self.phase is not Phase.LEAVING:
             self._emit(run.run_id, RunFailed(code=code, error=error), "owner", run)
             self._finish(run)
             self.wake()
@@ -501,7 +589,7 @@ class PartitionOwner:
 
     def _on_timer(self, run: LiveRun) -> None:
         run.timer = None
-        if run.run_id in self._runs:
+        if self._lives(run):
             self._queue(run)
 
     # --- facts -------------------------------------------------------------------------------------------------------
@@ -551,15 +639,20 @@ class PartitionOwner:
             if behind and run.state is not None:
                 self._snapshot(run, run.state)
         barrier = self._emit("", OwnerConfirmed(), "owner")
-        self._outbox.when_confirmed(barrier, self._write_checkpoint)
+        self._outbox.when_confirmed(barrier, self._barrier_passed)
         self._outbox.flush()
+
+    def _barrier_passed(self) -> None:
+        if self.phase is Phase.ACTIVE:  # who leaves writes one anyway
+            self._write_checkpoint()
 
     def _write_checkpoint(self) -> None:
         fold = self._fold
         fold.forget_old_keys(self._x.now_us())
         scan = fold.scan_from(self._outbox.position)
         parts = fold.dump()
-        name = f"{self._epoch}-{self._outbox.bytes_written}-{fold.last_at_us}"
+        self._checkpoints += 1
+        name = f"{self._epoch}-{self._checkpoints}"
         outs = [
             self._emit("", CheckpointWritten(checkpoint_id=name, part=i, parts=len(parts), data=part), "owner")
             for i, part in enumerate(parts)

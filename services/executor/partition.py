@@ -5,10 +5,12 @@ depend on the age of the partition. Commands are decided here, from the table al
 definition nor waits for a run to be hydrated.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pydantic import JsonValue
+from pydantic_core import to_json
 
 from libs.events.commands import StartRun, StopRun
 from libs.events.ids import partition_of, task_id_of
@@ -26,8 +28,15 @@ from libs.events.validity import Validity
 KEY_LIFETIME_US = 24 * 3600 * 1_000_000
 """How long an idempotency key is kept."""
 
-CHECKPOINT_PART_RUNS = 1500
-"""Table rows in one checkpoint part: about 200 bytes each, so a part stays under 500 KB."""
+CHECKPOINT_PART_BYTES = 400_000
+"""JSON of the table in one checkpoint part: well under the largest record that the log takes."""
+
+COMMAND_BYTES = 900_000
+"""A larger command is refused: its acceptance repeats it, and must fit into a record too. Ours have their large values
+in the blobs."""
+
+SHOWN = 1_000
+"""Characters of a refused command that its rejection repeats, at most."""
 
 
 class Position(NamedTuple):
@@ -118,7 +127,7 @@ class PartitionFold:
 
     def reject_unreadable(self, offset: int, message: str) -> Decision:
         """The answer to a command record that cannot be decoded."""
-        rejected = CommandRejected(command_offset=offset, command="unknown", code="unreadable", message=message)
+        rejected = CommandRejected(command_offset=offset, command="unknown", code="unreadable", message=message[:SHOWN])
         return Decision("", rejected)
 
     def _reject(
@@ -127,9 +136,9 @@ class PartitionFold:
         rejected = CommandRejected(
             command_offset=offset,
             command=command.type,
-            run_id=command.run_id,
+            run_id=command.run_id[:SHOWN],
             code=code,
-            message=message,
+            message=message[:SHOWN],
             duplicate_of=duplicate_of,
         )
         return Decision("", rejected)
@@ -198,11 +207,7 @@ class PartitionFold:
             "next_command": self.next_command,
             "last_at_us": self.last_at_us,
         }
-        parts: list[JsonValue] = [head]
-        for name, items in (("runs", rows), ("keys", keys)):
-            for start in range(0, len(items), CHECKPOINT_PART_RUNS):
-                parts.append({name: items[start : start + CHECKPOINT_PART_RUNS]})
-        return parts
+        return [head, *_parts("runs", rows), *_parts("keys", keys)]
 
     def load(self, parts: list[Any]) -> None:
         """Take over what `dump` wrote; the validity state stays the reader's."""
@@ -231,6 +236,20 @@ _COPIED = (
     "app_id", "workflow_id", "version", "digest", "mode", "inputs", "files", "query", "conversation_id", "caller",
     "invoke_from", "triggered_from", "idempotency_key", "body_digest", "pins",
 )  # fmt: skip
+
+
+def _parts(name: str, rows: list[JsonValue]) -> Iterator[JsonValue]:
+    """`{name: rows}` cut into pieces of bounded size: keys and ids are as long as their senders made them."""
+    piece: list[JsonValue] = []
+    size = 0
+    for row in rows:
+        size += len(to_json(row)) + 1
+        if size > CHECKPOINT_PART_BYTES and piece:
+            yield {name: piece}
+            piece, size = [], len(to_json(row)) + 1
+        piece.append(row)
+    if piece:
+        yield {name: piece}
 
 
 def _partition_or_none(run_id: str) -> int | None:

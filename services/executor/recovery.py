@@ -50,6 +50,8 @@ class PartitionReader:
                 recorded = decode_event(record)
             except CodecError as error:
                 self._cannot_read(run_id, error)
+                if run_id and self.checkpoint_at is None:
+                    self.fold.count(name, run_id, before)  # it has a place in its run, whatever it says
                 return
             if isinstance(recorded.event, CheckpointWritten):
                 self._on_checkpoint(record, recorded.event)
@@ -103,7 +105,8 @@ def start_reader(log: Log, partition: int) -> PartitionReader:
     pointer = read_pointer(log, partition)
     if pointer is not None:
         scan = Position(*pointer["scan"])
-        if scan.offset >= log.bounds(Topic.EVENTS, partition)[0]:
+        first, end = log.bounds(Topic.EVENTS, partition)
+        if first <= scan.offset <= end:
             fold.validity.epoch, fold.validity.n = scan.epoch, scan.n
             return PartitionReader(fold, next_offset=scan.offset, checkpoint_at=int(pointer["offset"]))
     return PartitionReader(fold)

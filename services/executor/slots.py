@@ -13,7 +13,7 @@ class Slots:
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._free = dict(sizes)
-        self._waiting: dict[str, deque[Callable[[], None]]] = {kind: deque() for kind in sizes}
+        self._waiting: dict[str, deque[Callable[[], bool]]] = {kind: deque() for kind in sizes}
 
     def take(self, kind: str) -> bool:
         """Take a slot; False when none is free."""
@@ -22,8 +22,8 @@ class Slots:
         self._free[kind] -= 1
         return True
 
-    def wait(self, kind: str, wake: Callable[[], None]) -> None:
-        """Have `wake` called once, when a slot of this kind may be free."""
+    def wait(self, kind: str, wake: Callable[[], bool]) -> None:
+        """Have `wake` called once, when a slot of this kind may be free. It answers whether it will try to take it."""
         self._waiting[kind].append(wake)
 
     def release(self, kind: str) -> None:
@@ -31,7 +31,9 @@ class Slots:
         self.pump()
 
     def pump(self) -> None:
-        """Wake as many waiters as there are free slots."""
+        """Wake as many waiters as there are free slots. One that has lost its interest must not use up a wake-up."""
         for kind, waiting in self._waiting.items():
-            for _ in range(min(self._free[kind], len(waiting))):
-                waiting.popleft()()
+            free = self._free[kind]
+            while waiting and free > 0:
+                if waiting.popleft()():
+                    free -= 1
