@@ -26,7 +26,7 @@ def app_routes(parts: Parts) -> APIRouter:
     )
     async def import_document(request: Request) -> Response:
         principal = await parts.access.admin(request)
-        document = await read_body(request, parts.limits.max_body_bytes)
+        document = await read_body(request, parts.limits.max_document_bytes, "the document")
         if not document.strip():
             raise bad_request("the body must be a workflow document")
         app_id = request.query_params.get("app") or request.query_params.get("app_id")

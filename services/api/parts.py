@@ -23,6 +23,7 @@ class Limits:
     """Bounds and waits. The defaults are what a service runs with; tests shorten them."""
 
     max_body_bytes: int = 4 * 1024 * 1024
+    max_document_bytes: int = 10 * 1024 * 1024
     stream_buffer_bytes: int = 1024 * 1024
     """What a slow client may have waiting before its stream falls back to the log."""
     ping_s: float = 10.0

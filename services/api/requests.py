@@ -17,17 +17,17 @@ from services.api.frames import Json
 MAX_KEY_LENGTH = 255
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The body. Raises ApiError 413 as soon as it is too large, without keeping it."""
+async def read_body(request: Request, limit_bytes: int, what: str = "the body") -> bytes:
+    """The body, called `what` in messages. Raises ApiError 413 as soon as it is too large, without keeping it."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
-        raise _too_large(limit_bytes)
+        raise _too_large(limit_bytes, what)
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
         size += len(part)
         if size > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise _too_large(limit_bytes, what)
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -138,6 +138,6 @@ def _shown(value: Any) -> str:
     return f'"{value[:40]}"' if isinstance(value, str) else type(value).__name__
 
 
-def _too_large(limit_bytes: int) -> ApiError:
-    message = f"the body is larger than {limit_bytes} bytes. Upload large values as files"
+def _too_large(limit_bytes: int, what: str) -> ApiError:
+    message = f"{what} is larger than {limit_bytes} bytes, the most that is taken. Make it smaller"
     return ApiError(413, "request_entity_too_large", message, headers={"Connection": "close"})

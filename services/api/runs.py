@@ -101,11 +101,11 @@ async def _list(parts: Parts, request: Request) -> Response:
     status = query.get("status") or None
     if status is not None and status not in STATUSES:
         raise invalid_param(f"status: expected one of {', '.join(STATUSES)}", "status")
+    since_us = _instant(query.get("since"))
     try:
-        since_us = from_rfc3339(query["since"]) if query.get("since") else None
         after = read_cursor(query["cursor"]) if query.get("cursor") else None
     except (ValueError, OverflowError) as error:
-        raise invalid_param(str(error)) from error
+        raise invalid_param(str(error), "cursor") from error
     limit = _number(request, "limit", None)
     limit = 20 if limit is None else limit
     if not 1 <= limit <= MAX_PAGE:
@@ -281,6 +281,13 @@ async def _stop(parts: Parts, request: Request, run_id: str) -> Response:
     requested = not summary.ended and not isinstance(answer, CommandRejected)
     result = {"result": "success", "id": run_id, "task_id": task_id_of(run_id), "stop_requested": requested}
     return JSONResponse(result | {"status": summary.status})
+
+
+def _instant(text: str | None) -> int | None:
+    try:
+        return from_rfc3339(text) if text else None
+    except (ValueError, OverflowError) as error:
+        raise invalid_param("since: expected an instant such as 2026-05-02T09:00:00Z", "since") from error
 
 
 def _number(request: Request, name: str, default: int | None) -> int | None:
