@@ -20,6 +20,16 @@ from flowledger.cli.target import Server, server, target_options
 
 _RESULT_KEYS = ("status", "outputs", "error", "elapsed_time", "total_steps", "total_tokens")
 _TEXT_TYPES = frozenset({"text-input", "paragraph", "select"})
+_FILE_KINDS = {
+    f".{extension}": kind
+    for kind, extensions in {
+        "image": "jpg jpeg png webp gif svg",
+        "video": "mp4 mov mpeg webm",
+        "audio": "mp3 m4a wav amr mpga",
+        "document": "txt markdown md mdx pdf html htm xlsx xls vtt properties doc docx csv eml msg ppt pptx xml epub",
+    }.items()
+    for extension in extensions.split()
+}
 _MODEL_TYPES = ("llm", "question-classifier", "parameter-extractor", "agent")
 
 
@@ -27,6 +37,7 @@ _MODEL_TYPES = ("llm", "question-classifier", "parameter-extractor", "agent")
 @click.argument("target", metavar="FILE|APP")
 @click.option("-i", "--input", "pairs", multiple=True, metavar="K=V", help="One input; K=@FILE reads the value.")
 @click.option("--inputs", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Inputs, JSON or YAML.")
+@click.option("--file", "files", multiple=True, metavar="K=URL", help="One file input by its URL; again for a list.")
 @click.option("--query", help="The user's message, for chatflows.")
 @click.option("--pin", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Pinned answers (YAML).")
 @click.option("--user", default="cli", show_default=True, help="The caller's name for its user.")
@@ -39,6 +50,7 @@ def run(
     target: str,
     pairs: tuple[str, ...],
     inputs: Path | None,
+    files: tuple[str, ...],
     query: str | None,
     pin: Path | None,
     user: str,
@@ -65,7 +77,7 @@ def run(
         app_id, types = _app_to_run(there, target)
         body: dict[str, Any] = {
             "app_id": app_id,
-            "inputs": read_inputs(pairs, inputs, types),
+            "inputs": read_inputs(pairs, inputs, types, files),
             "user": user,
             "query": query,
             "pins": _pins(there, pin, offline=offline),
@@ -120,8 +132,10 @@ def declared_types(document: str) -> dict[str, str]:
         return {}  # the server says what is wrong with it
 
 
-def read_inputs(pairs: Iterable[str], file: Path | None, types: Mapping[str, str]) -> dict[str, Any]:
-    """Inputs from a file, then from K=V pairs, which win."""
+def read_inputs(
+    pairs: Iterable[str], file: Path | None, types: Mapping[str, str], urls: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Inputs from a file, then from K=V and K=URL pairs, which win."""
     values: dict[str, Any] = dict(_mapping(file)) if file else {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -133,9 +147,25 @@ def read_inputs(pairs: Iterable[str], file: Path | None, types: Mapping[str, str
             except OSError as error:
                 raise Problem(f"-i {name}: cannot read {text[1:]}: {error.strerror}", USAGE) from error
         values[name] = parse_value(text, types.get(name))
+    values |= _files(urls, types)
     for name in values.keys() - types.keys() if types else ():
         talk(f'input "{name}" is not declared, so it changes nothing. Declared: {", ".join(types)}')
     return values
+
+
+def _files(pairs: Iterable[str], types: Mapping[str, str]) -> dict[str, Any]:
+    """File values; an input that takes a list gets one, any other takes one file."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for pair in pairs:
+        name, _, url = pair.partition("=")
+        if not name or not url.startswith(("http://", "https://")):
+            raise Problem(f"--file {pair}: expected K=URL, and the URL begins with http:// or https://", USAGE)
+        kind = _FILE_KINDS.get(Path(url.partition("?")[0]).suffix.lower(), "custom")
+        found.setdefault(name, []).append({"type": kind, "transfer_method": "remote_url", "url": url})
+    for name, files in found.items():
+        if len(files) > 1 and types.get(name) == "file":
+            raise Problem(f"--file {name}: this input takes one file, {len(files)} were given", USAGE)
+    return {name: files[0] if types.get(name) == "file" else files for name, files in found.items()}
 
 
 def parse_value(text: str, declared: str | None) -> Any:

@@ -139,7 +139,8 @@ class Server:
             )
         if response.status_code == 404:
             raise Problem(f"{message} ({self.name})", NOT_FOUND)
-        if problems or code in ("definition_invalid", "document_invalid", "workflow_invalid"):
+        too_large = response.status_code == 413 and response.url.path.endswith("/import")
+        if problems or too_large or code == "definition_invalid":
             raise Problem("\n".join([message, *map(_problem_line, problems)]), INVALID)
         exit_code = UNREACHABLE if response.status_code in (502, 503, 504) else USAGE
         raise Problem(f"{self.name} answered {response.status_code} {code}: {message}", exit_code)

@@ -448,7 +448,7 @@ def test_a_stream_names_its_run_at_once_and_its_ids_rise(api: Api, cli: CommandL
         rest = list(frames(answer))
     assert [(frame.id, frame) for frame in rest] == [(frame.id, frame) for frame in seen[seen.index(middle) + 1 :]]
     with api.attach(key, run_id, "0") as answer:
-        assert [frame["event"] for frame in frames(answer)][0] == "workflow_started"
+        assert next(frame["event"] for frame in frames(answer)) == "workflow_started"
     with api.attach(key, run_id, None) as answer:
         assert [frame["event"] for frame in frames(answer)] == ["workflow_finished"]
 
