@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PORT ?= 5001
 DATA ?= .flowledger
+ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -34,8 +35,8 @@ setup: $(TESTING)  ## everything for development
 run: $(RUNTIME)  ## import and run the sample offline, keep serving; PORT= and DATA= override
 	@exec $(BIN)/flowledger dev examples/hello.yml --run --offline --port $(PORT) --data $(DATA)
 
-test: $(TESTING)  ## the suite, with a real broker and database where they can be had
-	$(BIN)/python -m pytest -q
+test: $(TESTING)  ## the suite, with a real broker and database where they can be had; ARGS= goes to pytest
+	$(BIN)/python -m pytest -q $(ARGS)
 
 check: $(TESTING)  ## style, types, import rules; changes nothing
 	$(BIN)/ruff check .
