@@ -60,6 +60,15 @@ def kafka_prefix(kafka_server: servers.Kafka) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def module_kafka(_kafka_or_problem: servers.Kafka | servers.Unavailable) -> Iterator[tuple[str, str]]:
+    """Bootstrap servers and a topic prefix that a whole module shares."""
+    if isinstance(_kafka_or_problem, servers.Unavailable):
+        _missing(_kafka_or_problem)
+    with servers.fresh_topics(_kafka_or_problem.bootstrap) as prefix:
+        yield _kafka_or_problem.bootstrap, prefix
+
+
+@pytest.fixture(scope="module")
 def _private_kafka_or_problem() -> Iterator[servers.Kafka | servers.Unavailable]:
     try:
         server = servers.own_kafka()
@@ -100,6 +109,15 @@ def _postgres_or_problem() -> Iterator[servers.Postgres | servers.Unavailable]:
 @pytest.fixture
 def postgres_url(_postgres_or_problem: servers.Postgres | servers.Unavailable) -> Iterator[str]:
     """SQLAlchemy URL of a fresh, empty database of the test's own."""
+    if isinstance(_postgres_or_problem, servers.Unavailable):
+        _missing(_postgres_or_problem)
+    with servers.fresh_database(_postgres_or_problem.url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def module_database(_postgres_or_problem: servers.Postgres | servers.Unavailable) -> Iterator[str]:
+    """As `postgres_url`, shared by a whole module."""
     if isinstance(_postgres_or_problem, servers.Unavailable):
         _missing(_postgres_or_problem)
     with servers.fresh_database(_postgres_or_problem.url) as url:

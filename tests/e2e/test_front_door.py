@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.documents import code, document, edges, end, start, template
-from tests.e2e.deployment import ADMIN_TOKEN, Api, Service, frames, wait_until
+from tests.e2e.deployment import ADMIN_TOKEN, Api, Service, deployment, frames, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT.parent / "shared" / "corpus"
@@ -101,14 +101,31 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     assert service.terminate() == 0
 
 
-@pytest.fixture(scope="module")
-def cli(dev: Service, tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
-    return CommandLine(tmp_path_factory.mktemp("cwd"), FLOWLEDGER_URL=dev.url, FLOWLEDGER_ADMIN_TOKEN=ADMIN_TOKEN)
+@pytest.fixture(
+    scope="module",
+    params=["dev", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow])],
+)
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same promises hold for the embedded server and for services over Kafka and PostgreSQL."""
+    if request.param == "dev":
+        yield request.getfixturevalue("dev").url
+        return
+    bootstrap, prefix = request.getfixturevalue("module_kafka")
+    database = request.getfixturevalue("module_database")
+    with deployment(bootstrap, prefix, database, tmp_path_factory.mktemp("data")) as deployed:
+        deployed.start("executor")
+        deployed.start("projector")
+        yield deployed.start("api").url
 
 
 @pytest.fixture(scope="module")
-def api(dev: Service) -> Iterator[Api]:
-    api = Api(dev.url)
+def cli(url: str, tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+    return CommandLine(tmp_path_factory.mktemp("cwd"), FLOWLEDGER_URL=url, FLOWLEDGER_ADMIN_TOKEN=ADMIN_TOKEN)
+
+
+@pytest.fixture(scope="module")
+def api(url: str) -> Iterator[Api]:
+    api = Api(url)
     yield api
     api.http.close()
 
@@ -369,10 +386,11 @@ def test_without_a_server_every_command_opens_the_data_folder(tmp_path: Path) ->
     assert ".flowledger" in cli("show", "01999999-9999-7999-8999-999999999999", code=3).err
 
 
-def test_the_server_of_a_data_folder_is_found_by_it(dev: Service, tmp_path: Path, hello: dict[str, Any]) -> None:
+def test_the_server_of_a_data_folder_is_found_by_it(dev: Service, tmp_path: Path) -> None:
     data = str(dev.data)  # type: ignore[attr-defined]  # set by the fixture
     cli = CommandLine(tmp_path, FLOWLEDGER_ADMIN_TOKEN=ADMIN_TOKEN)
-    assert cli("show", hello["workflow_run_id"], "--data", data, "--json").json["status"] == "succeeded"
+    run_id = cli("run", HELLO, "--data", data, "--json").json["workflow_run_id"]
+    assert cli("show", run_id, "--url", dev.url, "--json").json["status"] == "succeeded"
 
 
 def test_a_url_wins_over_the_data_folder(cli: CommandLine, tmp_path: Path) -> None:
