@@ -122,8 +122,8 @@ class Deployment:
 
 
 @contextmanager
-def deployment(bootstrap: str, prefix: str, database: str, folder: Path) -> Iterator[Deployment]:
-    deployed = Deployment(bootstrap, prefix, database, folder)
+def deployment(bootstrap: str, prefix: str, database: str, folder: Path, partitions: int = 4) -> Iterator[Deployment]:
+    deployed = Deployment(bootstrap, prefix, database, folder, partitions)
     try:
         yield deployed
     finally:

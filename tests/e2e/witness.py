@@ -1,5 +1,6 @@
 """An outside service that remembers who called it: a real HTTP server on loopback."""
 
+import select
 import threading
 import time
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ class Call:
     at: float
     answered: bool = False
     """The caller was still there when the answer was sent."""
+    gone_at: float | None = None
+    """When the caller closed its side before the answer was due; wall clock."""
 
 
 class Witness:
@@ -31,7 +34,8 @@ class Witness:
                 parts = urlsplit(self.path)
                 call = Call(parts.path, self.headers.get("Idempotency-Key"), time.monotonic())
                 witness.calls.append(call)
-                time.sleep(float(parse_qs(parts.query).get("delay", ["0"])[0]))
+                if self._leaves(call, float(parse_qs(parts.query).get("delay", ["0"])[0])):
+                    return
                 body = b'{"ok": true}'
                 try:
                     self.send_response(200)
@@ -46,6 +50,15 @@ class Witness:
 
             do_GET = do_POST
 
+            def _leaves(self, call: Call, within_s: float) -> bool:
+                """Wait; whether the caller closed its side meanwhile."""
+                select.select([self.connection], [], [], within_s)
+                if self._gone():
+                    call.gone_at = time.time()
+                    return True
+                time.sleep(max(0.0, call.at + within_s - time.monotonic()))
+                return False
+
             def _gone(self) -> bool:
                 """Whether the caller closed its side (a killed process does, at once)."""
                 self.connection.setblocking(False)
@@ -53,6 +66,8 @@ class Witness:
                     return self.connection.recv(1) == b""
                 except BlockingIOError:
                     return False
+                except ConnectionError:
+                    return True
                 finally:
                     self.connection.setblocking(True)
 
