@@ -29,7 +29,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 ADDRESS_FILE = "server.json"
 TOKEN_FILE = "admin-token"
 
-_OPENING_S = 5.0
+_OPENING_S = 20.0
 """How long another command may take to open or close the data folder."""
 
 _TRIES = 20
