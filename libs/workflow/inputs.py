@@ -247,6 +247,8 @@ def file_value(given: Mapping[str, Any]) -> JsonValue:
     if given.get("dify_model_identity") == FILE_IDENTITY:
         return dict(given)
     method = given.get("transfer_method")
+    if method is None and isinstance(given.get("text"), str):
+        return _written(given, given["text"])
     if method not in ("local_file", "remote_url", "tool_file", "datasource_file"):
         raise ValueError("needs a transfer_method: local_file or remote_url")
     url = _url(given)
@@ -273,6 +275,26 @@ def file_value(given: Mapping[str, Any]) -> JsonValue:
         "url": url,
     }
     return value
+
+
+def _written(given: Mapping[str, Any], text: str) -> JsonValue:
+    """A file whose content is in the request, as text."""
+    name = str(given.get("filename") or given.get("name") or "text.txt")
+    extension = _extension_of(name)
+    return {
+        "dify_model_identity": FILE_IDENTITY,
+        "id": None,
+        "type": given.get("type") or "document",
+        "transfer_method": "local_file",
+        "remote_url": None,
+        "related_id": None,
+        "filename": name,
+        "extension": f".{extension}" if extension else None,
+        "mime_type": given.get("mime_type") or "text/plain",
+        "size": len(text.encode("utf-8", "replace")),
+        "url": None,
+        "text": text,
+    }
 
 
 def _checked_file(variable: StartVariable, given: Mapping[str, Any], name: str) -> JsonValue:

@@ -8,6 +8,7 @@ from services.executor.net import GuardedHttp
 from services.executor.nodes.answer import AnswerHandler
 from services.executor.nodes.assigner import AssignerHandler
 from services.executor.nodes.code import CodeHandler
+from services.executor.nodes.document_extractor import DocumentExtractorHandler
 from services.executor.nodes.end import EndHandler
 from services.executor.nodes.http_request import HttpRequestHandler
 from services.executor.nodes.if_else import IfElseHandler
@@ -61,6 +62,7 @@ class NodeHandlers:
             "variable-assigner": aggregator,
             "assigner": AssignerHandler(),
             "list-operator": ListOperatorHandler(),
+            "document-extractor": DocumentExtractorHandler(http),
             "loop-end": LoopEndHandler(),
             "tool": outside,
             "agent": outside,

@@ -1,0 +1,171 @@
+"""`document-extractor`: the text of a file, or of each file of a list.
+
+Files at a URL come through the guarded client and are bounded while they arrive; parsers run in processes of their
+own (services/executor/documents). One file that cannot be read fails the node: a text that silently lacks a document
+would be believed.
+"""
+
+import base64
+import binascii
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import httpx
+from pydantic import JsonValue
+
+from libs.workflow.configs.values import DocumentExtractorConfig
+from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
+from libs.workflow.pool import Pool
+from libs.workflow.segments import is_file
+from services.executor.documents.kinds import UnsupportedKind
+from services.executor.documents.process import Unreadable, read_document
+from services.executor.files import FileStore
+from services.executor.net import GuardedHttp, decoded
+from services.executor.nodes.masking import Masking
+from services.executor.nodes.port import Attempt, Handler
+
+MAX_FILE_BYTES: Final = 15 * 1024 * 1024
+MAX_FILES: Final = 100
+MAX_TEXT_CHARS: Final = 16_000_000
+"""Of all files of a node together."""
+_TIMEOUT: Final = {"connect": 10.0, "read": 300.0, "write": 60.0, "pool": None}
+
+File = Mapping[str, JsonValue]
+Read = Callable[[bytes, str, str], Awaitable[str]]
+
+
+class _Refused(Exception):
+    """The node fails; the text is for its author."""
+
+
+class DocumentExtractorHandler(Handler):
+    effect = True
+    slot = "process"
+
+    def __init__(self, http: GuardedHttp, files: FileStore | None = None, read: Read = read_document) -> None:
+        """`read`: text of content, extension and media type."""
+        self._http = http
+        self._files = files
+        self._read = read
+
+    async def run(self, attempt: Attempt) -> Outcome:
+        config: DocumentExtractorConfig = attempt.node.config
+        masked = Masking(attempt.pool)
+        inputs: Values = {"variable_selector": list(config.variable_selector)}
+        record: Values | None = None
+        try:
+            documents, many = _documents(config, attempt.pool)
+            record = {"documents": [_shown(each) for each in documents]}
+            texts = await self._texts(documents)
+        except _Refused as refused:
+            return Failed(masked.text(str(refused)), "", inputs, record)
+        if many:
+            return Succeeded({"text": list(texts)}, inputs, record, output_types={"text": "array[string]"})
+        return Succeeded({"text": texts[0]}, inputs, record)
+
+    async def _texts(self, documents: list[File]) -> list[str]:
+        texts: list[str] = []
+        for document in documents:
+            texts.append(await self._text(document))
+            if sum(map(len, texts)) > MAX_TEXT_CHARS:
+                raise _Refused(f"the files have more than {MAX_TEXT_CHARS} characters of text, the most a node takes")
+        return texts
+
+    async def _text(self, document: File) -> str:
+        label = f"file {document.get('filename') or document.get('related_id') or 'without a name'}"
+        content, media_type = await self._content(document, label)
+        try:
+            return await self._read(content, _extension(document), str(document.get("mime_type") or media_type))
+        except (Unreadable, UnsupportedKind) as error:
+            raise _Refused(f"{label}: {error}") from error
+
+    async def _content(self, document: File, label: str) -> tuple[bytes, str]:
+        """The bytes of a file, and what its server says that they are."""
+        inline = document.get("text")
+        if isinstance(inline, str):
+            return inline.encode("utf-8", "replace"), "text/plain"
+        if document.get("transfer_method") == "remote_url":
+            url = str(document.get("remote_url") or document.get("url") or "")
+            return _inlined(url, label) if url.startswith("data:") else await self._download(url, label)
+        if self._files is None:
+            raise _Refused(
+                f"{label}: it was uploaded, and this server keeps no uploaded files; pass it as a remote URL"
+            )
+        try:
+            return await self._files.read(document), ""
+        except OSError as error:
+            raise _Refused(f"{label}: it cannot be read: {error}") from error
+
+    async def _download(self, url: str, label: str) -> tuple[bytes, str]:
+        headers = {"Accept": "*/*", "Accept-Encoding": "gzip, deflate", "User-Agent": "flowledger"}
+        content = bytearray()
+        try:
+            request = httpx.Request("GET", url, headers=headers, extensions={"timeout": _TIMEOUT})
+            async with self._http.open(request) as response:
+                if not response.is_success:
+                    raise _Refused(f"{label}: its server answered with status {response.status_code}")
+                async with aclosing(decoded(response)) as pieces:
+                    async for piece in pieces:
+                        content += piece
+                        if len(content) > MAX_FILE_BYTES:
+                            raise _Refused(f"{label}: it is larger than {MAX_FILE_BYTES // 1024 // 1024} MB")
+                return bytes(content), response.headers.get("content-type", "")
+        except httpx.InvalidURL:
+            raise _Refused(f"{label}: its URL cannot be used") from None
+        except httpx.HTTPError as error:
+            raise _Refused(f"{label}: it cannot be fetched: {str(error) or type(error).__name__}") from error
+
+
+def _documents(config: DocumentExtractorConfig, pool: Pool) -> tuple[list[File], bool]:
+    """The files, and whether the answer is a list. Raises _Refused."""
+    where = ".".join(config.variable_selector) or "(no variable)"
+    found = pool.get(config.variable_selector)
+    if found is None:
+        raise _Refused(f"variable {where} not found; choose a file or a list of files")
+    if not found.value:
+        return [], True
+    given = found.value if isinstance(found.value, list) else [found.value]
+    documents: list[File] = []
+    for value in given:
+        if not value:
+            continue
+        if not isinstance(value, dict) or not is_file(value):
+            raise _Refused(f"variable {where} is of type {found.shown_type}; expected a file or a list of files")
+        documents.append(value)
+    if len(documents) > MAX_FILES:
+        raise _Refused(f"variable {where} has {len(documents)} files; a node reads at most {MAX_FILES}")
+    return documents, isinstance(found.value, list)
+
+
+def _extension(document: File) -> str:
+    extension = document.get("extension")
+    if isinstance(extension, str) and extension:
+        return extension
+    name = document.get("filename")
+    return name.rpartition(".")[2] if isinstance(name, str) and "." in name else ""
+
+
+def _inlined(url: str, label: str) -> tuple[bytes, str]:
+    """Content and media type of a `data:` URL."""
+    head, comma, data = url.removeprefix("data:").partition(",")
+    if not comma or len(data) > 2 * MAX_FILE_BYTES:
+        raise _Refused(f"{label}: its data URL cannot be used")
+    try:
+        content = unquote_to_bytes(data)
+        if head.endswith(";base64"):
+            content = base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _Refused(f"{label}: its data URL is not valid base64") from error
+    return content, head.removesuffix(";base64") or "text/plain"
+
+
+def _shown(document: File) -> JsonValue:
+    """The file as records show it: without a content that is part of the value."""
+    shown = {name: value for name, value in document.items() if name != "text"}
+    for name in ("remote_url", "url"):
+        url = shown.get(name)
+        if isinstance(url, str) and url.startswith("data:"):
+            shown[name] = url.partition(",")[0]
+    return shown
