@@ -191,6 +191,10 @@ FILLED = (workflow_runs, workflow_node_executions, dead_letters, positions)
 """The tables that a rebuild fills anew."""
 
 
+_PATIENCE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+"""Seconds, for PostgreSQL: a host that has vanished without a word is noticed within half a minute, not two hours."""
+
+
 def open_engine(url: str) -> Engine:
     """An engine for `url`. SQLite files get WAL, a busy time-out and transactions that begin where SQLAlchemy says.
 
@@ -200,7 +204,7 @@ def open_engine(url: str) -> Engine:
         # SQLAlchemy 2.1 took another default driver; what people write must go on meaning psycopg2.
         scheme, colon, rest = url.partition(":")
         url = "postgresql+psycopg2" + colon + rest if scheme in ("postgresql", "postgres") else url
-        return create_engine(url, pool_pre_ping=True, pool_recycle=1800, client_encoding="utf8")
+        return create_engine(url, pool_pre_ping=True, pool_recycle=1800, client_encoding="utf8", connect_args=_PATIENCE)
     engine = create_engine(url)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

@@ -36,6 +36,7 @@ from services.api.sse import Pinger
 from services.api.starting import RunStarter
 from services.api.streams import RunStreams
 from services.api.submit import Submitter
+from services.api.tables import Tables
 from services.api.tail import EventTail, TailBehind
 from services.api.threads import Threads
 from services.api.workflows import workflow_routes
@@ -108,9 +109,10 @@ def create_app(deps: ApiDependencies) -> FastAPI:
 def _build(deps: ApiDependencies) -> Parts:
     limits = deps.limits
     threads = Threads()
+    tables = None if deps.records is None else Tables(deps.records, limits.tables_s)
     streams = RunStreams(deps.log, deps.blobs, deps.catalog, threads, limits.stream_buffer_bytes)
     tail = EventTail(deps.log, threads, streams.make_live, streams.close)
-    reads = Reads(deps.log, deps.blobs, tail, deps.records, threads, limits.fresh_s)
+    reads = Reads(deps.log, deps.blobs, tail, tables, threads, limits.fresh_s)
     streams.join(tail, reads)
     submitter = Submitter(
         deps.log,
@@ -147,7 +149,7 @@ def _build(deps: ApiDependencies) -> Parts:
         blobs=deps.blobs,
         registry=deps.registry,
         catalog=deps.catalog,
-        records=deps.records,
+        tables=tables,
         limits=limits,
         threads=threads,
         access=Access(deps.registry, deps.admin_token),

@@ -9,11 +9,11 @@ from libs.workflow.catalog import Catalog
 from services.api.access import Access
 from services.api.publishing import Publisher
 from services.api.reads import Reads
-from services.api.records import Records
 from services.api.sse import Pinger
 from services.api.starting import RunStarter
 from services.api.streams import RunStreams
 from services.api.submit import Submitter
+from services.api.tables import Tables
 from services.api.tail import EventTail
 from services.api.threads import Threads
 
@@ -35,6 +35,8 @@ class Limits:
     """A start that is decided later than this is refused."""
     fresh_s: float = 1.0
     """How long a read waits until it is not older than its request."""
+    tables_s: float = 3.0
+    """How long the database may take to answer; what the log can tell is then told from the log."""
     max_lag_records: int = 10_000
     """Further behind than this the replica is not ready."""
     keys_per_app: int = 10
@@ -46,7 +48,7 @@ class Parts:
     blobs: Blobs
     registry: RegistryTail
     catalog: Catalog
-    records: Records | None
+    tables: Tables | None
     limits: Limits
     threads: Threads
     access: Access

@@ -16,7 +16,8 @@ from libs.events.log import Log, Topic
 from libs.events.model import RunAccepted, RunEnd, RunStarted
 from services.api.frames import END_STATUS, Json, encode
 from services.api.history import Span, read_events, read_one
-from services.api.records import Found, Records, RecordsUnavailable
+from services.api.records import Found, RecordsUnavailable
+from services.api.tables import Tables
 from services.api.tail import EventTail, Outline
 from services.api.threads import DONE, Threads
 
@@ -59,12 +60,12 @@ class RunSummary:
 
 class Reads:
     def __init__(
-        self, log: Log, blobs: Blobs, tail: EventTail, records: Records | None, threads: Threads, fresh_s: float
+        self, log: Log, blobs: Blobs, tail: EventTail, tables: Tables | None, threads: Threads, fresh_s: float
     ) -> None:
         self._log = log
         self._blobs = blobs
         self._tail = tail
-        self._records = records
+        self._tables = tables
         self._threads = threads
         self._fresh_s = fresh_s
 
@@ -123,10 +124,10 @@ class Reads:
 
     async def find(self, run_id: str, partition: int) -> Found | None:
         """The run's row; None when there are no tables to ask now."""
-        if self._records is None:
+        if self._tables is None:
             return None
         try:
-            return await self._threads.run(self._records.run, run_id, partition)
+            return await self._tables.run(run_id, partition)
         except RecordsUnavailable:
             return None
 
