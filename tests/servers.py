@@ -553,14 +553,18 @@ def _has_image(name: str) -> bool:
     return True
 
 
-def _container(image: str) -> Any:
+def _container(image: str, port: int, host_port: int) -> Any:
+    """A container whose `port` is reached through `host_port` of loopback."""
     from testcontainers.core.config import testcontainers_config
     from testcontainers.core.container import DockerContainer
 
     # Without its reaper image testcontainers cannot start anything; our own atexit removes the containers then.
     if not _has_image(testcontainers_config.ryuk_image):
         testcontainers_config.ryuk_disabled = True
-    return DockerContainer(image)
+    container = DockerContainer(image)
+    # Not `with_bind_ports`: it knows no address, so the port would be open to the network.
+    container.ports[f"{port}/tcp"] = ("127.0.0.1", host_port)  # type: ignore[assignment]  # handed to Docker's client
+    return container
 
 
 class DockerKafka:
@@ -574,7 +578,7 @@ class DockerKafka:
             "listeners": "PLAINTEXT://:9092,CONTROLLER://:9093",
             "advertised.listeners": f"PLAINTEXT://{self.bootstrap}",
         }
-        container = _container(KAFKA_IMAGE).with_bind_ports(9092, ("127.0.0.1", port))
+        container = _container(KAFKA_IMAGE, 9092, port)
         for name, value in properties.items():
             container = container.with_env("KAFKA_" + name.upper().replace(".", "_"), value)
         self._container = container.with_env("KAFKA_HEAP_OPTS", "-Xms256m -Xmx256m")
@@ -636,7 +640,7 @@ class DockerPostgres:
     def __init__(self) -> None:
         port = free_port()
         self.url = f"postgresql+psycopg2://postgres:postgres@127.0.0.1:{port}/postgres"
-        container = _container(POSTGRES_IMAGE).with_bind_ports(5432, ("127.0.0.1", port))
+        container = _container(POSTGRES_IMAGE, 5432, port)
         self._container = container.with_env("POSTGRES_PASSWORD", "postgres")
         atexit.register(self.close)
         self._container.start()
