@@ -119,8 +119,10 @@ class PartitionOwner:
         self._runnable: deque[LiveRun] = deque()
         self._scheduled = False
         self._checkpointing = False
-        self._checkpoint_bytes = 0
         self._checkpoints = 0
+        self._checkpoint_from = 0
+        """Bytes written when the last checkpoint began; `_checkpoint_at`: when the next one does."""
+        self._checkpoint_at = 0
         self._last_checkpoint_offset = 0
         self._claim_ack: asyncio.Future[Ack] | None = None
         self._over: asyncio.Future[bool] = self._loop.create_future()
@@ -175,7 +177,7 @@ class PartitionOwner:
 
     def _activate(self, reader: PartitionReader, claimed_at: float, first_command: int) -> None:
         self.phase = Phase.ACTIVE
-        self._checkpointing, self._checkpoint_bytes = False, 0
+        self._checkpointing, self._checkpoint_at = False, self._x.checkpoint_bytes
         self._last_checkpoint_offset = self._fold.claim_offset
         self._outbox = Outbox(
             partition=self.partition,
@@ -319,7 +321,7 @@ class PartitionOwner:
                 break
         self._x.slots.pump()
         self._outbox.flush()
-        if self._outbox.bytes_written - self._checkpoint_bytes > self._x.checkpoint_bytes and not self._checkpointing:
+        if self._outbox.bytes_written > self._checkpoint_at and not self._checkpointing:
             self._checkpoint()
         if self._commands or (self._runnable and self._outbox.ahead < MAX_AHEAD):
             self.wake()
@@ -652,19 +654,22 @@ class PartitionOwner:
         scan = fold.scan_from(self._outbox.position)
         parts = fold.dump()
         self._checkpoints += 1
+        self._checkpoint_from = self._outbox.bytes_written
         name = f"{self._epoch}-{self._checkpoints}"
         outs = [
             self._emit("", CheckpointWritten(checkpoint_id=name, part=i, parts=len(parts), data=part), "owner")
             for i, part in enumerate(parts)
         ]
         self._outbox.when_confirmed(outs[-1], partial(self._point_at, outs[0], scan))
-        self._checkpoint_bytes = self._outbox.bytes_written
         self._outbox.flush()
 
     def _point_at(self, first: Outgoing, scan: Position) -> None:
         before = self._outbox.before(first)
         self._last_checkpoint_offset = before.offset
         self._checkpointing = False
+        # A large table takes more than the interval itself: it is not written more often than it has grown old.
+        written = self._outbox.bytes_written
+        self._checkpoint_at = written + max(self._x.checkpoint_bytes, written - self._checkpoint_from)
         self._spawn(self._send_pointer(before, scan))
 
     async def _send_pointer(self, before: Position, scan: Position) -> None:

@@ -142,6 +142,9 @@ class World:
 
     def __post_init__(self) -> None:
         self.loop = VirtualLoop()
+        self.escaped: list[BaseException] = []
+        """Exceptions that nobody caught: a callback of the executor broke."""
+        self.loop.set_exception_handler(self._on_escaped)
         self.store = MemoryStore(partitions=1)
         self.log = self._open()
         self.effects = Effects()
@@ -150,6 +153,10 @@ class World:
         self.landed = 0
         self._runs = 0
         self._owners = 0
+
+    def _on_escaped(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if isinstance(error := context.get("exception"), BaseException):
+            self.escaped.append(error)
 
     # --- time and log ---
 
@@ -161,7 +168,7 @@ class World:
 
     # --- executors ---
 
-    def start_executor(self) -> Executor:
+    def start_executor(self, *, refresh: Callable[[], None] = lambda: None) -> Executor:
         self._owners += 1
 
         async def blocking(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -173,7 +180,7 @@ class World:
         self.executor = Executor(
             log=self.log,
             catalog=self.catalog,
-            refresh_definitions=lambda: None,
+            refresh_definitions=refresh,
             handlers={
                 **inline_handlers(),
                 "code": ScriptedHandler(self.effects, self.script, self.delay_s),
@@ -303,6 +310,7 @@ class World:
         self.crash()
         self.loop.settle()
         self.loop.close()
+        assert not self.escaped, self.escaped
 
 
 def _is_end(recorded: Recorded) -> bool:
