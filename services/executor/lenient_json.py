@@ -28,6 +28,9 @@ _WORDS: Final[dict[str, JsonValue]] = {
     "None": None,
 }
 _DEEPEST: Final = 100
+_MOST_STARTS: Final = 50
+_MOST_SEARCHED: Final = 200_000
+"""Brackets to try, and characters to look at, when searching prose for an object: it must not take seconds."""
 
 
 def parse_leniently(text: str) -> JsonValue:
@@ -40,6 +43,30 @@ def parse_leniently(text: str) -> JsonValue:
     if not isinstance(value, (dict, list)):
         raise ValueError(f"expected JSON, got text that starts with {text.strip()[:40]!r}")
     return value
+
+
+def first_object(text: str) -> dict[str, JsonValue] | None:
+    """The first JSON object with anything in it, wherever in the text it stands; None when there is none."""
+    if len(text) > _MOST_SEARCHED:
+        try:
+            whole = _strictly(text)
+        except (ValueError, RecursionError):
+            whole = None
+        if isinstance(whole, dict):
+            return whole or None
+    text = text[:_MOST_SEARCHED]
+    at = text.find("{")
+    for _ in range(_MOST_STARTS):
+        if at < 0:
+            break
+        try:
+            value = parse_leniently(text[at:])
+        except ValueError:
+            value = None
+        if isinstance(value, dict) and value:
+            return value
+        at = text.find("{", at + 1)
+    return None
 
 
 def _strictly(text: str) -> JsonValue:

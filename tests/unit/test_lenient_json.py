@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from services.executor.lenient_json import parse_leniently
+from services.executor.lenient_json import first_object, parse_leniently
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,18 @@ def test_what_cannot_be_guessed_is_an_error(text: str) -> None:
 
 def test_a_word_that_is_no_number_in_json_stays_a_word() -> None:
     assert parse_leniently('{"a": NaN, "b": -Infinity}') == {"a": "NaN", "b": "-Infinity"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('see [1]: {"a": 1} and {"b": 2}', {"a": 1}),
+        ("{} {'a': 1}", {"a": 1}),
+        ("no braces", None),
+        ("[1, 2]", None),
+        ("{" * 100_000, None),
+        ('{"a": "' + "x" * 300_000 + '"}', {"a": "x" * 300_000}),
+    ],
+)
+def test_the_first_object_of_a_text_is_found_in_bounded_time(text: str, expected: object) -> None:
+    assert first_object(text) == expected

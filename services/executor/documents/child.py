@@ -1,4 +1,7 @@
-"""The process that parses one document: limits itself, reads standard input, writes one JSON object, ends.
+"""The process that parses one document: limits itself, reads standard input, writes an answer, ends.
+
+The answer is a line `text` or `error`, and behind it the text or the reason in UTF-8: large JSON would stop the loop
+of the executor while it is parsed.
 
 What it is given up to: no time and memory beyond the limits, no file to write, no environment, and where the kernel
 knows how, no network and no other program. It may still read files; what it says goes to the executor only.
@@ -7,7 +10,6 @@ knows how, no network and no other program. It may still read files; what it say
 import contextlib
 import ctypes
 import importlib
-import json
 import os
 import resource
 import sys
@@ -41,8 +43,8 @@ def main(kind: str, memory_bytes: int, cpu_s: int, sandbox: str) -> None:
     _limit(memory_bytes, cpu_s)
     content = sys.stdin.buffer.read()
     close_off(sandbox)
-    answer = json.dumps(answered(kind, content), ensure_ascii=True).encode()
-    sys.stdout.buffer.write(answer)
+    for word, said in answered(kind, content).items():
+        sys.stdout.buffer.write(f"{word}\n{said}".encode("utf-8", "replace"))
     sys.stdout.buffer.flush()
     os._exit(0)  # tearing down a large tree takes longer than reading it did
 

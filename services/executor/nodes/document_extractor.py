@@ -5,8 +5,10 @@ own (services/executor/documents). One file that cannot be read fails the node: 
 would be believed.
 """
 
+import asyncio
 import base64
 import binascii
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Final
@@ -28,6 +30,9 @@ from services.executor.nodes.port import Attempt, Handler
 
 MAX_FILE_BYTES: Final = 15 * 1024 * 1024
 MAX_FILES: Final = 100
+MAX_HELD: Final = 32
+"""Files in memory at once, of all runs."""
+FETCH_S: Final = 300.0
 MAX_TEXT_CHARS: Final = 16_000_000
 """Of all files of a node together."""
 _TIMEOUT: Final = {"connect": 10.0, "read": 300.0, "write": 60.0, "pool": None}
@@ -42,13 +47,15 @@ class _Refused(Exception):
 
 class DocumentExtractorHandler(Handler):
     effect = True
-    slot = "process"
+    slot = "wait"  # most of it is waiting for servers, which must not keep code nodes from running
 
     def __init__(self, http: GuardedHttp, files: FileStore | None = None, read: Read = read_document) -> None:
         """`read`: text of content, extension and media type."""
         self._http = http
         self._files = files
         self._read = read
+        self._held = asyncio.Semaphore(MAX_HELD)
+        self._reading = asyncio.Semaphore(max(2, os.cpu_count() or 1))
 
     async def run(self, attempt: Attempt) -> Outcome:
         config: DocumentExtractorConfig = attempt.node.config
@@ -75,11 +82,13 @@ class DocumentExtractorHandler(Handler):
 
     async def _text(self, document: File) -> str:
         label = f"file {document.get('filename') or document.get('related_id') or 'without a name'}"
-        content, media_type = await self._content(document, label)
-        try:
-            return await self._read(content, _extension(document), str(document.get("mime_type") or media_type))
-        except (Unreadable, UnsupportedKind) as error:
-            raise _Refused(f"{label}: {error}") from error
+        async with self._held:
+            content, media_type = await self._content(document, label)
+            try:
+                async with self._reading:
+                    return await self._read(content, _extension(document), str(document.get("mime_type") or media_type))
+            except (Unreadable, UnsupportedKind) as error:
+                raise _Refused(f"{label}: {error}") from error
 
     async def _content(self, document: File, label: str) -> tuple[bytes, str]:
         """The bytes of a file, and what its server says that they are."""
@@ -103,7 +112,7 @@ class DocumentExtractorHandler(Handler):
         content = bytearray()
         try:
             request = httpx.Request("GET", url, headers=headers, extensions={"timeout": _TIMEOUT})
-            async with self._http.open(request) as response:
+            async with asyncio.timeout(FETCH_S), self._http.open(request) as response:
                 if not response.is_success:
                     raise _Refused(f"{label}: its server answered with status {response.status_code}")
                 async with aclosing(decoded(response)) as pieces:
@@ -112,6 +121,8 @@ class DocumentExtractorHandler(Handler):
                         if len(content) > MAX_FILE_BYTES:
                             raise _Refused(f"{label}: it is larger than {MAX_FILE_BYTES // 1024 // 1024} MB")
                 return bytes(content), response.headers.get("content-type", "")
+        except TimeoutError:
+            raise _Refused(f"{label}: it did not arrive within {FETCH_S:g} s") from None
         except httpx.InvalidURL:
             raise _Refused(f"{label}: its URL cannot be used") from None
         except httpx.HTTPError as error:

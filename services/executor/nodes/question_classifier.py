@@ -15,7 +15,7 @@ from libs.workflow.configs.models import QuestionClassifierConfig
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import as_text
 from services.executor.files import FileStore
-from services.executor.lenient_json import parse_leniently
+from services.executor.lenient_json import first_object, parse_leniently
 from services.executor.models import ModelError, ModelRequest, Models
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.model_answer import ModelAnswer, serialised
@@ -90,10 +90,15 @@ def choice(answer: str, classes: Mapping[str, str]) -> str:
     if "{" not in answer and "[" not in answer:
         text = f"the model's answer has no JSON in it; it begins {answer.strip()[:80]!r}"
         raise _NoChoice("ValueError", text)
+    value: JsonValue
     try:
         value = parse_leniently(answer)
     except ValueError as error:
-        raise _NoChoice("OutputParserError", f"the model's answer is not JSON ({error})") from error
+        value = first_object(answer)
+        if value is None:
+            raise _NoChoice("OutputParserError", f"the model's answer is not JSON ({error})") from error
+    if isinstance(value, list) and not any(isinstance(each, dict) for each in value):
+        value = first_object(answer)  # a bracket of prose, such as a footnote's
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     complete = isinstance(value, dict) and "category_id" in value and "category_name" in value

@@ -58,6 +58,7 @@ def test_a_class_without_a_label_is_called_by_its_number() -> None:
         (f"<think>is it {BILLING}?</think>{TECHNICAL}", "2"),
         (f"Sure!\n```json\n{TECHNICAL}\n```", "2"),
         (f"[{TECHNICAL}]", "2"),
+        (f"By the rules [1, 2] it is {TECHNICAL}.", "2"),
         ('{"category_id": 2, "category_name": "Technical"}', "2"),
         ("{'category_id': '2', 'category_name': 'Technical',}", "2"),
         ('{"category_id": "2"}', "1"),
