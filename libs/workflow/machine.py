@@ -585,16 +585,12 @@ def _on_skipped(state: RunState, event: NodeSkipped) -> None:
 
 
 def _on_failed(state: RunState, event: NodeFailed) -> None:
-    """Nothing more starts in this frame. The main graph's failure is the run's; a round's is its container's affair."""
+    """The main graph's failure is the run's. A round's is its container's affair: what can still run in it does."""
     frame = state.frames[event.path]
-    if event.path == ROOT:
-        if state.error is None:
-            state.error, state.failed_node = event.error, event.node_id
-    else:
+    if event.path != ROOT:
         frame.error = frame.error or event.error
-        for key in [key for key in state.ready if key.path == event.path]:
-            del state.ready[key]
-            frame.open -= 1
+    elif state.error is None:
+        state.error, state.failed_node = event.error, event.node_id
     _close_one(state, frame)
 
 

@@ -7,7 +7,7 @@ from pydantic import JsonValue
 from libs.events.model import NodeFailed, NodeSucceeded, RoundStarted
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from libs.workflow.state import Key, dump_state, load_state, rounds_of
-from tests.documents import code, document, edges, end, node, start
+from tests.documents import code, document, edges, end, if_else, node, start
 from tests.driver import Answer, Driver
 
 
@@ -136,6 +136,31 @@ def test_an_item_with_branches_waits_for_all_of_them() -> None:
     driver = _run(text, ["a"], _doubled, lambda keys: keys[0])
     names = driver.names()
     assert names.index("RoundFinished(each)") > names.index("NodeSucceeded(other)")
+
+
+def test_branches_of_an_item_run_to_their_ends_although_another_one_failed() -> None:
+    # The branch node fails at once, while the others are only ready: whether they run must not depend on that.
+    body = [
+        if_else("choice", "nobody.value", "is", "yes"),
+        code("work", iteration_id="each"),
+        code("after", iteration_id="each"),
+    ]
+    body[0]["data"]["iteration_id"] = "each"
+    text = _document(
+        body=body,
+        inner=("eachstart > choice", "eachstart > work > after"),
+        error_handle_mode="continue-on-error",
+    )
+    driver = _run(text, ["a"], _doubled)
+    assert [word for word in driver.names() if "(choice)" in word or "(work)" in word or "(after)" in word] == [
+        "NodeStarted(choice)",
+        "NodeFailed(choice)",
+        "NodeStarted(work)",
+        "NodeSucceeded(work)",
+        "NodeStarted(after)",
+        "NodeSucceeded(after)",
+    ]
+    assert driver.state.outputs == {"out": [None]}
 
 
 def test_finished_rounds_leave_nothing_but_their_results() -> None:
