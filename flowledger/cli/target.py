@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from libs.settings import Settings
 
+# httpx brings a command line of its own and, for it, rich and pygments: 60 ms of every verb. It does without them.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: "cannot be imported", as documented
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 ADDRESS_FILE = "server.json"
