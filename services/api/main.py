@@ -15,7 +15,6 @@ import uvicorn
 import uvloop
 
 from libs.events.blobs import LogBlobs
-from libs.events.kafka import KafkaLog
 from libs.events.log import LogError, Topic
 from libs.events.registry import RegistryTail
 from libs.serving import configure_logging, until_asked_to_stop
@@ -70,6 +69,8 @@ def main(host: str = "127.0.0.1", port: int = 5001) -> int:
 
 
 async def _serve(settings: Settings, kafka: str, database_url: str, listener: socket.socket, host: str) -> None:
+    from libs.events.kafka import KafkaLog  # here: the embedded mode uses this module and no Kafka client
+
     log = KafkaLog(kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
     engine = open_engine(database_url)
     registry: RegistryTail | None = None

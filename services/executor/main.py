@@ -10,7 +10,6 @@ import uvloop
 from prometheus_client import CollectorRegistry, generate_latest
 
 from libs.events.blobs import LogBlobs
-from libs.events.kafka import KafkaLog
 from libs.events.log import LogError
 from libs.events.registry import RegistryTail
 from libs.serving import HealthServer, configure_logging, until_asked_to_stop
@@ -51,6 +50,8 @@ def main(host: str = "127.0.0.1", port: int = 0) -> int:
 
 async def _serve(settings: Settings, host: str, port: int) -> None:
     assert settings.kafka is not None
+    from libs.events.kafka import KafkaLog  # here: the embedded mode uses this module and no Kafka client
+
     log = KafkaLog(settings.kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
     registry = await asyncio.to_thread(RegistryTail, log)
     catalog = Catalog(registry.document)
