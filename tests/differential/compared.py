@@ -9,7 +9,7 @@ Decided differences, and how they are taken out before comparing:
   values of a loop's body   The reference gives each round a copy of the values, so that nobody outside sees them. Ours
                             shares them, as its contract says (graph-semantics 4.4, point 3). No document made here
                             reads them from outside; test_reference.py shows the difference by hand.
-  wording                   A selector in an error is written as documents write it.
+  wording                   Ours writes selectors as documents do, and names what a loop misses.
   the last items of a       Where an iteration is terminated, how many of its items had begun depends on the order in
   terminated iteration      which they ended; then only the main graph's edges are compared.
 """
@@ -37,8 +37,12 @@ ABSENT = (
     f"no reference engine at {PYTHON}: make an environment with Python 3.12 or newer there, and install graphon==0.8.0"
 )
 
-_SELECTOR = re.compile(r"\['(\w+)', '(\w+)'\]")
-"""How the reference words a selector in its errors; ours writes it as documents do."""
+_WORDING = (
+    (re.compile(r"\['(\w+)', '(\w+)'\]"), r"\1.\2"),
+    (re.compile(r"Invalid value for loop variable text"), "the loop cannot open"),
+    (re.compile(r"loop variable 'text': variable [\w.]+ not found"), "the loop cannot open"),
+)
+"""Errors that say the same in other words."""
 
 Result = dict[str, Any]
 
@@ -76,10 +80,10 @@ class _Recording(Driver):
         self._remember(ROOT)
 
 
-def ours(case: Made) -> Result:
-    """The run in our machine; what runs in parallel completes in an order drawn from the seed."""
+def ours(case: Made, drawn: int = 0) -> Result:
+    """The run in our machine; `drawn` picks the order in which completes what runs in parallel."""
     driver = _Recording(case)
-    order = Random(f"order {case.seed}")
+    order = Random(f"order {case.seed} {drawn}")
     calls: Counter[tuple[str, tuple[int, ...]]] = Counter()
 
     def answer(key: Key, attempt: int) -> Outcome:
@@ -157,4 +161,8 @@ def _plain(outputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain_text(value: Any) -> Any:
-    return _SELECTOR.sub(r"\1.\2", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    for pattern, same in _WORDING:
+        value = pattern.sub(same, value)
+    return value

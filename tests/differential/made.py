@@ -148,6 +148,8 @@ class _Author:
                 continue
             few = 2 if self.random.random() < 0.1 else 1
             chosen = self.random.sample(scope.handles[source], min(few, len(scope.handles[source])))
+            if self.random.random() < 0.02:
+                chosen = ["success-branch"]  # old documents have it; no branch node ever selects it
             self.arrows += [f"{source}[{handle}] > {name}" for handle in chosen]
         scope.above[name] = set(sources).union(*(scope.above[source] for source in sources))
         scope.handles[name] = list(handles)
@@ -218,9 +220,13 @@ class _Author:
         ]
         handles = [str(each["case_id"]) for each in cases] + ["false"]
         made = node(name, "if-else", cases=cases)
-        if self.random.random() < 0.3:
+        chance = self.random.random()
+        if chance < 0.3:
             made["data"]["error_strategy"] = "fail-branch"
             handles.append("fail-branch")
+        elif chance < 0.4:
+            made["data"]["error_strategy"] = "default-value"
+            made["data"]["default_value"] = [{"key": "result", "type": "string", "value": "default"}]
         self._place(scope, name, "if", sources, made, tuple(handles))
 
     def _aggregator(self, scope: _Scope, name: str, sources: list[str]) -> None:
@@ -259,6 +265,11 @@ class _Author:
             lists = ["n0"]
             sources = sorted({*sources, "n0"})
         iterator = [self.random.choice(lists), "items"] if lists else ["nobody", "items"]
+        done = self._readable(scope, sources, "iteration")
+        if done and self.random.random() < 0.4:
+            iterator = [self.random.choice(done), "output"]
+        elif scope.kind == "iteration" and scope.container and self.random.random() < 0.2:
+            iterator = [scope.container, "item"]
         inner = _Scope(name, "iteration", (*scope.iterations, name), scope.loop, scope.depth + 1)
         made = node(
             name,
@@ -275,6 +286,7 @@ class _Author:
         results = [[each, "result"] for each in inner.handles if self.kinds[each] in ("code", "retry", "fail-branch")]
         results += [[each, "items"] for each in inner.handles if self.kinds[each] == "code"]
         results += [[each, "output"] for each in inner.handles if self.kinds[each] in ("iteration", "aggregator")]
+        results += [[each, "count"] for each in inner.handles if self.kinds[each] == "loop"]
         made["data"]["output_selector"] = self.random.choice(results or [[name, "item"]])
 
     def _loop(self, scope: _Scope, name: str, sources: list[str]) -> None:
@@ -295,10 +307,30 @@ class _Author:
             start_node_id=f"{name}start",
             loop_count=self.random.randint(1, 3),
             break_conditions=self.random.choice([[], conditions]),
-            logical_operator="and",
+            logical_operator=self.random.choice(["and", "or"]),
             loop_variables=[variable],
         )
+        read = self._readable(scope, sources, "code", "retry", "fail-branch", "default-value")
+        if read and self.random.random() < 0.3:
+            selector = [self.random.choice(read), "result"]
+            # First: after a loop that cannot open, the reference keeps the variables before the one that is missing.
+            made["data"]["loop_variables"].insert(
+                0, {"id": "w", "label": "text", "var_type": "string", "value_type": "variable", "value": selector}
+            )
         self._container(scope, inner, name, sources, made)
+        works = [each for each in inner.handles if self.kinds[each] in ("code", "retry", "fail-branch")]
+        if works and scope.loop is None and self.random.random() < 0.3:
+            # Missing before the first round, which is no mistake, and after a round that went another way, which is.
+            made["data"]["break_conditions"] = [
+                *made["data"]["break_conditions"],
+                {
+                    "id": "d",
+                    "variable_selector": [self.random.choice(works), "result"],
+                    "comparison_operator": "contains",
+                    "value": "#2",
+                    "varType": "string",
+                },
+            ]
 
     def _container(self, scope: _Scope, inner: _Scope, name: str, sources: list[str], made: dict[str, Any]) -> None:
         handles: tuple[str, ...] = ("source",)
