@@ -1,35 +1,60 @@
 """Request bodies: read within a limit, decoded, and checked field by field with the contract's codes."""
 
+import asyncio
 import hashlib
 import json
 import re
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import JsonValue
 from pydantic_core import from_json
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from services.api.errors import ApiError, bad_request, invalid_param
 from services.api.frames import Json
 
 MAX_KEY_LENGTH = 255
 
+DROP_BYTES = 64 * 1024 * 1024
+DROP_S = 2.0
+
 
 async def read_body(request: Request, limit_bytes: int, what: str = "the body") -> bytes:
-    """The body, called `what` in messages. Raises ApiError 413 as soon as it is too large, without keeping it."""
+    """The body, called `what` in messages. Raises ApiError 413 when it is too large, without keeping it."""
+    arriving = request.stream()
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
+        if "expect" not in request.headers:  # else the client waits to be asked for the body, and reads the answer
+            await _drop(arriving)
         raise _too_large(limit_bytes, what)
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
+    async for part in arriving:
         size += len(part)
         if size > limit_bytes:
+            parts.clear()
+            await _drop(arriving)
             raise _too_large(limit_bytes, what)
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _drop(arriving: AsyncIterator[bytes]) -> None:
+    """Take in what is left of a body, within bounds, and forget it.
+
+    A connection that is closed on bytes nobody read is reset, and the client never sees why it was refused.
+    """
+    dropped = 0
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(DROP_S):
+            async for part in arriving:
+                dropped += len(part)
+                if dropped > DROP_BYTES:
+                    return
 
 
 async def read_json(request: Request, limit_bytes: int, *, optional: bool = False) -> Json:
