@@ -82,7 +82,7 @@ def run(
             "query": query,
             "pins": _pins(there, pin, offline=offline),
         }
-        started = start(there, {key: value for key, value in body.items() if value is not None})
+        started = _start(there, {key: value for key, value in body.items() if value is not None}, types)
         if watching is False:
             return _detach(there, started, as_json=as_json)
         quiet = as_json or not (watching or sys.stdout.isatty())
@@ -90,6 +90,17 @@ def run(
             there, started.run_id, started, quiet=quiet, frames=as_json and bool(watching), as_json=as_json,
             timeout_s=timeout_s,
         )  # fmt: skip
+
+
+def _start(there: Server, body: dict[str, Any], types: Mapping[str, str]) -> Started:
+    """As `start`; wrong inputs are answered with those that the document declares."""
+    try:
+        return start(there, body)
+    except Problem as problem:
+        if problem.exit_code != USAGE or not types:
+            raise
+        declared = ", ".join(f"{name} ({kind})" for name, kind in types.items())
+        raise Problem(f"{problem.message}\nInputs: {declared}. Give them by -i NAME=VALUE", USAGE) from problem
 
 
 def _app_to_run(there: Server, target: str) -> tuple[str, Mapping[str, str]]:
@@ -235,15 +246,15 @@ def follow_to_end(
     if last is None or last.event == "error":
         message = last.data.get("message") if last else "the stream ended without a result"
         code = INVALID if last and last.data.get("code") == "definition_invalid" else RUN_FAILED
-        raise Problem(f"run {run_id}: {message}. See what happened: {own_name()} history {run_id}", code)
-    return _print_result(last, run_id, as_json=as_json, quiet=quiet)
+        raise Problem(f"run {run_id}: {message}. See what happened: {own_name()} history {run_id}{there.options}", code)
+    return _print_result(there, last, run_id, as_json=as_json, quiet=quiet)
 
 
 def _frames(there: Server, run_id: str, started: Started | None, timeout_s: float | None) -> Any:
     return follow(there, run_id, started.response if started else None, timeout_s)
 
 
-def _print_result(last: Frame, run_id: str, *, as_json: bool, quiet: bool) -> int:
+def _print_result(there: Server, last: Frame, run_id: str, *, as_json: bool, quiet: bool) -> int:
     end = last.data.get("data") or {}
     if as_json:
         result = {"workflow_run_id": run_id, "task_id": last.data.get("task_id")}
@@ -254,16 +265,16 @@ def _print_result(last: Frame, run_id: str, *, as_json: bool, quiet: bool) -> in
     code = BY_STATUS.get(status, RUN_FAILED)
     if code and not as_json:
         why = f": {end['error']}" if end.get("error") else ""
-        talk(f"run {run_id} {status}{why}. See what happened: {own_name()} history {run_id}")
+        talk(f"run {run_id} {status}{why}. See what happened: {own_name()} history {run_id}{there.options}")
     elif not quiet:
-        talk(f"See all of it: {own_name()} show {run_id}")
+        talk(f"See all of it: {own_name()} show {run_id}{there.options}")
     return code
 
 
 def _return_to(there: Server, run_id: str) -> str:
     if there.embedded:
-        return f"run {run_id} rests until its folder is opened again. Go on: {own_name()} watch {run_id}"
-    return f"run {run_id} goes on. Return to it: {own_name()} watch {run_id}"
+        return f"run {run_id} rests until its folder is opened again. Go on: {own_name()} watch {run_id}{there.options}"
+    return f"run {run_id} goes on. Return to it: {own_name()} watch {run_id}{there.options}"
 
 
 @click.command()
@@ -304,7 +315,7 @@ def stop(run: str, as_json: bool, url: str | None, data: Path | None) -> None:
     if as_json:
         output.data({"id": run_id} | answer)
     else:
-        talk(f"run {run_id}: stop requested. See it end: flowledger watch {run_id}")
+        talk(f"run {run_id}: stop requested. See it end: {own_name()} watch {run_id}{there.options}")
 
 
 COMMANDS: dict[str, click.Command] = {"run": run, "watch": watch, "stop": stop}

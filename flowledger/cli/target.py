@@ -76,10 +76,15 @@ class Server:
         *,
         embedded: bool = False,
         name: str | None = None,
+        options: str = "",
         again: Callable[["Server"], None] | None = None,
     ) -> None:
-        """`name`: what people know it by; `again`: finds the server anew after its connection was lost."""
+        """`name`: what people know it by; `options`: what a command to copy needs to find it.
+
+        `again` finds the server anew after its connection was lost.
+        """
         self.name = name or url
+        self.options = options
         self._again = again
         self.point_at(url, token, embedded=embedded)
 
@@ -145,6 +150,8 @@ class Server:
         too_large = response.status_code == 413 and response.url.path.endswith("/import")
         if problems or too_large or code == "definition_invalid":
             raise Problem("\n".join([message, *map(_problem_line, problems)]), INVALID)
+        if response.status_code in (400, 422) and code:
+            raise Problem(f"{message} ({code})", USAGE)
         exit_code = UNREACHABLE if response.status_code in (502, 503, 504) else USAGE
         raise Problem(f"{self.name} answered {response.status_code} {code}: {message}", exit_code)
 
@@ -159,15 +166,16 @@ class Server:
 def server(url: str | None, data: Path | None, *, executor: bool = True, offline: bool = False) -> Iterator[Server]:
     """The server to talk to; see the module docstring. `executor` False: embedded without running anything."""
     given = settings(data)
+    options = f" --url {url}" if url else f" --data {data}" if data else ""
     url = url or given.url
     with ExitStack() as closing:
         if url:
-            found = Server(url, _token(given))
+            found = Server(url, _token(given), options=options)
         else:
             folder = _Folder(given, closing, executor=executor, offline=offline)
             where, token, embedded = folder.find()
             name = f"data folder {given.data}"
-            found = Server(where, token, embedded=embedded, name=name, again=folder.find_again)
+            found = Server(where, token, embedded=embedded, name=name, options=options, again=folder.find_again)
         closing.callback(found.close)
         yield found
 

@@ -45,6 +45,26 @@ def test_an_input_can_come_from_a_file_and_wins_over_the_inputs_file(tmp_path: P
     assert read == {"report": "12\n", "limit": 5}
 
 
+def test_files_are_given_by_url_and_a_list_input_gets_a_list() -> None:
+    urls = ["scan=https://x.org/a.PDF?v=1", "pictures=https://x.org/b.png", "pictures=http://x.org/c"]
+    read = read_inputs([], None, {"scan": "file", "pictures": "file-list"}, urls)
+    by_url = {"transfer_method": "remote_url"}
+    assert read == {
+        "scan": by_url | {"type": "document", "url": "https://x.org/a.PDF?v=1"},
+        "pictures": [
+            by_url | {"type": "image", "url": "https://x.org/b.png"},
+            by_url | {"type": "custom", "url": "http://x.org/c"},
+        ],
+    }
+
+
+@pytest.mark.parametrize("pair", ["scan", "scan=./local.pdf", "=https://x.org/a.pdf"])
+def test_a_file_that_is_no_url_is_wrong_usage(pair: str) -> None:
+    with pytest.raises(Problem, match="K=URL") as raised:
+        read_inputs([], None, {"scan": "file"}, [pair])
+    assert raised.value.exit_code == USAGE
+
+
 @pytest.mark.parametrize("pair", ["name", "=x", "name=@/nowhere/at/all"])
 def test_an_input_that_cannot_be_read_is_wrong_usage(pair: str) -> None:
     with pytest.raises(Problem) as raised:
