@@ -4,11 +4,14 @@ Decided differences, and how they are taken out before comparing:
 
   a retry that succeeds     The reference ends the run partially succeeded, because it counts every failed attempt.
                             Ours counts what ended with an exception, so such a run is succeeded.
-  siblings of a failure     The reference lets them go on unseen; ours stops them. What ran besides is chance in the
-                            one and nothing in the other, so of a failed run only the status and the error count.
+  siblings of a failure     The reference lets them go on unseen; ours stops them. What ran besides, and which of two
+                            failures came first, is chance: of a failed run only the status is compared.
   values of a loop's body   The reference gives each round a copy of the values, so that nobody outside sees them. Ours
                             shares them, as its contract says (graph-semantics 4.4, point 3). No document made here
                             reads them from outside; test_reference.py shows the difference by hand.
+  a default value of a      It leaves a branch node without a selection. The reference fails the run for it, also from
+  branch node               inside a container; ours fails the node, and a container decides what that means. Not made
+                            inside containers.
   wording                   Ours writes selectors as documents do, and names what a loop misses.
   the last items of a       Where an iteration is terminated, how many of its items had begun depends on the order in
   terminated iteration      which they ended; then only the main graph's edges are compared.
@@ -39,6 +42,8 @@ ABSENT = (
 
 _WORDING = (
     (re.compile(r"\['(\w+)', '(\w+)'\]"), r"\1.\2"),
+    (re.compile(r"invalid iterator value: .*?, please provide a list\."), "the iteration has no list"),
+    (re.compile(r"iterator variable [\w.]+ must be a list, it is an? [\w\[\]]+"), "the iteration has no list"),
     (re.compile(r"Invalid value for loop variable text"), "the loop cannot open"),
     (re.compile(r"loop variable 'text': variable [\w.]+ not found"), "the loop cannot open"),
 )

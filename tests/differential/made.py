@@ -224,7 +224,8 @@ class _Author:
         if chance < 0.3:
             made["data"]["error_strategy"] = "fail-branch"
             handles.append("fail-branch")
-        elif chance < 0.4:
+        elif chance < 0.4 and scope.container is None:
+            # In a body it fails the reference's whole run, past the container; see compared.py.
             made["data"]["error_strategy"] = "default-value"
             made["data"]["default_value"] = [{"key": "result", "type": "string", "value": "default"}]
         self._place(scope, name, "if", sources, made, tuple(handles))
