@@ -108,7 +108,8 @@ def _check_port(host: str, port: int) -> None:
             if error.errno != errno.EADDRINUSE:
                 raise Problem(f"cannot listen on {host}:{port}: {error.strerror}", USAGE) from error
             who = _listener(port) or "another process"
-            raise Problem(f"port {port} is in use by {who}. Take another: --port {port + 1}", USAGE) from error
+            another = f"Take another: --port {port + 1} (make: PORT={port + 1})"
+            raise Problem(f"port {port} is in use by {who}. {another}", USAGE) from error
 
 
 def _listener(port: int) -> str | None:
