@@ -22,7 +22,7 @@ $(BIN)/python:
 
 $(RUNTIME): pyproject.toml | $(BIN)/python
 	@echo "installing (once)" >&2
-	@$(PIP) install -e .
+	@$(PIP) install --no-compile -e .
 	@touch $@
 
 $(TESTING): pyproject.toml | $(BIN)/python
