@@ -12,11 +12,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from libs.events.codec import Recorded, decode_event, encode_command, stamp_of
+from libs.events.codec import Recorded, decode_event, encode_command, run_of, stamp_of, type_of
 from libs.events.commands import Caller, StartRun, StopRun
 from libs.events.ids import new_run_id
-from libs.events.log import Topic
+from libs.events.log import Record, Topic
 from libs.events.memory import MemoryLog, MemoryStore
+from libs.events.model import RUN_END_TYPES
 from libs.events.validity import Validity
 from libs.workflow.catalog import Catalog
 from libs.workflow.definition import compile_document
@@ -172,6 +173,9 @@ class World:
         self._owners += 1
 
         async def blocking(function: Callable[..., Any], *arguments: Any) -> Any:
+            if getattr(function, "__name__", "") == "close":
+                self.log.land()  # closing waits for what is outstanding
+                self.log.deliver()
             result = function(*arguments)
             if self.blocking_s:
                 await asyncio.sleep(self.blocking_s)
@@ -245,8 +249,8 @@ class World:
         return not self._unfinished() and not self.log.waiting()
 
     def _unfinished(self) -> bool:
-        ended = {r.run_id for r in self.events() if type(r.event).__name__.startswith("Run") and _is_end(r)}
-        return len(ended) < self._runs
+        records = self._valid_records()
+        return len({run_of(record) for record in records if type_of(record) in RUN_END_TYPES}) < self._runs
 
     # --- commands and what became of them ---
 
@@ -287,15 +291,13 @@ class World:
 
     def events(self, run_id: str | None = None) -> list[Recorded]:
         """The valid events of the log, of one run or of all."""
-        validity, found = Validity(), []
+        return [decode_event(each) for each in self._valid_records() if run_id is None or run_of(each) == run_id]
+
+    def _valid_records(self) -> list[Record]:
+        validity = Validity()
         _, end = self.log.bounds(Topic.EVENTS, 0)
-        for records in self.log.read(Topic.EVENTS, 0, 0, end):
-            for record in records:
-                if validity.admit(stamp_of(record)):
-                    recorded = decode_event(record)
-                    if run_id is None or recorded.run_id == run_id:
-                        found.append(recorded)
-        return found
+        records = (record for batch in self.log.read(Topic.EVENTS, 0, 0, end) for record in batch)
+        return [record for record in records if validity.admit(stamp_of(record))]
 
     def fold(self, run_id: str) -> RunState:
         events = self.events(run_id)
@@ -311,7 +313,3 @@ class World:
         self.loop.settle()
         self.loop.close()
         assert not self.escaped, self.escaped
-
-
-def _is_end(recorded: Recorded) -> bool:
-    return type(recorded.event).__name__ in {"RunSucceeded", "RunPartiallySucceeded", "RunFailed", "RunStopped"}
