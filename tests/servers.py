@@ -495,7 +495,8 @@ def _accepts(url: str) -> bool:
 def fresh_database(url: str) -> Iterator[str]:
     """The URL of a new, empty database on the server of `url`; it is dropped at the end."""
     name = f"flowledger_test_{uuid.uuid4().hex[:12]}"
-    _execute(url, f"CREATE DATABASE {name}")
+    # A server that was made under the C locale would give it ASCII.
+    _execute(url, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
     try:
         base, question, options = url.partition("?")
         yield f"{base.rpartition('/')[0]}/{name}{question}{options}"
