@@ -372,11 +372,14 @@ def waiting(state: RunState) -> Iterator[Execution]:
         yield from (execution for execution in state.running() if execution.status == "retry")
 
 
-def next_timer_us(state: RunState) -> int | None:
-    """When the owner must look at the run again although nothing happens: a retry, or the time limit."""
+def next_timer_us(state: RunState, now_us: int = 0) -> int | None:
+    """When the owner must look at the run again although nothing happens: a retry, or the time limit.
+
+    Retries that were due by `now_us` have no instant any more: what they wait for is a slot.
+    """
     if state.status != RUNNING or state.ending:
         return None
-    instants = [execution.due_us for execution in waiting(state)]
+    instants = [execution.due_us for execution in waiting(state) if execution.due_us > now_us]
     if state.max_time_s > 0:
         instants.append(state.started_us + int(state.max_time_s * 1e6) + 1)
     return min(instants, default=None)

@@ -392,7 +392,7 @@ class PartitionOwner:
             if self.phase is not Phase.ACTIVE:
                 return
             if not self._start_due(run, state, now_us):
-                self._set_timer(run, state)
+                self._set_timer(run, state, now_us)
                 break
         else:
             self._queue(run)
@@ -577,8 +577,8 @@ class PartitionOwner:
             self._finish(run)
             self.wake()
 
-    def _set_timer(self, run: LiveRun, state: RunState) -> None:
-        instant_us = next_timer_us(state)
+    def _set_timer(self, run: LiveRun, state: RunState, now_us: int) -> None:
+        instant_us = next_timer_us(state, now_us)
         if run.timer is not None:
             if run.timer_us == instant_us:
                 return

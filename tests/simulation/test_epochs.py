@@ -412,3 +412,29 @@ def test_a_command_that_no_acceptance_could_repeat_is_refused() -> None:
     assert [each.code for each in rejected] == ["unreadable"]
     assert world.fold(run_id).status == "succeeded"
     world.close()
+
+
+def test_a_retry_that_is_due_and_finds_no_slot_sleeps_until_there_is_one() -> None:
+    retry = {"retry_enabled": True, "max_retries": 1, "retry_interval": 100}
+    text = document([start(), code("a", retry_config=retry), end(out="a.result")], edges("start > a > end"))
+
+    def script(attempt: Attempt) -> Outcome:
+        return Failed("no") if attempt.number == 1 else Succeeded(outputs={"result": "yes"})
+
+    world = World(slots=NARROW, script=script, delay_s=10)
+    digest = world.add("document", text)
+    runs = [world.submit(digest) for _ in range(3)]
+    world.start_executor()
+    turns = 0
+    turn = asyncio.SelectorEventLoop.call_later
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        nonlocal turns
+        turns += 1
+        return turn(world.loop, *arguments, **more)
+
+    world.loop.call_later = counted  # type: ignore[method-assign]  # counts timers
+    world.run()
+    assert _statuses(world, runs) == ["succeeded"] * 3
+    assert turns < 1_000
+    world.close()
