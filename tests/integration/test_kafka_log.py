@@ -78,8 +78,8 @@ def fact(epoch: int, n: int) -> Entry:
     return encode_event(event, partition=0, run_id="", seq=0, epoch=epoch, n=n, at_us=1, cause="owner")
 
 
-def everything(log: KafkaLog, topic: Topic = Topic.EVENTS) -> list[Record]:
-    return [record for batch in log.read(topic, 0, 0) for record in batch]
+def everything(log: KafkaLog, partition: int = 0, topic: Topic = Topic.EVENTS) -> list[Record]:
+    return [record for batch in log.read(topic, partition, 0) for record in batch]
 
 
 def stamps(records: list[Record]) -> list[tuple[int, int]]:
@@ -161,37 +161,49 @@ def test_a_broker_killed_in_a_burst_costs_nothing_that_was_acknowledged(
     assert len(admitted) == rule.n + 1, "readers see one gapless prefix, whatever the outage left behind"
 
 
+@pytest.mark.timeout(240)
 def test_a_hole_in_a_burst_ends_what_readers_see_of_the_epoch(
     private_kafka: servers.Kafka, private_prefix: str, log: KafkaLog
 ) -> None:
-    """Records behind a timed-out one land (m); readers admit only what stands before the hole."""
+    """Records behind a timed-out one land (m); readers admit only what stands before the hole.
+
+    Whether a freeze leaves a hole depends on how far the sockets had drained, so it is tried per partition; what
+    readers must make of the outcome holds in every try.
+    """
+    for partition in range(log.partitions):
+        there = _frozen_in_a_burst(private_kafka, private_prefix, log, partition)
+        if there[-1] == 20_010 and len(there) < 20_011:
+            return
+    pytest.fail("no freeze left a hole: the second burst landed and the first one did not all")
+
+
+def _frozen_in_a_burst(private_kafka: servers.Kafka, private_prefix: str, log: KafkaLog, partition: int) -> list[int]:
+    """The numbers of the first epoch's records that are in the log."""
     seen = Seen()
     appender = impatient(private_kafka, private_prefix, seen, timeout_s=5)
-    appender.append(0, [fact(1, 0)])
+    appender.append(partition, [fact(1, 0)])
     seen.wait(lambda: len(seen.acks) == 1, "the claim")
     private_kafka.suspend()
     # More than a frozen broker's connection takes: the first part is on its way, the rest waits here.
     bulk = [Entry(e.key, b"x" * 900, e.headers, e.epoch, e.n) for e in burst(1, 20_000)]
-    appender.append(0, bulk)
+    appender.append(partition, bulk)
     threading.Event().wait(4)  # the second burst must be younger than the first one's time-out
-    appender.append(0, burst(20_001, 10))
+    appender.append(partition, burst(20_001, 10))
     seen.wait(lambda: bool(seen.acks[1:]), "the first time-out")
     private_kafka.resume()
-    appender.append(0, [fact(2, 0)])
+    appender.append(partition, [fact(2, 0)])
     seen.wait(lambda: len(seen.acks) == 20_012, "an answer for every record")
     appender.close(5)
-    lost = {ack.n for ack in seen.acks if ack.error}
-    assert lost
-    found = [stamp for stamp in map(stamp_of, everything(log)) if stamp is not None]
+    assert {ack.n for ack in seen.acks if ack.error}
+    found = [stamp for stamp in map(stamp_of, everything(log, partition)) if stamp is not None]
     there = [stamp.n for stamp in found if stamp.epoch == 1]
     assert there == sorted(set(there)), "in order, nothing twice"
-    assert there[-1] == 20_010, "the second burst landed, and the first one did not all"
-    assert len(there) < 20_011
     rule = Validity()
     admitted = [stamp.n for stamp in found if rule.admit(stamp) and stamp.epoch == 1]
     assert admitted == list(range(len(admitted)))
     assert rule.epoch == 2
     assert rule.ignored == len(there) - len(admitted)
+    return there
 
 
 @pytest.mark.timeout(180)
