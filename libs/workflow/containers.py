@@ -66,13 +66,23 @@ _PARSED_ARRAYS = frozenset({"array[string]", "array[number]", "array[object]"})
 def _constant(value: JsonValue, declared: str) -> JsonValue:
     """A literal as its declared type. Raises ValueError or TypeMismatch when it cannot be one."""
     if declared in _PARSED_ARRAYS:
-        value = json.loads(value) if isinstance(value, str) and value else []
+        value = _parsed(value) if isinstance(value, str) and value else []
     try:
         return typed(value, declared).value
     except TypeMismatch:
         if not isinstance(value, str):
             raise
-    return typed(json.loads(value), declared).value
+    return typed(_parsed(value), declared).value
+
+
+def _parsed(text: str) -> JsonValue:
+    """JSON as the log gives it back: Python's NaN and Infinity are none. Raises ValueError."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    value: JsonValue = json.loads(text, parse_constant=refuse)
+    return value
 
 
 # --- deciding --------------------------------------------------------------------------------------------------------

@@ -240,3 +240,21 @@ def test_a_missing_variable_in_a_break_condition_fails_the_loop_after_the_first_
     driver = Driver(_loop([_adds()], "roundstart > add", break_conditions=[condition]))
     assert driver.run().status == "failed"
     assert len([event for event in driver.events if isinstance(event, RoundStarted)]) == 1
+
+
+def test_a_loop_variable_that_the_log_could_not_give_back_fails_the_loop() -> None:
+    """Python reads NaN as a number; the log holds null for it, and a fold of the log would go another way."""
+    variable = {"id": "v", "label": "count", "var_type": "number", "value_type": "constant", "value": "NaN"}
+    loop = node(
+        "again",
+        "loop",
+        start_node_id="againstart",
+        loop_count=1,
+        break_conditions=[],
+        logical_operator="and",
+        loop_variables=[variable],
+    )
+    nodes = [start(), loop, node("againstart", "loop-start", loop_id="again"), code("work", loop_id="again"), end()]
+    state = Driver(document(nodes, edges("start > again > end", "againstart > work"))).run()
+    assert state.status == "failed"
+    assert "NaN is no JSON" in (state.error or "")
