@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from libs.events.model import NodeFailed, NodeSucceeded, RoundStarted
+from libs.events.model import NodeFailed, NodeSucceeded, RoundStarted, VariableUpdate
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from libs.workflow.state import Key, dump_state, load_state, rounds_of
 from tests.documents import code, document, edges, end, if_else, node, start
@@ -258,3 +258,25 @@ def test_a_loop_variable_that_the_log_could_not_give_back_fails_the_loop() -> No
     state = Driver(document(nodes, edges("start > again > end", "againstart > work"))).run()
     assert state.status == "failed"
     assert "NaN is no JSON" in (state.error or "")
+
+
+def test_a_round_keeps_its_writes_to_itself_save_for_the_conversation() -> None:
+    driver = _run(_document(is_parallel=True), ["x", "y"], _doubled)
+    again = Driver(_document(is_parallel=True))
+    again.state.pool.set("start", "items", ["x", "y"])
+    again.state.pool.set("conversation", "seen", 0)
+    again.begin()
+    again.start_due()
+    written = tuple(
+        VariableUpdate(selector=selector, value=1, value_type="integer")
+        for selector in (("conversation", "seen"), ("start", "items"))
+    )
+    for key in [each.key for each in again.state.running() if each.node_id == "work"]:
+        again.complete(key, Succeeded(outputs={"result": 1}, updates=written))
+    again.start_due()
+    assert again.state.status == driver.state.status == "succeeded"
+    seen, items = again.state.pool.get(("conversation", "seen")), again.state.pool.get(("start", "items"))
+    assert seen is not None
+    assert seen.value == 1
+    assert items is not None
+    assert items.value == ["x", "y"]
