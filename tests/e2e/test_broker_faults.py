@@ -187,7 +187,9 @@ class Vandal:
                     self.commands += 1
                 for headers in FOREIGN:
                     for body in (None, b"\x00garbage", b"{}"):
-                        self._producer.produce(f"{self._prefix}.events", body, partition=partition, headers=headers)
+                        self._producer.produce(
+                            f"{self._prefix}.events", body, partition=partition, headers=list(headers.items())
+                        )
                         self.events += 1
             self._producer.poll(0)
 

@@ -63,7 +63,7 @@ class Witness:
                 """Whether the caller closed its side (a killed process does, at once)."""
                 self.connection.setblocking(False)
                 try:
-                    return self.connection.recv(1) == b""
+                    return bool(self.connection.recv(1) == b"")
                 except BlockingIOError:
                     return False
                 except ConnectionError:
