@@ -6,6 +6,7 @@ Every node has an outcome at once, so what is measured is the machine and nothin
 import json
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 from benchmarks.machine import machine
 from libs.events.commands import Caller
@@ -26,7 +27,7 @@ def document(nodes: int, shape: str) -> str:
     rows = [{"id": "start", "data": {"type": "start", "variables": []}}, *body, {"id": "end", "data": ends}]
     path = ["start", *names, "end"]
     if shape == "chain":
-        pairs = list(zip(path, path[1:], strict=False))
+        pairs = list(pairwise(path))
     else:
         pairs = [("start", name) for name in names] + [(name, "end") for name in names]
     edges = [

@@ -96,7 +96,7 @@ async def steps(log: Log, folder: Path, runs: int, seconds: float) -> dict[str, 
     sequence = [0]
     until = time.perf_counter() + 3600
     await executor.start()
-    while sum(phase == "active" for phase in executor.owned.values()) < log.partitions:
+    while sum(phase == "active" for phase in executor.owned.values()) < log.partitions:  # noqa: ASYNC110  # not timed
         await asyncio.sleep(0.05)
     tail = log.tail(
         Topic.EVENTS,

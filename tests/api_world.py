@@ -371,4 +371,3 @@ class StuckLog:
             failed.set_exception(LogError("timed out"))
             return failed
         return self._log.send(topic, partition, entry, timeout_s)
-

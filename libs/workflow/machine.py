@@ -299,9 +299,7 @@ def _failure(
                 strategy=node.strategy,
                 handle=handle,
             )
-        failed = replace(
-            failed, error=f"{failed.error} (Branch node {node.id} completed without selecting a branch)"
-        )
+        failed = replace(failed, error=f"{failed.error} (Branch node {node.id} completed without selecting a branch)")
     return NodeFailed(
         node_id=node.id,
         path=execution.path,

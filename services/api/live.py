@@ -284,9 +284,7 @@ class LiveRun:
         if after.seq < self.ring.base.seq:
             return None
         frames = [
-            each
-            for each in self.ring.frames
-            if each.seq > after.seq or (each.kind == "text" and each.seq == after.seq)
+            each for each in self.ring.frames if each.seq > after.seq or (each.kind == "text" and each.seq == after.seq)
         ]
         replaced = [number for number, each in enumerate(frames) if each.kind == "replace"]
         if replaced:  # text before it does not matter any more

@@ -199,4 +199,3 @@ def last_event_id(request: Request) -> Cursor | None:
 def _require_workflow(app: AppCreated) -> None:
     if app.mode != "workflow":
         raise ApiError(400, "not_workflow_app", f"this app is a {app.mode} app, not a workflow")
-

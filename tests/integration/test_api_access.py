@@ -321,9 +321,7 @@ def test_versions_are_looked_up_as_the_contract_says(server: Server, key: str) -
 @pytest.mark.parametrize("last", ["x", "1.2.3", "-1"])
 def test_a_wrong_last_event_id_is_refused(server: Server, key: str, last: str) -> None:
     run_id = run(server, key).json()["workflow_run_id"]
-    answer = server.http.get(
-        f"/v1/workflow/{run_id}/events?user=u", headers=bearer(key) | {"Last-Event-ID": last}
-    )
+    answer = server.http.get(f"/v1/workflow/{run_id}/events?user=u", headers=bearer(key) | {"Last-Event-ID": last})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_param")
 
 

@@ -93,9 +93,7 @@ def test_a_failed_run_answers_200(server: Server, key: str, executor: ScriptedEx
     assert (answer.json()["data"]["status"], answer.json()["data"]["error"]) == ("failed", "boom")
 
 
-def test_headers_of_a_blocking_answer_leave_before_the_run_ends(
-    server: Server, executor: ScriptedExecutor
-) -> None:
+def test_headers_of_a_blocking_answer_leave_before_the_run_ends(server: Server, executor: ScriptedExecutor) -> None:
     executor.script = to_llm
     key = server.import_app(SPEAKING)["api_key"]
     body = {"inputs": {"q": "x"}, "user": "u", "response_mode": "blocking"}
@@ -137,8 +135,7 @@ def test_a_repeat_of_a_running_start_waits_for_the_same_end(server: Server, exec
     key = server.import_app(SPEAKING)["api_key"]
     answers: list[Any] = []
     threads = [
-        threading.Thread(target=lambda: answers.append(server.start(key, Idempotency_Key="k").json()))
-        for _ in range(2)
+        threading.Thread(target=lambda: answers.append(server.start(key, Idempotency_Key="k").json())) for _ in range(2)
     ]
     for thread in threads:
         thread.start()
@@ -280,9 +277,7 @@ def test_a_replica_that_cannot_catch_up_says_so(log: MemoryLog, server: Server, 
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_run_is_found_in_the_log_without_tables(
-    server: Server, key: str, log: MemoryLog, restarted: bool
-) -> None:
+def test_a_run_is_found_in_the_log_without_tables(server: Server, key: str, log: MemoryLog, restarted: bool) -> None:
     for _ in range(3):
         run_id = server.start(key).json()["workflow_run_id"]
     reader = Server(log) if restarted else server
@@ -312,8 +307,7 @@ def test_show_has_nodes_and_variables(server: Server, key: str) -> None:
 def test_state_at_a_sequence_is_the_fold_up_to_it(server: Server, key: str) -> None:
     run_id = server.start(key).json()["workflow_run_id"]
     states = [
-        server.http.get(f"/v1/runs/{run_id}/state", params={"at": at}, headers=bearer(key)).json()
-        for at in range(1, 8)
+        server.http.get(f"/v1/runs/{run_id}/state", params={"at": at}, headers=bearer(key)).json() for at in range(1, 8)
     ]
     assert [state["status"] for state in states] == ["pending", *["running"] * 5, "succeeded"]
     assert [len(state["nodes"]) for state in states] == [0, 0, 1, 1, 2, 2, 2]
@@ -500,4 +494,3 @@ def test_tables_and_log_give_the_same_detail(listing: Server, log: MemoryLog) ->
     finally:
         other.close()
     assert from_outline == from_tables == from_log
-

@@ -297,9 +297,7 @@ def test_large_values_come_back_whole_and_in_order(server: Server, key: str, exe
         frames = stream.rest()
     assert names(frames) == ["workflow_started", "text_chunk", "node_started", "node_finished", "workflow_finished"]
     assert frames[-1].data["data"]["outputs"] == {"answer": large}
-    detail = server.http.get(
-        f"/v1/workflows/run/{stream.run_id}", headers={"Authorization": f"Bearer {key}"}
-    ).json()
+    detail = server.http.get(f"/v1/workflows/run/{stream.run_id}", headers={"Authorization": f"Bearer {key}"}).json()
     assert detail["outputs"] == {"answer": large}
 
 

@@ -23,9 +23,7 @@ LOOP = document(
             loop_count=3,
             break_conditions=[],
             logical_operator="and",
-            loop_variables=[
-                {"id": "v", "label": "count", "var_type": "number", "value_type": "constant", "value": 1}
-            ],
+            loop_variables=[{"id": "v", "label": "count", "var_type": "number", "value_type": "constant", "value": 1}],
         ),
         node("againstart", "loop-start", loop_id="again"),
         code("a", loop_id="again"),

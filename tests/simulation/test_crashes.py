@@ -39,7 +39,9 @@ SCENARIOS = {
         None,
     ),
     "retries": (
-        document([start(), code("a", retry_config=RETRY), code("b"), end(out="b.result")], edges("start > a > b > end")),
+        document(
+            [start(), code("a", retry_config=RETRY), code("b"), end(out="b.result")], edges("start > a > b > end")
+        ),
         {},
         fails(1),
     ),
@@ -99,7 +101,9 @@ def test_a_run_ends_alike_wherever_its_executor_dies(name: str, after: bool) -> 
         reached = world.run(landings=crash_at + after)
         assert reached or world.landed == crash_at + after
         outcomes_before = {
-            event.event.node_id for event in world.events(run_id) if isinstance(event.event, NodeSucceeded | NodeExcepted)
+            event.event.node_id
+            for event in world.events(run_id)
+            if isinstance(event.event, NodeSucceeded | NodeExcepted)
         }
         started_before = len(world.effects.started)
         world.crash()
@@ -235,7 +239,7 @@ def test_a_stop_is_not_lost_when_the_executor_dies_at_any_append() -> None:
 
 
 def test_an_appended_record_that_is_reported_as_lost_is_not_written_again() -> None:
-    """The broker says "timed out" although the records are in the log: the epoch ends, the log is read, nothing doubles."""
+    """The broker says "timed out" although the records are in the log: nothing doubles."""
     for failing_at in range(1, 14):
         world = World()
         run_id = world.submit(world.add("document", chain(3)))

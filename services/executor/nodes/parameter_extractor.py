@@ -134,9 +134,7 @@ def schema_of(parameters: tuple[Parameter, ...]) -> dict[str, Any]:
 # --- reading the answer -----------------------------------------------------------------------------------------------
 
 
-def extracted(
-    parameters: tuple[Parameter, ...], found: Mapping[str, JsonValue] | None
-) -> tuple[Values, str | None]:
+def extracted(parameters: tuple[Parameter, ...], found: Mapping[str, JsonValue] | None) -> tuple[Values, str | None]:
     """A value of its type for every parameter, and what was wrong with the answer, or None."""
     if found is None:
         return {each.name: _default(each.type) for each in parameters}, "the model's answer has no JSON object in it"

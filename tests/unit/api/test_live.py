@@ -28,9 +28,7 @@ def definition() -> Definition:
 
 
 def record(event: Event, seq: int) -> Record:
-    entry = encode_event(
-        event, partition=0, run_id=RUN, seq=seq, epoch=1, n=seq, at_us=AT_US + seq, cause="derived"
-    )
+    entry = encode_event(event, partition=0, run_id=RUN, seq=seq, epoch=1, n=seq, at_us=AT_US + seq, cause="derived")
     return Record(Topic.EVENTS, 0, seq, 0, entry.key, entry.value, dict(entry.headers))
 
 

@@ -44,9 +44,7 @@ def test_the_newest_pointer_of_a_partition_counts(log: MemoryLog) -> None:
     assert start_positions(log) == {0: Position(9, 3, 7), 1: Position(0, 0, 0)}
 
 
-@pytest.mark.parametrize(
-    "changed", [{"topic_id": "another"}, {"offset": 21}, {"offset": None}, {"epoch": "x"}]
-)
+@pytest.mark.parametrize("changed", [{"topic_id": "another"}, {"offset": 21}, {"offset": None}, {"epoch": "x"}])
 def test_a_pointer_that_leads_nowhere_does_not_count(log: MemoryLog, changed: dict[str, Any]) -> None:
     point(log, b"0", pointer(log, 5) | changed)
     assert start_positions(log)[0] == Position(0, 0, 0)

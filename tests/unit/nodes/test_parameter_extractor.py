@@ -21,9 +21,7 @@ def parameter(name: str, kind: str = "string", **rest: Any) -> dict[str, Any]:
 CITY, COUNT = parameter("city", required=True), parameter("count", "number")
 
 
-def extract(
-    asked: Models, *parameters: dict[str, Any], values: dict[str, Any] | None = None, **data: Any
-) -> Outcome:
+def extract(asked: Models, *parameters: dict[str, Any], values: dict[str, Any] | None = None, **data: Any) -> Outcome:
     complete = {"model": MODEL, "query": ["s", "q"], "parameters": list(parameters or (CITY, COUNT)), **data}
     secrets = {"key": "sk-1234567890"}
     attempt = attempt_of("parameter-extractor", complete, values or {"s.q": "2 to Rome"}, secrets=secrets)
