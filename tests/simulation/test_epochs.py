@@ -379,7 +379,7 @@ def test_commands_behind_a_hole_in_their_topic_are_decided() -> None:
             return [record for record in records if begin <= record.offset < stop][:limit]
         return read(topic, partition, begin, stop, limit)
 
-    world.store.read = with_hole  # type: ignore[method-assign]  # as above
+    world.store.read = with_hole  # type: ignore[method-assign,assignment]  # as above
     world.start_executor()
     world.run()
     assert _statuses(world, [first, last]) == ["succeeded"] * 2
@@ -432,7 +432,7 @@ def test_a_retry_that_is_due_and_finds_no_slot_sleeps_until_there_is_one() -> No
         turns += 1
         return turn(world.loop, *arguments, **more)
 
-    world.loop.call_later = counted  # type: ignore[method-assign]  # counts timers
+    world.loop.call_later = counted  # type: ignore[method-assign,assignment]  # counts timers
     world.run()
     assert _statuses(world, runs) == ["succeeded"] * 3
     assert turns < 1_000
