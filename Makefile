@@ -30,7 +30,26 @@ $(TESTING): pyproject.toml | $(BIN)/python
 	@$(PIP) install -e '.[test,servers]'
 	@touch $@ $(RUNTIME)
 
-setup:  ## docker compose, until healthy
+setup: $(TESTING)  ## everything for development
+
+run: $(RUNTIME)  ## import and run the sample offline, keep serving; PORT= and DATA= override
+	@exec $(BIN)/flowledger dev examples/hello.yml --run --offline --port $(PORT) --data $(DATA)
+
+test: $(TESTING)  ## the suite, with a real broker and database where they can be had; ARGS= goes to pytest
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(TESTING)  ## style, types, import rules; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_layering.py
+
+# The ones that need no server; the others take `--kafka BOOTSTRAP` (python -m tests.servers kafka prints one).
+bench: $(TESTING)  ## one JSON line per question
+	@for name in engine journal_sqlite steps first_event projector sandbox; do \
+	  $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+up:  ## docker compose, until healthy
 	docker compose up --build --detach --wait
 
 down:
