@@ -3,7 +3,6 @@
 from typing import Any
 
 from libs.workflow.definition import Node, compile_document
-
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from tests.documents import document, edges, node, start
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from libs.workflow.definition import Node, compile_document
 from pydantic import JsonValue
 
+from libs.workflow.definition import Node, compile_document
 from libs.workflow.outcome import Outcome
 from libs.workflow.pool import Pool
 from services.executor.nodes.start import StartHandler
