@@ -236,6 +236,16 @@ def test_a_busy_loop_ends_with_its_time(loop: Loop) -> None:
     assert time.monotonic() - began_s < 2
 
 
+def test_the_clock_alone_ends_code_that_computes(loop: Loop) -> None:
+    code = "import resource\ndef main():\n    return {'cpu_s': resource.getrlimit(resource.RLIMIT_CPU)[0]}"
+    # More processor time than all processors give within the limit: whoever meets this bound is late by the clock.
+    allowed_s = loop.outcome(code, timeout_s=7).result["cpu_s"]
+    assert isinstance(allowed_s, int)
+    assert allowed_s > 7 * (os.cpu_count() or 1)
+    spent = "import os, signal\ndef main():\n    os.kill(os.getpid(), signal.SIGXCPU)"
+    assert loop.error(spent, timeout_s=7) == "The code did not finish within 7 s and was stopped"
+
+
 def test_ignored_signals_and_endless_handlers_do_not_delay_the_end(loop: Loop) -> None:
     code = """
         import signal, time
@@ -833,12 +843,69 @@ def test_javascript_runs_where_its_engine_is_installed(loop: Loop) -> None:
     assert outcome("const main = async ({a}) => ({a: await a})", a=1).result == {"a": 1}
     assert "must define a function main" in str(outcome("let x = 1").error)
     assert "main() must return an object, got array" in str(outcome("const main = () => [1]").error)
-    assert "TypeError" in str(outcome("function main() { return null.x }").error)
+    thrown = "TypeError: cannot read property 'x' of null\n    at main (<code>)"
+    assert outcome("function main() { return null.x }").error == thrown
     assert "<code>" in str(outcome("function main( {").error)
     assert "nothing settles" in str(outcome("const main = () => new Promise(() => {})").error)
     assert "did not finish" in str(outcome("const main = () => { while (true); }", 0.4).error)
     assert outcome("const main = () => { const a = []; while (true) a.push(new ArrayBuffer(1e6)) }").error
     assert outcome("const main = () => main()").error
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("new Worker('x')", "Worker"),
+        ("require('child_process').fork('x')", "require"),
+        ("process.exit(0)", "process"),
+        ("require('fs').readFileSync('/etc/passwd')", "require"),
+        ("std.open('/etc/passwd', 'r')", "std"),
+        ("os.remove('/etc/passwd')", "os"),
+        ("return {env: process.env}", "process"),
+        ("fetch('http://127.0.0.1:9/')", "fetch"),
+        ("new WebSocket('ws://127.0.0.1:9/')", "WebSocket"),
+        ("new XMLHttpRequest()", "XMLHttpRequest"),
+    ],
+)
+def test_javascript_has_no_way_outside(loop: Loop, code: str, words: str) -> None:
+    error = loop.run(loop.sandbox.run("javascript", f"function main() {{ {code} }}", {}, timeout_s=10)).error
+    assert error is not None
+    assert f"ReferenceError: '{words}' is not defined" in error
+
+
+def test_javascript_cannot_import_a_file(loop: Loop) -> None:
+    code = "async function main() { return {read: Object.keys(await import('/etc/passwd'))} }"
+    outcome = loop.run(loop.sandbox.run("javascript", code, {}, timeout_s=10))
+    assert outcome.error is not None
+    assert "root:" not in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("for (;;);", "did not finish within 1 s"),
+        ("new ArrayBuffer(10 * 2 ** 30)", "RangeError: invalid array buffer length"),
+        ("return {n: new Uint8Array(2 ** 31 - 1).length}", "more memory than it may use (512 MB)"),
+        ("let text = 'x'; while (true) text += text", "more memory than it may use (512 MB)"),
+        ("const a = []; while (true) a.push(new ArrayBuffer(1e6))", "more memory than it may use (512 MB)"),
+        ("return {text: 'x'.repeat(17e6)}", "larger than 16 MB"),
+        ("/(a+)+$/.test('a'.repeat(40) + 'b')", "did not finish within 1 s"),
+        ("let deep = []; for (let i = 0; i < 1e6; i++) deep = [deep]; return {deep}", "SIGSEGV"),
+        ("return main()", "InternalError: stack overflow"),
+        ("const x = {}; x.x = x; return x", "circular"),
+    ],
+)
+def test_javascript_that_asks_for_too_much_ends(loop: Loop, code: str, words: str) -> None:
+    timeout_s = 1 if "did not finish" in words else 30
+    outcome = loop.run(loop.sandbox.run("javascript", f"function main() {{ {code} }}", {}, timeout_s=timeout_s))
+    assert outcome.error is not None
+    assert words in outcome.error
+
+
+def test_a_hundred_megabytes_of_javascript_output_are_dropped(loop: Loop) -> None:
+    code = "function main() { for (let i = 0; i < 100; i++) console.log('x'.repeat(1e6)); return {done: true} }"
+    outcome = loop.run(loop.sandbox.run("javascript", code, {}, timeout_s=30))
+    assert (outcome.result, outcome.stdout) == ({"done": True}, "x" * (64 << 10))
 
 
 def test_javascript_without_its_engine_says_so(loop: Loop) -> None:

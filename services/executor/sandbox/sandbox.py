@@ -37,6 +37,9 @@ _MAX_SLOTS: Final = 40
 _SPARES: Final = 2
 """Processes made ready before they are needed: making one takes longer than most code runs."""
 _STATUS_S: Final = 2.0
+_PROCESSORS: Final = os.cpu_count() or 1
+"""An author's limit is time by the clock. Processor time is bounded by what all processors together can give in it: it
+ends code whose clock nobody looks at (an executor that hangs), and never code that still has time."""
 _INLINE_BYTES: Final = 256 << 10
 """Larger results are parsed in a thread: a loop that stands still for 100 ms is felt by every run."""
 
@@ -151,7 +154,7 @@ class Sandbox:
         self, request: Mapping[str, Any], timeout_s: float, subject: str = "The code"
     ) -> tuple[bytes, bytes, bytes]:
         """One request, one answer: its kind, body and captured output."""
-        data = json.dumps({**request, "cpu_s": math.ceil(timeout_s)}).encode()
+        data = json.dumps({**request, "cpu_s": math.ceil(timeout_s * _PROCESSORS) + 1}).encode()
         if len(data) > MAX_REQUEST_BYTES:
             raise SandboxError(f"The inputs are larger than {MAX_REQUEST_BYTES >> 20} MB ({len(data):,} bytes)")
         data = frames.frame(frames.REQUEST, data)
@@ -216,7 +219,7 @@ async def _exchange(child: Child, data: bytes, timeout_s: float, subject: str) -
         child.end()
         if not await _ended(child.exited):
             child.zygote.stop()  # it obeys no more: the next call starts another
-        raise SandboxError(f"{subject} did not finish within {timeout_s:g} s and was stopped") from None
+        raise SandboxError(_late(subject, timeout_s)) from None
     finally:
         child.end()
 
@@ -260,6 +263,10 @@ def _lengths(received: bytearray) -> tuple[int, int]:
     return output_size, body_size
 
 
+def _late(subject: str, timeout_s: float) -> str:
+    return f"{subject} did not finish within {timeout_s:g} s and was stopped"
+
+
 def _end_in_words(end: Exit, subject: str, timeout_s: float) -> str:
     if end.why == "folder":
         return (
@@ -272,7 +279,7 @@ def _end_in_words(end: Exit, subject: str, timeout_s: float) -> str:
         return f"{subject} ended its process (exit code {os.waitstatus_to_exitcode(end.status)}) without a result"
     number = os.WTERMSIG(end.status)
     if number == signal.SIGXCPU:
-        return f"{subject} used more than {math.ceil(timeout_s)} s of processor time and was stopped"
+        return _late(subject, timeout_s)  # so much processor time takes longer than the limit on any clock
     if number == signal.SIGKILL:
         return f"{subject} was killed: it used up memory or processor time, or ended itself"
     name = signal.Signals(number).name

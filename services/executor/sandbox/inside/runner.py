@@ -92,6 +92,8 @@ def _javascript(request: dict[str, Any]) -> tuple[bytes, bytes]:
         text = javascript.run(quickjs, request["code"], json.dumps(request["inputs"]))
     except javascript.JavaScriptError as error:
         raise _Answer(str(error)) from None
+    except javascript.OutOfMemory:
+        raise _Answer(f"The code needs more memory than it may use ({_memory_limit()})") from None
     return frames.RESULT, text.encode()
 
 
