@@ -1,0 +1,192 @@
+"""`Client`: asks and waits. Thread-safe; one client per process is enough."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from flowledger.client.answers import Event, HistoryEvent, Json, Result, RunInfo, RunState
+from flowledger.client.asking import Answer, Call, Lost, Rest, Servers, Steps, found_servers, found_token
+from flowledger.client.following import Following, Outcome
+from flowledger.client.http import Http
+from flowledger.client.steps import Asking
+
+_T = TypeVar("_T")
+
+
+class Client:
+    """A Flowledger deployment.
+
+    `url`: one base URL, or those of several replicas, asked in turn when one does not answer. Without one:
+    FLOWLEDGER_URL, else the server that has the data folder open, else http://127.0.0.1:5001. `token`: an app's key
+    (its runs only) or the admin token (all). Without one: FLOWLEDGER_ADMIN_TOKEN, else the data folder's.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str] | None = None,
+        token: str | None = None,
+        *,
+        user: str = "python",
+        data: str | Path = ".flowledger",
+    ) -> None:
+        """`user`: the caller's name for its user. `data`: the data folder to look into, when it has to be."""
+        folder = Path(data)
+        self._servers = Servers(found_servers(url, folder))
+        self.user = user
+        self._asking = Asking(self._servers, user)
+        self._http = Http(found_token(token, folder))
+        self._client = self._http.blocking()
+
+    def __repr__(self) -> str:
+        return f"Client({', '.join(self._servers.urls)})"
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def start(
+        self,
+        target: str | Path | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        query: str | None = None,
+        user: str | None = None,
+        pins: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> "Run":
+        """Start a run; returns when it is accepted.
+
+        `target`: a document's file (imported unless this very document is an app), an app's id or name; None: the
+        app of the key. `query`: the user's message, for chatflows. `pins`: pinned answers, with the admin token. The
+        same `idempotency_key` gives the same run for 24 hours; without one the request has a key of its own.
+
+        Raises Refused (wrong inputs, a document that cannot run, a key used for something else), Unreachable.
+        """
+        ids = self._do(self._asking.start(target, inputs or {}, query, user, pins, idempotency_key))
+        return Run(self, *ids, user=user)
+
+    def run(self, run_id: str, *, user: str | None = None) -> "Run":
+        """A run that exists already. `user`: the one it was started for, when the token is an app's key."""
+        return Run(self, run_id, "", user=user)
+
+    def runs(
+        self, *, status: str | None = None, app: str | None = None, since: str | None = None, limit: int = 20
+    ) -> list[RunInfo]:
+        """Runs, newest first. `app`: an id; `since`: an RFC 3339 instant."""
+        return self._do(self._asking.runs({"status": status, "app": app, "since": since}, limit))
+
+    def apps(self) -> list[Json]:
+        return self._do(self._asking.apps())
+
+    def import_document(self, document: str | bytes | Path, *, app: str | None = None) -> Json:
+        """Publish a document (its file or its text): as a new app, or as a new version of `app`. Raises Refused."""
+        return self._do(self._asking.import_document(document, app))
+
+    def history(self, run_id: str, first: int | None = None, last: int | None = None) -> list[HistoryEvent]:
+        """The run's facts from sequence `first` to `last`, read from the log."""
+        return self._do(self._asking.history(run_id, first, last))
+
+    def state(self, run_id: str, at: int | None = None) -> RunState:
+        """The run now, or as of sequence `at`."""
+        return self._do(self._asking.state(run_id, at))
+
+    def stop(self, run_id: str, reason: str | None = None) -> Json:
+        """Ask for the run to stop. A run that has ended stays as it is."""
+        return self._do(self._asking.stop(run_id, reason))
+
+    def events(
+        self, run_id: str, after: str = "0", *, user: str | None = None, timeout_s: float | None = None
+    ) -> Iterator[Event]:
+        """As `Run.events`."""
+        return self._events(Following(self._servers, run_id, user or self.user, after, timeout_s))
+
+    # --- asking ---
+
+    def _do(self, steps: Steps[_T]) -> _T:
+        answer: Answer | Lost | None = None
+        try:
+            while True:
+                step = steps.send(answer)
+                answer = None
+                if isinstance(step, Rest):
+                    time.sleep(step.seconds)
+                else:
+                    answer = self._ask(step)
+        except StopIteration as done:
+            result: _T = done.value
+            return result
+
+    def _ask(self, call: Call) -> Answer | Lost:
+        try:
+            with self._client.stream(**self._http.request(self._servers.url, call)) as response:
+                whole = not call.headers_only or response.status_code >= 400
+                return Answer(response.status_code, response.headers, response.read() if whole else b"")
+        except self._http.errors as error:
+            return self._http.lost(error)
+
+    def _events(self, following: Following) -> Iterator[Event]:
+        while True:
+            try:
+                request = self._http.request(self._servers.url, following.call(), following.silence_s)
+                with self._client.stream(**request) as response:
+                    if response.status_code == 200:
+                        for line in response.iter_lines():
+                            yield from following.feed(line)
+                            if following.over:
+                                return
+                    else:
+                        following.refused(Answer(response.status_code, response.headers, response.read()))
+            except self._http.errors as error:
+                following.lost(error)
+            time.sleep(following.wait_s())
+
+
+class Run:
+    """One run. Made by `Client.start` and `Client.run`."""
+
+    def __init__(self, client: Client, run_id: str, task_id: str, *, user: str | None = None) -> None:
+        self.id = run_id
+        self.task_id = task_id
+        self._client = client
+        self._user = user or client.user
+
+    def __repr__(self) -> str:
+        return f"Run({self.id})"
+
+    def events(self, after: str = "0", *, timeout_s: float | None = None) -> Iterator[Event]:
+        """Everything the run's stream says behind the event with the id `after`, until the run ends.
+
+        After a broken connection it goes on where it was, at any replica, without a gap or a repeat. Text that had
+        been shown and does not hold any more is replaced by an event `text_replace`. Raises StillRunning, Unreachable.
+        """
+        return self._client.events(self.id, after, user=self._user, timeout_s=timeout_s)
+
+    def result(self, timeout_s: float | None = None) -> Result:
+        """Wait for the end; a run that is paused is waited for, too.
+
+        Raises RunFailed (with `node_id`, `attempt`, `error`), RunStopped, StillRunning, Unreachable.
+        """
+        outcome = Outcome(self.id)
+        for event in self.events(timeout_s=timeout_s):
+            if (result := outcome.take(event)) is not None:
+                return result
+        raise AssertionError("events end with the run's end")
+
+    def history(self, first: int | None = None, last: int | None = None) -> list[HistoryEvent]:
+        """Its facts, read from the log."""
+        return self._client.history(self.id, first, last)
+
+    def state(self, at: int | None = None) -> RunState:
+        """Now, or as of sequence `at`."""
+        return self._client.state(self.id, at)
+
+    def stop(self, reason: str | None = None) -> Json:
+        """Ask for it to stop."""
+        return self._client.stop(self.id, reason)
