@@ -1,6 +1,7 @@
 """One rich example of every event, command and registry fact; what the golden records were made from."""
 
 from libs.events.commands import Caller, StartRun, StopRun
+from libs.events.drafts import DraftBackedUp, DraftSaved, DraftStored, DraftVariableChanged, ImportPending
 from libs.events.model import (
     CheckpointWritten,
     CommandRejected,
@@ -29,7 +30,18 @@ from libs.events.model import (
     StopRequested,
     VariableUpdate,
 )
-from libs.events.registry import AppCreated, DocumentStored, Fact, KeyCreated, KeyRevoked, VersionPublished
+from libs.events.registry import (
+    AppChanged,
+    AppCreated,
+    AppDeleted,
+    DocumentStored,
+    Fact,
+    KeyCreated,
+    KeyRevoked,
+    VersionDeleted,
+    VersionMarked,
+    VersionPublished,
+)
 
 RUN = "019a3d3e-4d80-7003-8000-00000000002a"
 APP = "5f0c1f2e-7f0b-4a52-9d5e-0d8a3f1f8b11"
@@ -133,4 +145,29 @@ FACTS: tuple[Fact, ...] = (
     VersionPublished(app_id=APP, workflow_id="w1", version="v1", digest="sha256:00", published_at_us=2),
     KeyCreated(key_id="k1", app_id=APP, hash="00" * 32, prefix="app-ab12", created_at_us=3),
     KeyRevoked(key_id="k1", app_id=APP, revoked_at_us=4),
+    AppChanged(
+        change_id="c1",
+        app_id=APP,
+        name="Größe",
+        description="d",
+        icon_type="emoji",
+        icon="🤖",
+        icon_background="#fff",
+        use_icon_as_answer_icon=True,
+        max_active_requests=3,
+        enable_api=False,
+        enable_site=True,
+        site_code="Ab12",
+        updated_at_us=5,
+    ),
+    AppDeleted(app_id=APP, deleted_at_us=6),
+    VersionMarked(change_id="c2", workflow_id="w1", marked_name="first", marked_comment="good", marked_at_us=7),
+    VersionDeleted(app_id=APP, workflow_id="w1", deleted_at_us=8),
+    DraftStored(draft_id="d1", document='{"app": {"name": "Größe"}}'),
+    DraftSaved(app_id=APP, draft_id="d2", after="d1", hash="00" * 32, digest="sha256:00", saved_at_us=9),
+    DraftBackedUp(app_id=APP, draft_id="d3", hash="00" * 32, backed_up_at_us=10),
+    DraftVariableChanged(
+        change_id="c3", app_id=APP, node_id="n", name="v", change="set", value={"x": [1]}, changed_at_us=11
+    ),
+    ImportPending(import_id="i1", app_id=APP, document="kind: app", changes={"name": "x"}, pending_since_us=12),
 )

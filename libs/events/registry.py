@@ -10,6 +10,13 @@ are derived; the latest version of an app is the one with the highest offset. AP
 | `VersionPublished` | `version/<workflow id>` |
 | `KeyCreated` | `key/<key id>` |
 | `KeyRevoked` | `revoked/<key id>` |
+| `AppChanged` | `app-change/<change id>` |
+| `AppDeleted` | `app-deleted/<app id>` |
+| `VersionMarked` | `version-mark/<change id>` |
+| `VersionDeleted` | `version-deleted/<workflow id>` |
+
+Drafts and pending imports: `libs.events.drafts`. A fact that nobody needs any more may be taken back by a record with
+its key and no value.
 """
 
 import hashlib
@@ -18,10 +25,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from libs.events.drafts import DraftBook, DraftFact, key_of_draft_fact
 from libs.events.log import Entry, Log, LogError, Record, Topic
 
 REFRESH_EVERY_S = 0.1
@@ -34,8 +42,13 @@ class _Fact(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+def _folded(default: Any) -> Any:
+    """A field that no record of its type has: the registry fills it from later facts."""
+    return Field(default, exclude=True)
+
+
 class AppCreated(_Fact):
-    """An app: a name under which versions are published and keys are given out."""
+    """An app: a name under which versions are published and keys are given out. From the registry: as it is now."""
 
     type: Literal["AppCreated"] = "AppCreated"
     app_id: str
@@ -45,6 +58,42 @@ class AppCreated(_Fact):
     icon: str = ""
     icon_background: str = ""
     created_at_us: int
+    icon_type: str = _folded("")
+    use_icon_as_answer_icon: bool = _folded(False)
+    max_active_requests: int | None = _folded(None)
+    enable_api: bool = _folded(True)
+    enable_site: bool = _folded(True)
+    site_code: str = _folded("")
+    """Names the app's public page; empty: it has none."""
+    updated_at_us: int | None = _folded(None)
+    """Of the last change; None: there was none."""
+
+
+class AppChanged(_Fact):
+    """Something about an app was changed; None: left as it was. The latest change of each field counts."""
+
+    type: Literal["AppChanged"] = "AppChanged"
+    change_id: str
+    app_id: str
+    name: str | None = None
+    description: str | None = None
+    icon_type: str | None = None
+    icon: str | None = None
+    icon_background: str | None = None
+    use_icon_as_answer_icon: bool | None = None
+    max_active_requests: int | None = None
+    enable_api: bool | None = None
+    enable_site: bool | None = None
+    site_code: str | None = None
+    updated_at_us: int
+
+
+class AppDeleted(_Fact):
+    """The app is gone: no key opens it and nothing of it can be started. Its runs stay in the log."""
+
+    type: Literal["AppDeleted"] = "AppDeleted"
+    app_id: str
+    deleted_at_us: int
 
 
 class DocumentStored(_Fact):
@@ -64,6 +113,28 @@ class VersionPublished(_Fact):
     version: str
     digest: str
     published_at_us: int
+    marked_name: str = _folded("")
+    marked_comment: str = _folded("")
+
+
+class VersionMarked(_Fact):
+    """A version got another name or comment; None: left as it was."""
+
+    type: Literal["VersionMarked"] = "VersionMarked"
+    change_id: str
+    workflow_id: str
+    marked_name: str | None = None
+    marked_comment: str | None = None
+    marked_at_us: int
+
+
+class VersionDeleted(_Fact):
+    """The version cannot be started any more. Never the latest one: it could not be told from one published since."""
+
+    type: Literal["VersionDeleted"] = "VersionDeleted"
+    app_id: str
+    workflow_id: str
+    deleted_at_us: int
 
 
 class KeyCreated(_Fact):
@@ -88,7 +159,18 @@ class KeyRevoked(_Fact):
     revoked_at_us: int
 
 
-Fact = AppCreated | DocumentStored | VersionPublished | KeyCreated | KeyRevoked
+Fact = (
+    AppCreated
+    | AppChanged
+    | AppDeleted
+    | DocumentStored
+    | VersionPublished
+    | VersionMarked
+    | VersionDeleted
+    | KeyCreated
+    | KeyRevoked
+    | DraftFact
+)
 FACT: TypeAdapter[Fact] = TypeAdapter(Annotated[Fact, Field(discriminator="type")])
 
 
@@ -107,6 +189,11 @@ def encode_fact(fact: Fact) -> Entry:
     return Entry(key=_key_of(fact).encode(), value=fact.model_dump_json().encode(), headers=headers)
 
 
+def taken_back(key: str) -> Entry:
+    """The record after which the fact with this key may be forgotten."""
+    return Entry(key=key.encode(), value=None)
+
+
 def _key_of(fact: Fact) -> str:
     match fact:
         case AppCreated():
@@ -119,6 +206,16 @@ def _key_of(fact: Fact) -> str:
             return f"key/{fact.key_id}"
         case KeyRevoked():
             return f"revoked/{fact.key_id}"
+        case AppChanged():
+            return f"app-change/{fact.change_id}"
+        case AppDeleted():
+            return f"app-deleted/{fact.app_id}"
+        case VersionMarked():
+            return f"version-mark/{fact.change_id}"
+        case VersionDeleted():
+            return f"version-deleted/{fact.workflow_id}"
+        case _:
+            return key_of_draft_fact(fact)
 
 
 class Registry:
@@ -138,6 +235,9 @@ class Registry:
         self._keys_of: dict[str, tuple[KeyCreated, ...]] = {}
         self._keys_by_hash: dict[str, KeyCreated] = {}
         self._revoked: set[str] = set()
+        self._deleted: set[str] = set()
+        self._sites: dict[str, str] = {}
+        self.drafts = DraftBook()
 
     def apply(self, record: Record) -> None:
         """Apply the next record. Never raises for what stands in it."""
@@ -148,27 +248,72 @@ class Registry:
                 self.ignored += 1
                 place = {"topic": str(record.topic), "partition": record.partition, "offset": record.offset}
                 logger.warning("definition_unreadable", extra=place)
+        elif record.key is not None:
+            self.drafts.forget(record.key.decode("utf-8", "replace"))
         self.position = record.offset + 1
 
     def _evolve(self, fact: Fact) -> None:
         match fact:
             case AppCreated():
-                self._apps[fact.app_id] = fact
+                self._keep(fact)
+            case AppChanged():
+                app = self._apps.get(fact.app_id)
+                if app is not None:
+                    told = fact.model_dump(exclude_none=True, exclude={"type", "change_id", "app_id"})
+                    self._keep(app.model_copy(update=told))
+            case AppDeleted():
+                self._deleted.add(fact.app_id)
+                self._apps = {app_id: app for app_id, app in self._apps.items() if app_id != fact.app_id}
+                self.drafts.forget_app(fact.app_id)
             case DocumentStored():
                 self._documents[fact.digest] = fact.document
             case VersionPublished():
                 others = (v for v in self._versions_of.get(fact.app_id, ()) if v.workflow_id != fact.workflow_id)
                 self._versions_of[fact.app_id] = (*others, fact)
                 self._versions[fact.workflow_id] = fact
+            case VersionMarked():
+                self._mark(fact)
+            case VersionDeleted():
+                gone = fact.workflow_id
+                self._versions.pop(gone, None)
+                kept = (v for v in self._versions_of.get(fact.app_id, ()) if v.workflow_id != gone)
+                self._versions_of[fact.app_id] = tuple(kept)
             case KeyCreated():
                 others_ = (k for k in self._keys_of.get(fact.app_id, ()) if k.key_id != fact.key_id)
                 self._keys_of[fact.app_id] = (*others_, fact)
                 self._keys_by_hash[fact.hash] = fact
             case KeyRevoked():
                 self._revoked.add(fact.key_id)
+            case _:
+                self.drafts.evolve(fact)
+
+    def _keep(self, app: AppCreated) -> None:
+        if app.app_id in self._deleted:
+            return
+        self._apps[app.app_id] = app
+        if app.site_code:
+            self._sites[app.site_code] = app.app_id
+
+    def _mark(self, fact: VersionMarked) -> None:
+        version = self._versions.get(fact.workflow_id)
+        if version is None:
+            return
+        told = fact.model_dump(exclude_none=True, include={"marked_name", "marked_comment"})
+        marked = self._versions[fact.workflow_id] = version.model_copy(update=told)
+        known = self._versions_of[version.app_id]
+        self._versions_of[version.app_id] = tuple(marked if one is version else one for one in known)
 
     def app(self, app_id: str) -> AppCreated | None:
         return self._apps.get(app_id)
+
+    def deleted(self, app_id: str) -> bool:
+        """Whether there was such an app and it is gone."""
+        return app_id in self._deleted
+
+    def app_of_site(self, code: str) -> AppCreated | None:
+        """The app whose public page has this code, if it has one now."""
+        app = self._apps.get(self._sites.get(code, ""))
+        return app if app is not None and app.enable_site and app.site_code == code else None
 
     def apps(self) -> tuple[AppCreated, ...]:
         """In the order of their creation."""

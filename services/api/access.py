@@ -5,6 +5,7 @@ definitions were read to their end.
 """
 
 import hmac
+import secrets
 import uuid
 from dataclasses import dataclass
 
@@ -14,8 +15,11 @@ from libs.events.commands import Caller
 from libs.events.log import LogError
 from libs.events.registry import AppCreated, RegistryTail
 from libs.tables import TENANT_ID
-from services.api.errors import ApiError, invalid_param, not_found, unauthorized, unavailable
+from services.api.errors import ApiError, forbidden, invalid_param, not_found, unauthorized, unavailable
 from services.api.threads import Threads
+from services.api.tokens import Signer
+
+TOKEN_CONTEXT = b"flowledger session tokens"
 
 ADMIN_ID = "00000000-0000-0000-0000-000000000002"
 """Account id of who holds the admin token."""
@@ -50,6 +54,8 @@ class Access:
     def __init__(self, registry: RegistryTail, admin_token: str) -> None:
         self._registry = registry
         self._admin_token = admin_token.encode()
+        # Sessions and passports are signed with a key of their own: the same at every replica, gone with the token.
+        self.signer = Signer(hmac.digest(self._admin_token or secrets.token_bytes(32), TOKEN_CONTEXT, "sha256"))
         # Few threads of its own: a flood of unknown keys waits here and keeps nobody else waiting.
         self._threads = Threads(2)
 
@@ -57,7 +63,7 @@ class Access:
         self._threads.close()
 
     async def app_key(self, request: Request) -> AppCreated:
-        """The app whose key the request carries. Raises ApiError 401."""
+        """The app whose key the request carries. Raises ApiError 401, 403."""
         token = bearer_token(request)
         app = await self._app_of(token)
         if app is None:
@@ -67,7 +73,7 @@ class Access:
     async def anyone(self, request: Request) -> Principal:
         """The holder of an app key or of the admin token. Raises ApiError 401."""
         token = bearer_token(request)
-        if self._is_admin(token):
+        if self.is_admin(token):
             return Principal(None)
         app = await self._app_of(token)
         if app is None:
@@ -98,14 +104,20 @@ class Access:
         except LogError as error:
             raise unavailable("apps and keys cannot be looked up now. Try again") from error
 
-    def _is_admin(self, token: str) -> bool:
+    def is_admin(self, token: str) -> bool:
         return bool(self._admin_token) and hmac.compare_digest(token.encode("utf-8", "replace"), self._admin_token)
 
     async def _app_of(self, token: str) -> AppCreated | None:
+        """The app that the key opens; None: it opens none. Raises ApiError 403 when the app is closed to all keys."""
         app = self._known(token)
         if app is None and token.startswith("app-"):
             await self.refresh()
             app = self._known(token)
+            app_id = self._registry.app_of_key(token)
+            if app is None and app_id is not None and self._registry.deleted(app_id):
+                raise forbidden("the app was deleted")
+        if app is not None and not app.enable_api:
+            raise forbidden("the app's API is switched off")
         return app
 
     def _known(self, token: str) -> AppCreated | None:

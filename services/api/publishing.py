@@ -4,23 +4,30 @@ Nothing is read before it is written: every fact has a key of its own, and "late
 """
 
 import asyncio
+import hashlib
+import json
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from libs.events.drafts import DraftSaved
 from libs.events.log import Log, LogError, Topic
 from libs.events.registry import (
+    AppChanged,
     AppCreated,
     DocumentStored,
     Fact,
     KeyCreated,
     KeyRevoked,
     RegistryTail,
+    VersionMarked,
     VersionPublished,
     encode_fact,
     hash_key,
+    taken_back,
 )
 from libs.workflow.definition import Definition, Problem, check_document
 from services.api.errors import ApiError, bad_request, not_found, unavailable
@@ -29,6 +36,7 @@ from services.api.threads import Threads
 
 KEY_LETTERS = string.ascii_letters + string.digits
 KEY_LENGTH = 24
+SITE_CODE_LENGTH = 16
 PREFIX_LENGTH = 8
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -80,14 +88,14 @@ class Publisher:
             facts.append(DocumentStored(digest=definition.digest, document=text))
         if app is None:
             app = self._new_app(definition)
-            facts.append(app)
-        version = self._new_version(app, definition)
-        facts.append(version)
+            facts += [app, self._more_of(app, definition)]
+        version = self.new_version(app, definition)
+        facts += [version, self._draft_of(app, definition)]
         api_key: str | None = None
         if with_key:
             api_key = self.make_key()
             facts.append(self._new_key(app, api_key))
-        await self._record(facts)
+        await self.record(facts)
         return Imported(app, version, api_key, tuple(problem for problem in problems if problem.severity == "warning"))
 
     async def add_key(self, app: AppCreated, key: str | None) -> tuple[KeyCreated, str]:
@@ -104,23 +112,62 @@ class Publisher:
                 raise bad_request("key: it opens another app already")
             return known, key
         fact = self._new_key(app, key)
-        await self._record([fact])
+        await self.record([fact])
         return fact, key
 
     async def revoke_key(self, app: AppCreated, key_id: str) -> None:
         """Raises ApiError."""
         if all(key.key_id != key_id for key in self._registry.keys(app.app_id)):
             raise not_found(f'key "{key_id[:64]}" does not exist in app "{app.name}"')
-        await self._record([KeyRevoked(key_id=key_id, app_id=app.app_id, revoked_at_us=self._now_us())])
+        await self.record([KeyRevoked(key_id=key_id, app_id=app.app_id, revoked_at_us=self._now_us())])
 
     def make_key(self) -> str:
         """`app-` and 24 letters and digits, about 142 bits."""
+        return "app-" + self._letters(KEY_LENGTH)
+
+    def make_site_code(self) -> str:
+        """The name of a public page: 16 letters and digits that nobody guesses."""
+        return self._letters(SITE_CODE_LENGTH)
+
+    def _letters(self, count: int) -> str:
         number = self._random_bits(192)  # far more than needed, so that the remainders are as good as even
         letters = []
-        for _ in range(KEY_LENGTH):
+        for _ in range(count):
             number, index = divmod(number, len(KEY_LETTERS))
             letters.append(KEY_LETTERS[index])
-        return "app-" + "".join(letters)
+        return "".join(letters)
+
+    async def publish(self, app: AppCreated, definition: Definition, text: str, name: str, comment: str) -> None:
+        """Make the document, whose definition is given, the newest version of the app. Raises ApiError."""
+        facts: list[Fact] = []
+        if self._registry.document(definition.digest) is None:
+            facts.append(DocumentStored(digest=definition.digest, document=text))
+        version = self.new_version(app, definition)
+        facts.append(version)
+        if name or comment:
+            facts.append(
+                VersionMarked(
+                    change_id=self._new_uuid(),
+                    workflow_id=version.workflow_id,
+                    marked_name=name,
+                    marked_comment=comment,
+                    marked_at_us=version.published_at_us,
+                )
+            )
+        await self.record(facts)
+
+    def _draft_of(self, app: AppCreated, definition: Definition) -> DraftSaved:
+        """What editors open: the document that was imported."""
+        workflow = definition.document.get("workflow")
+        graph = workflow.get("graph") if isinstance(workflow, Mapping) else None
+        return DraftSaved(
+            app_id=app.app_id,
+            draft_id=self._new_uuid(),
+            overwrite=True,
+            hash=graph_hash(graph),
+            digest=definition.digest,
+            saved_at_us=self._now_us(),
+        )
 
     def _new_app(self, definition: Definition) -> AppCreated:
         described = definition.document.get("app")
@@ -135,7 +182,19 @@ class Publisher:
             created_at_us=self._now_us(),
         )
 
-    def _new_version(self, app: AppCreated, definition: Definition) -> VersionPublished:
+    def _more_of(self, app: AppCreated, definition: Definition) -> AppChanged:
+        described = definition.document.get("app")
+        about: Mapping[str, Any] = described if isinstance(described, Mapping) else {}
+        return AppChanged(
+            change_id=self._new_uuid(),
+            app_id=app.app_id,
+            icon_type=_text(about.get("icon_type")),
+            use_icon_as_answer_icon=about.get("use_icon_as_answer_icon") is True,
+            site_code=self.make_site_code(),
+            updated_at_us=app.created_at_us,
+        )
+
+    def new_version(self, app: AppCreated, definition: Definition) -> VersionPublished:
         now_us = self._now_us()
         return VersionPublished(
             app_id=app.app_id,
@@ -154,7 +213,13 @@ class Publisher:
             created_at_us=self._now_us(),
         )
 
-    async def _record(self, facts: list[Fact]) -> None:
+    async def take_back(self, *keys: str) -> None:
+        """Let the records with these keys be forgotten; when that does not reach the log they only take up room."""
+        for key in keys:
+            with suppress(LogError):
+                await asyncio.wrap_future(self._log.send(Topic.DEFINITIONS, 0, taken_back(key)))
+
+    async def record(self, facts: Sequence[Fact]) -> None:
         """Write the facts, each when the one before is durable, and wait until the registry has them."""
         try:
             offset = -1
@@ -165,6 +230,12 @@ class Publisher:
             raise unavailable(f"the change was not confirmed by the log: {error}") from error
         if not seen:
             raise unavailable("the change is in the log, but this replica has not read it yet. Ask again")
+
+
+def graph_hash(graph: object) -> str:
+    """What tells two graphs apart; editors send it back with their next save. Layout counts, order of keys does not."""
+    text = json.dumps(graph, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def document_invalid(problems: tuple[Problem, ...]) -> ApiError:
