@@ -1,6 +1,7 @@
 """Runs a definition through the machine alone: no log, no loop, no clock. For unit and property tests."""
 
 from collections.abc import Callable
+from typing import Any
 
 from libs.events.commands import Caller
 from libs.events.model import RunAccepted, RunEvent
@@ -36,8 +37,15 @@ class Driver:
     """Decides, folds and remembers. `events` is the run's history so far."""
 
     def __init__(
-        self, document: str | Definition, *, max_steps: int = 100_000, max_time_s: float = 0, **inputs: str
+        self,
+        document: str | Definition,
+        *,
+        max_steps: int = 100_000,
+        max_time_s: float = 0,
+        accepted: dict[str, Any] | None = None,
+        **inputs: str,
     ) -> None:
+        """`accepted`: more fields of the run's first event."""
         self.definition = compile_document(document) if isinstance(document, str) else document
         self.state: RunState = new_state(self.definition, RUN_ID)
         self.events: list[RunEvent] = []
@@ -55,6 +63,7 @@ class Driver:
                 mode=self.definition.mode,
                 inputs=dict(inputs),
                 caller=Caller(id="caller", user="somebody"),
+                **accepted or {},
             )
         )
 

@@ -40,6 +40,8 @@ _MODEL_TYPES = ("llm", "question-classifier", "parameter-extractor", "agent")
 @click.option("--file", "files", multiple=True, metavar="K=URL", help="One file input by its URL; again for a list.")
 @click.option("--query", help="The user's message, for chatflows.")
 @click.option("--pin", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Pinned answers (YAML).")
+@click.option("--only", metavar="NODE", help="Run one node alone (id or title); a container with its body.")
+@click.option("--from-run", metavar="RUN", help="With --only: begin with the variables of this run.")
 @click.option("--user", default="cli", show_default=True, help="The caller's name for its user.")
 @click.option("--offline", is_flag=True, help="No model is called: answers come from a stand-in.")
 @click.option("--watch/--detach", "watching", default=None, help="Follow the run (default on a terminal), or leave it.")
@@ -53,6 +55,8 @@ def run(
     files: tuple[str, ...],
     query: str | None,
     pin: Path | None,
+    only: str | None,
+    from_run: str | None,
     user: str,
     offline: bool,
     watching: bool | None,
@@ -65,22 +69,30 @@ def run(
 
     A FILE becomes an app unless this very document is one already; a changed FILE is another app, so that no key in
     use starts to mean something else (publish a version by `flowledger import FILE --app APP`). Values that parse as
-    JSON are JSON unless the input is declared text.
+    JSON are JSON unless the input is declared text. With --only, an input is a value that the node reads from another
+    one: -i node.output=VALUE.
 
     \b
     Examples:
       flowledger run examples/hello.yml -i name=Ada
+      flowledger run examples/hello.yml --only greet --from-run 0193
       flowledger run flow.yml -i report=@report.txt --pin pins.yml --json
       flowledger run "My flow" --detach
     """
+    if from_run and not only:
+        raise Problem("--from-run: goes with --only NODE, which begins with that run's variables", USAGE)
     with server(url, data, offline=offline) as there:
         app_id, types = _app_to_run(there, target)
+        if only:
+            types = {}  # values come from other nodes, which declare nothing
         body: dict[str, Any] = {
             "app_id": app_id,
             "inputs": read_inputs(pairs, inputs, types, files),
             "user": user,
             "query": query,
             "pins": _pins(there, pin, offline=offline),
+            "only": only,
+            "from_run": find_run(there, from_run) if from_run else None,
         }
         started = _start(there, {key: value for key, value in body.items() if value is not None}, types)
         if watching is False:
@@ -93,10 +105,13 @@ def run(
 
 
 def _start(there: Server, body: dict[str, Any], types: Mapping[str, str]) -> Started:
-    """As `start`; wrong inputs are answered with those that the document declares."""
+    """As `start`; wrong inputs are answered with those that the document declares, or with how to give them."""
     try:
         return start(there, body)
     except Problem as problem:
+        if problem.exit_code == USAGE and body.get("only"):
+            hint = "Give values by -i NODE.NAME=VALUE, or take an earlier run's by --from-run RUN"
+            raise Problem(f"{problem.message}\n{hint}", USAGE) from problem
         if problem.exit_code != USAGE or not types:
             raise
         declared = ", ".join(f"{name} ({kind})" for name, kind in types.items())

@@ -53,6 +53,10 @@ class StartRun(_Command):
     """The command is rejected when it is decided later than this (microseconds since the epoch)."""
     pins: dict[str, JsonValue] | None = None
     """Pinned answers, as in a pins file: `{nodes: {...}, types: {...}}`."""
+    only: str | None = None
+    """Run this node alone; a container with its body."""
+    variables: dict[str, JsonValue] | None = None
+    """Values that are there from the beginning, by node and name: `[value]` or `[value, declared type]`."""
 
 
 class StopRun(_Command):

@@ -105,6 +105,10 @@ class RunAccepted(_Event):
     idempotency_key: str | None = None
     body_digest: str = ""
     pins: dict[str, JsonValue] | None = None
+    only: str | None = None
+    """The node that runs alone; a container with its body. Absent: the whole graph."""
+    variables: Values | None = None
+    """Values that are there from the beginning, by node and name: `[value]` or `[value, declared type]`."""
 
 
 class RunStarted(_Event):

@@ -47,6 +47,7 @@ from libs.events.model import (
 )
 from libs.workflow import containers
 from libs.workflow.definition import Definition, Edge, Node, NodeKind
+from libs.workflow.modes import part_of
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import Pool
 from libs.workflow.state import (
@@ -490,6 +491,8 @@ def _write(pool: Pool, update: VariableUpdate) -> None:
 
 def _on_accepted(state: RunState, event: RunAccepted, at_us: int) -> None:
     state.status, state.accepted, state.accepted_us = PENDING, event, at_us
+    if event.only is not None:
+        state.definition = part_of(state.definition, event.only)
     pool = Pool()
     state.frames[ROOT] = Frame(ROOT, pool)
     for name, value in system_variables(state.run_id, event, at_us).items():
@@ -499,6 +502,10 @@ def _on_accepted(state: RunState, event: RunAccepted, at_us: int) -> None:
     if event.mode == "advanced-chat":
         for variable in state.definition.conversation:
             pool.set("conversation", variable.name, variable.value, variable.type)
+    given: dict[str, Any] = event.variables or {}
+    for node_id, names in given.items():
+        for name, (value, *declared) in names.items():
+            pool.set(node_id, name, value, *declared)
     for name, value in event.inputs.items():
         pool.set(state.definition.root, name, value)
 
@@ -605,6 +612,8 @@ def _leave(
         frame.pool.set(node_id, name, value, types.get(name))
     if node.kind is NodeKind.RESPONSE:
         merge_outputs(_response_outputs(state, path), outputs or {})
+    elif node_id == state.definition.root and state.accepted is not None and state.accepted.only is not None:
+        state.outputs = dict(outputs or {})
     if node.branches:
         for edge in node.outgoing:
             if edge.handle != handle:

@@ -18,6 +18,7 @@ from pydantic import JsonValue
 
 from libs.events.model import RunAccepted
 from libs.workflow.definition import Definition
+from libs.workflow.modes import part_of
 from libs.workflow.pool import Pool
 
 ROOT = ""
@@ -144,6 +145,7 @@ class RunState:
     """The fold of one run."""
 
     definition: Definition
+    """Of a run of a part: the part's, once the run was accepted."""
     run_id: str
     status: str = NEW
     seq: int = 0
@@ -246,6 +248,8 @@ def load_state(definition: Definition, run_id: str, data: JsonValue) -> RunState
     raw = cast(dict[str, Any], data)
     state = RunState(definition, run_id, **raw["plain"])
     state.accepted = RunAccepted.model_validate(raw["accepted"]) if raw["accepted"] else None
+    if state.accepted is not None and state.accepted.only is not None:
+        state.definition = part_of(definition, state.accepted.only)
     for frame in raw["frames"]:
         parent = parent_path(frame["path"])
         around = None if parent is None else state.frames[parent].pool

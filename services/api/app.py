@@ -24,6 +24,7 @@ from services.api.access import Access
 from services.api.apps import app_routes
 from services.api.edge import Edge
 from services.api.errors import CODES, ApiError, invalid_param, unavailable
+from services.api.folds import Folds
 from services.api.health import health_routes
 from services.api.metrics import ApiMetrics
 from services.api.parts import Limits, Parts
@@ -124,6 +125,7 @@ def _build(deps: ApiDependencies) -> Parts:
         lifetime_s=limits.start_lifetime_s,
     )
     pinger = Pinger(limits.ping_s, limits.stuck_s)
+    folds = Folds(deps.log, deps.blobs, deps.catalog, reads, threads)
     starter = RunStarter(
         deps.registry,
         deps.catalog,
@@ -133,6 +135,7 @@ def _build(deps: ApiDependencies) -> Parts:
         submitter,
         threads,
         pinger,
+        folds,
         decide_s=limits.start_lifetime_s + 1.0,
     )
     publisher = Publisher(
@@ -158,6 +161,7 @@ def _build(deps: ApiDependencies) -> Parts:
         streams=streams,
         submitter=submitter,
         starter=starter,
+        folds=folds,
         publisher=publisher,
         pinger=pinger,
         instance_id=deps.instance_id,

@@ -44,19 +44,20 @@ class Receiver(Protocol):
 class Fold:
     """A run's events and chunks to frames: the run's state, its response text, and the frames."""
 
-    __slots__ = ("_definition", "_stream", "maker", "state")
+    __slots__ = ("_stream", "maker", "state")
 
     def __init__(self, run_id: str, definition: Definition | None) -> None:
-        self._definition = definition
         self.maker = FrameMaker(run_id)
         # Without a definition (the document cannot be read) there is no text, and still all other frames.
         self.state: RunState | None = None if definition is None else new_state(definition, run_id)
-        self._stream = None if definition is None else ResponseStream(definition)
+        self._stream: ResponseStream | None = None
 
     def on_event(self, recorded: Recorded) -> list[Frame]:
-        if self.state is None or self._stream is None:
+        if self.state is None:
             return self.maker.on_event(recorded)
         evolve(self.state, recorded)
+        if self._stream is None:  # the first event says whether the whole graph runs or a part of it
+            self._stream = ResponseStream(self.state.definition)
         # Run events only: partition events have no run and are not routed here.
         texts = self._stream.on_event(recorded.event, self.state)  # type: ignore[arg-type]
         return self.maker.on_event(recorded, texts)

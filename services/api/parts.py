@@ -7,6 +7,7 @@ from libs.events.log import Log
 from libs.events.registry import RegistryTail
 from libs.workflow.catalog import Catalog
 from services.api.access import Access
+from services.api.folds import Folds
 from services.api.publishing import Publisher
 from services.api.reads import Reads
 from services.api.sse import Pinger
@@ -57,6 +58,7 @@ class Parts:
     streams: RunStreams
     submitter: Submitter
     starter: RunStarter
+    folds: Folds
     publisher: Publisher
     pinger: Pinger
     instance_id: str

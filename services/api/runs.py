@@ -150,6 +150,7 @@ async def _start(parts: Parts, request: Request) -> Response:
             body_digest(body),
             query=query,
             pins=pins,
+            **_part(body),
         ),
         last_event_id(request),
     )
@@ -162,6 +163,23 @@ async def _app_to_run(parts: Parts, principal: Principal, body: Json) -> AppCrea
     if not isinstance(app_id, str) or not app_id:
         raise invalid_param("app_id is required", "app_id")
     return await parts.access.app(app_id, principal)
+
+
+def _part(body: Json) -> Json:
+    """What a run of one node adds to the run that is wanted."""
+    only, from_run = (_text(body, name) for name in ("only", "from_run"))
+    if only is None:
+        if from_run is not None:
+            raise invalid_param("from_run: goes with only, the node that runs with that run's variables", "from_run")
+        return {}
+    return {"only": only, "from_run": from_run, "triggered_from": "debugging", "invoke_from": "debugger"}
+
+
+def _text(body: Json, name: str) -> str | None:
+    value = body.get(name)
+    if value is not None and not (isinstance(value, str) and value):
+        raise invalid_param(f"{name}: expected a string", name)
+    return value
 
 
 def _pins(principal: Principal, body: Json) -> dict[str, JsonValue] | None:

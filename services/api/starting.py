@@ -21,10 +21,12 @@ from libs.events.registry import AppCreated, RegistryTail, VersionPublished
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition, DefinitionInvalid
 from libs.workflow.inputs import InputInvalid, accepted_files, validate_inputs
+from libs.workflow.modes import PartInvalid, find_node, prepare, reads
 from libs.workflow.pins import check_pins, parse_pins
 from services.api.access import Principal
 from services.api.detached import Detached
 from services.api.errors import invalid_param, unavailable
+from services.api.folds import Folds
 from services.api.frames import Cursor, encode
 from services.api.history import restored
 from services.api.reads import RunSummary
@@ -55,6 +57,14 @@ class Wanted:
     query: str | None = None
     pins: dict[str, JsonValue] | None = None
     triggered_from: str = "app-run"
+    invoke_from: str = "service-api"
+    only: str | None = None
+    """The node to run alone (id or title), a container with its body. The request's inputs are then the values that it
+    reads, by the keys that `libs.workflow.modes.prepare` takes."""
+    from_run: str | None = None
+    """With `only`: the run whose variables it begins with."""
+    lenient: bool = False
+    """With `only`: inputs that it does not read are dropped, not refused."""
 
 
 class RunStarter:
@@ -68,6 +78,7 @@ class RunStarter:
         submitter: Submitter,
         threads: Threads,
         pinger: Pinger,
+        folds: Folds,
         decide_s: float,
     ) -> None:
         self._registry = registry
@@ -78,6 +89,7 @@ class RunStarter:
         self._submitter = submitter
         self._threads = threads
         self._pinger = pinger
+        self._folds = folds
         self._decide_s = decide_s
 
     async def definition(self, version: VersionPublished) -> Definition:
@@ -108,10 +120,16 @@ class RunStarter:
 
     async def _command(self, wanted: Wanted) -> StartRun:
         definition = await self.definition(wanted.version)
+        variables: dict[str, JsonValue] | None = None
+        only: str | None = None
         try:
-            inputs = validate_inputs(definition, wanted.request.inputs, files=wanted.request.files)
             files = accepted_files(definition, wanted.request.files)
-        except InputInvalid as error:
+            if wanted.only is None:
+                inputs = validate_inputs(definition, wanted.request.inputs, files=wanted.request.files)
+            else:
+                only = find_node(definition, wanted.only)
+                inputs, variables = await self._part(definition, wanted, only)
+        except (InputInvalid, PartInvalid) as error:
             raise invalid_param(str(error)) from error
         if wanted.pins is not None:
             problems = check_pins(parse_pins(wanted.pins), definition)
@@ -133,11 +151,28 @@ class RunStarter:
             conversation_id=execution_id(run_id, "", "conversation") if chat else None,
             caller=wanted.principal.caller(wanted.user),
             triggered_from=wanted.triggered_from,
+            invoke_from=wanted.invoke_from,
             idempotency_key=wanted.request.idempotency_key,
             body_digest=wanted.body_digest,
             not_after_us=self._submitter.not_after_us(),
             pins=wanted.pins,
+            only=only,
+            variables=variables,
         )
+
+    async def _part(
+        self, definition: Definition, wanted: Wanted, node_id: str
+    ) -> tuple[dict[str, JsonValue], dict[str, JsonValue]]:
+        """(inputs, variables) of a run of a part. Raises PartInvalid, ApiError."""
+        earlier = None
+        if wanted.from_run is not None:
+            state = await self._folds.state(wanted.from_run, wanted.principal)
+            earlier = state.pool.dump()
+        prepared = prepare(definition, node_id, wanted.request.inputs, earlier)
+        if prepared.unused and not wanted.lenient:
+            known = ", ".join(reads(definition, node_id)) or "nothing from other nodes"
+            raise PartInvalid(f'{", ".join(prepared.unused)}: node "{node_id}" does not read that. It reads {known}')
+        return prepared.inputs, prepared.variables
 
     # --- streaming ---
 

@@ -234,7 +234,7 @@ NEEDS_BODY = frozenset(
 
 _COPIED = (
     "app_id", "workflow_id", "version", "digest", "mode", "inputs", "files", "query", "conversation_id", "caller",
-    "invoke_from", "triggered_from", "idempotency_key", "body_digest", "pins",
+    "invoke_from", "triggered_from", "idempotency_key", "body_digest", "pins", "only", "variables",
 )  # fmt: skip
 
 
