@@ -27,11 +27,10 @@ from libs.settings import Settings
 from libs.tables import open_engine, sqlite_url
 from libs.workflow.catalog import Catalog
 from services.api.app import ApiDependencies, create_app
-from services.api.main import own_version, stored_admin_token
+from services.api.main import limits_of, own_version, stored_admin_token
 from services.api.records import Records
-from services.executor.build import build_executor
+from services.executor.build import build_executor, build_handlers
 from services.executor.main import owner_name
-from services.executor.nodes import NodeHandlers
 from services.projector.projector import Projector
 
 logger = logging.getLogger(__name__)
@@ -115,7 +114,7 @@ async def _serve(data: Path, host: str, port: int, settings: Settings, execute: 
         closing.push_async_callback(asyncio.to_thread, projector.stop)
         projector.start()
         if execute:
-            handlers = NodeHandlers.build(settings)
+            handlers = build_handlers(settings, log, blobs)
             closing.push_async_callback(handlers.close)
             worker = build_executor(settings, log, catalog, registry.refresh, blobs, owner_name(), handlers)
             await worker.start()
@@ -131,6 +130,7 @@ async def _serve(data: Path, host: str, port: int, settings: Settings, execute: 
             version=own_version(),
             instance_id=instance_id,
             models=settings.models,
+            limits=limits_of(settings),
         )
         await _start_api(dependencies, listening, closing)
         if execute:  # who only reads is not offered to others: their runs would not go on

@@ -42,6 +42,8 @@ class Settings:
     secret_key: str | None = field(default=None, repr=False)
     http_allow: tuple[str, ...] = ()
     """Hosts or networks that HTTP nodes may reach although they are private."""
+    upload_blocked: tuple[str, ...] = ()
+    """Extensions of files that are not taken."""
 
 
 def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:
@@ -91,6 +93,7 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
         sandbox_packages=words("SANDBOX_PACKAGES"),
         secret_key=text("SECRET_KEY"),
         http_allow=words("HTTP_ALLOW"),
+        upload_blocked=tuple(word.lower().lstrip(".") for word in words("UPLOAD_BLOCKED")),
     )
     if problems:
         raise SettingsError("\n".join(problems))

@@ -1,9 +1,11 @@
 """Verbs that run: run, watch, stop."""
 
 import json
+import mimetypes
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ _MODEL_TYPES = ("llm", "question-classifier", "parameter-extractor", "agent")
 @click.argument("target", metavar="FILE|APP")
 @click.option("-i", "--input", "pairs", multiple=True, metavar="K=V", help="One input; K=@FILE reads the value.")
 @click.option("--inputs", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Inputs, JSON or YAML.")
-@click.option("--file", "files", multiple=True, metavar="K=URL", help="One file input by its URL; again for a list.")
+@click.option("--file", "files", multiple=True, metavar="K=PATH|URL", help="One file input; again for a list.")
 @click.option("--query", help="The user's message, for chatflows.")
 @click.option("--pin", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Pinned answers (YAML).")
 @click.option("--only", metavar="NODE", help="Run one node alone (id or title); a container with its body.")
@@ -87,7 +89,7 @@ def run(
             types = {}  # values come from other nodes, which declare nothing
         body: dict[str, Any] = {
             "app_id": app_id,
-            "inputs": read_inputs(pairs, inputs, types, files),
+            "inputs": read_inputs(pairs, inputs, types, files, partial(_upload, there, app_id)),
             "user": user,
             "query": query,
             "pins": _pins(there, pin, offline=offline),
@@ -159,9 +161,13 @@ def declared_types(document: str) -> dict[str, str]:
 
 
 def read_inputs(
-    pairs: Iterable[str], file: Path | None, types: Mapping[str, str], urls: Iterable[str] = ()
+    pairs: Iterable[str],
+    file: Path | None,
+    types: Mapping[str, str],
+    files: Iterable[str] = (),
+    upload: Callable[[Path], str] | None = None,
 ) -> dict[str, Any]:
-    """Inputs from a file, then from K=V and K=URL pairs, which win."""
+    """Inputs from a file, then from K=V and K=PATH|URL pairs, which win. `upload`: keeps a file, answers its id."""
     values: dict[str, Any] = dict(_mapping(file)) if file else {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -173,25 +179,52 @@ def read_inputs(
             except OSError as error:
                 raise Problem(f"-i {name}: cannot read {text[1:]}: {error.strerror}", USAGE) from error
         values[name] = parse_value(text, types.get(name))
-    values |= _files(urls, types)
+    values |= _files(files, types, upload)
     for name in values.keys() - types.keys() if types else ():
         talk(f'input "{name}" is not declared, so it changes nothing. Declared: {", ".join(types)}')
     return values
 
 
-def _files(pairs: Iterable[str], types: Mapping[str, str]) -> dict[str, Any]:
+def _files(
+    pairs: Iterable[str], types: Mapping[str, str], upload: Callable[[Path], str] | None = None
+) -> dict[str, Any]:
     """File values; an input that takes a list gets one, any other takes one file."""
     found: dict[str, list[dict[str, str]]] = {}
     for pair in pairs:
-        name, _, url = pair.partition("=")
-        if not name or not url.startswith(("http://", "https://")):
-            raise Problem(f"--file {pair}: expected K=URL, and the URL begins with http:// or https://", USAGE)
-        kind = _FILE_KINDS.get(Path(url.partition("?")[0]).suffix.lower(), "custom")
-        found.setdefault(name, []).append({"type": kind, "transfer_method": "remote_url", "url": url})
+        name, _, place = pair.partition("=")
+        if not name or not place:
+            raise Problem(f"--file {pair}: expected K=PATH, or K=URL with http:// or https://", USAGE)
+        remote = place.startswith(("http://", "https://"))
+        if not remote and (upload is None or not Path(place).is_file()):
+            raise Problem(
+                f"--file {pair}: neither a file here nor a URL; expected K=PATH, or K=URL with http(s)://", USAGE
+            )
+        kind = _FILE_KINDS.get(Path(place.partition("?")[0] if remote else place).suffix.lower(), "custom")
+        found.setdefault(name, []).append({"type": kind, "place": place})
     for name, files in found.items():
         if len(files) > 1 and types.get(name) == "file":
             raise Problem(f"--file {name}: this input takes one file, {len(files)} were given", USAGE)
-    return {name: files[0] if types.get(name) == "file" else files for name, files in found.items()}
+    given = {name: [_file(one, upload) for one in files] for name, files in found.items()}
+    return {name: files[0] if types.get(name) == "file" else files for name, files in given.items()}
+
+
+def _file(found: Mapping[str, str], upload: Callable[[Path], str] | None) -> dict[str, str]:
+    kind, place = found["type"], found["place"]
+    if upload is None or place.startswith(("http://", "https://")):
+        return {"type": kind, "transfer_method": "remote_url", "url": place}
+    return {"type": kind, "transfer_method": "local_file", "upload_file_id": upload(Path(place))}
+
+
+def _upload(there: Server, app_id: str, file: Path) -> str:
+    """Keep the file for runs of the app; its id."""
+    media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise Problem(f"--file: cannot read {file}: {error.strerror}", USAGE) from error
+    sent = {"file": (file.name, content, media_type)}
+    answer = there.request("POST", "/v1/files/upload", params={"app_id": app_id}, files=sent)
+    return str(answer.json()["id"])
 
 
 def parse_value(text: str, declared: str | None) -> Any:

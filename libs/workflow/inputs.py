@@ -17,7 +17,14 @@ from libs.workflow.definition import Definition
 from libs.workflow.problems import WorkflowError, kind_of
 from libs.workflow.segments import FILE_IDENTITY
 
-__all__ = ["InputInvalid", "StartVariable", "accepted_files", "file_value", "validate_inputs"]
+__all__ = [
+    "InputInvalid",
+    "StartVariable",
+    "accepted_files",
+    "file_value",
+    "type_of_extension",
+    "validate_inputs",
+]
 
 _WORDS: Final[Mapping[str, bool]] = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
@@ -266,7 +273,7 @@ def file_value(given: Mapping[str, Any]) -> JsonValue:
         "id": given.get("id"),
         "type": given.get("type") or "custom",
         "transfer_method": method,
-        "remote_url": url,
+        "remote_url": url if method == "remote_url" else None,
         "related_id": None if method == "remote_url" else str(record),
         "filename": name,
         "extension": f".{extension.lstrip('.')}" if isinstance(extension, str) and extension else None,
@@ -326,11 +333,16 @@ def _check_allowed(name: str, given: Mapping[str, Any], rules: Mapping[str, Any]
         raise _Wrong(f"{name}: files with the extension .{own[:20]} are not allowed")
 
 
+def type_of_extension(extension: str) -> str:
+    """The type of file that an extension (lower case, without dot) shows; `custom` when it shows none."""
+    return next((kind for kind, known in FILE_TYPES.items() if extension in known), "custom")
+
+
 def _check_type(name: str, given: Mapping[str, Any]) -> None:
     """The type that the request gives must be the one that the extension shows; `custom` is any."""
     kind, own = given.get("type"), _own_extension(given)
-    detected = next((each for each, extensions in FILE_TYPES.items() if own in extensions), None)
-    if kind in FILE_TYPES and detected is not None and detected != kind:
+    detected = type_of_extension(own)
+    if kind in FILE_TYPES and detected not in (kind, "custom"):
         raise _Wrong(f"{name}: the file is given as {kind}, its extension .{own} says {detected}")
 
 

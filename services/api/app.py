@@ -17,13 +17,16 @@ from starlette.responses import Response
 
 from libs.events.blobs import Blobs
 from libs.events.codec import CodecError
+from libs.events.files import Files
 from libs.events.log import Log, LogError
 from libs.events.registry import RegistryTail
 from libs.workflow.catalog import Catalog
+from services.api.about import about_routes
 from services.api.access import Access
 from services.api.apps import app_routes
 from services.api.edge import Edge
 from services.api.errors import CODES, ApiError, invalid_param, unavailable
+from services.api.files import file_routes
 from services.api.folds import Folds
 from services.api.health import health_routes
 from services.api.metrics import ApiMetrics
@@ -40,6 +43,7 @@ from services.api.submit import Submitter
 from services.api.tables import Tables
 from services.api.tail import EventTail, TailBehind
 from services.api.threads import Threads
+from services.api.uploads import Signer, Uploads
 from services.api.workflows import workflow_routes
 
 logger = logging.getLogger(__name__)
@@ -98,6 +102,8 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     )
     app.state.parts = parts
     app.include_router(workflow_routes(parts))
+    app.include_router(about_routes(parts))
+    app.include_router(file_routes(parts))
     app.include_router(app_routes(parts))
     app.include_router(run_routes(parts))
     app.include_router(health_routes(parts, metrics))
@@ -124,6 +130,8 @@ def _build(deps: ApiDependencies) -> Parts:
         send_s=limits.send_s,
         lifetime_s=limits.start_lifetime_s,
     )
+    files = Files(deps.log, deps.blobs, now_us=deps.now_us, random_bits=deps.random_bits)
+    uploads = Uploads(files, threads, limits.blocked_extensions)
     pinger = Pinger(limits.ping_s, limits.stuck_s)
     folds = Folds(deps.log, deps.blobs, deps.catalog, reads, threads)
     starter = RunStarter(
@@ -133,6 +141,7 @@ def _build(deps: ApiDependencies) -> Parts:
         tail,
         streams,
         submitter,
+        uploads,
         threads,
         pinger,
         folds,
@@ -162,6 +171,9 @@ def _build(deps: ApiDependencies) -> Parts:
         submitter=submitter,
         starter=starter,
         folds=folds,
+        uploads=uploads,
+        # Every replica has the admin token already; a link that was signed with another one is refused.
+        signer=Signer(deps.admin_token, deps.now_us, deps.random_bits),
         publisher=publisher,
         pinger=pinger,
         instance_id=deps.instance_id,

@@ -21,7 +21,7 @@ from libs.serving import configure_logging, until_asked_to_stop
 from libs.settings import Settings, SettingsError, load_settings
 from libs.tables import open_engine
 from libs.workflow.catalog import Catalog
-from services.api.app import ApiDependencies, create_app
+from services.api.app import ApiDependencies, Limits, create_app
 from services.api.records import Records
 
 GRACE_S = 3
@@ -88,6 +88,7 @@ async def _serve(settings: Settings, kafka: str, database_url: str, listener: so
                 version=own_version(),
                 instance_id=str(uuid.uuid4()),
                 models=settings.models,
+                limits=limits_of(settings),
             )
         )
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S)
@@ -122,6 +123,10 @@ def stored_admin_token(folder: Path) -> str:
         file.write(token + "\n")
     print(f"admin token (kept in {path}): {token}", file=sys.stderr)  # noqa: T201  # shown this once
     return token
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(blocked_extensions=frozenset(settings.upload_blocked))
 
 
 def own_version() -> str:

@@ -17,6 +17,7 @@ from services.api.submit import Submitter
 from services.api.tables import Tables
 from services.api.tail import EventTail
 from services.api.threads import Threads
+from services.api.uploads import Signer, Uploads
 
 
 @dataclass(slots=True, frozen=True)
@@ -41,6 +42,8 @@ class Limits:
     max_lag_records: int = 10_000
     """Further behind than this the replica is not ready."""
     keys_per_app: int = 10
+    blocked_extensions: frozenset[str] = frozenset()
+    """Files with these extensions are not taken."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -59,6 +62,8 @@ class Parts:
     submitter: Submitter
     starter: RunStarter
     folds: Folds
+    uploads: Uploads
+    signer: Signer
     publisher: Publisher
     pinger: Pinger
     instance_id: str

@@ -95,6 +95,64 @@ class RunDetail(_Shape):
     elapsed_time: float
 
 
+class Info(_Shape):
+    name: str
+    description: str
+    tags: list[str]
+    mode: Mode
+    author_name: str | None
+
+
+class Parameters(_Shape):
+    opening_statement: str | None
+    suggested_questions: list[str]
+    suggested_questions_after_answer: Values
+    speech_to_text: Values
+    text_to_speech: Values
+    retriever_resource: Values
+    annotation_reply: Values
+    more_like_this: Values
+    user_input_form: list[dict[str, Values]] = Field(description="Variables of the start node, each under its type")
+    sensitive_word_avoidance: Values
+    file_upload: Values
+    system_parameters: dict[str, int]
+
+
+class Meta(_Shape):
+    tool_icons: Values
+
+
+class Site(_Shape):
+    title: str
+    chat_color_theme: str | None
+    chat_color_theme_inverted: bool
+    icon_type: str
+    icon: str | None
+    icon_background: str | None
+    icon_url: str | None
+    description: str | None
+    copyright: str | None
+    privacy_policy: str | None
+    custom_disclaimer: str
+    default_language: str
+    show_workflow_steps: bool
+    use_icon_as_answer_icon: bool
+    input_placeholder: str | None
+
+
+class UploadedFile(_Shape):
+    id: str = Field(description="What inputs name as `upload_file_id`")
+    reference: str | None
+    name: str
+    size: int
+    extension: str
+    mime_type: str
+    created_by: str = Field(description="Id of the end user")
+    created_at: int
+    preview_url: str | None
+    source_url: str = Field(description="A signed link that expires")
+
+
 # --- answers: ours ---
 
 
@@ -253,7 +311,7 @@ _ERRORS = {
     403: "The key may not do this",
     404: "There is no such thing, or not for this key",
     413: "The body is too large",
-    415: "The body is not JSON",
+    415: "The body is of another media type than is taken here",
     422: "The Idempotency-Key was used with another body",
     429: "Too many at once; see Retry-After",
     503: "Unknown or not possible now; see Retry-After",
@@ -292,6 +350,16 @@ def json_body(model: type[BaseModel], *, required: bool = True) -> Doc:
     schema = model.model_json_schema()
     assert "$defs" not in schema  # it would be out of place inside a path
     return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+
+
+BINARY: Doc = {"type": "string", "format": "binary"}
+
+
+def file_body(*fields: str) -> Doc:
+    """A form with a part `file` and plain fields that may be left out."""
+    texts: Doc = {name: {"type": "string"} for name in fields}
+    form: Doc = {"type": "object", "required": ["file"], "properties": {"file": BINARY, **texts}}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
 
 
 def document_body() -> Doc:

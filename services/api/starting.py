@@ -36,6 +36,7 @@ from services.api.streams import RunStreams
 from services.api.submit import Started, Submitter
 from services.api.tail import EventTail
 from services.api.threads import Threads
+from services.api.uploads import FileUser, Uploads
 from services.api.views import blocking
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class RunStarter:
         tail: EventTail,
         streams: RunStreams,
         submitter: Submitter,
+        uploads: Uploads,
         threads: Threads,
         pinger: Pinger,
         folds: Folds,
@@ -87,6 +89,7 @@ class RunStarter:
         self._tail = tail
         self._streams = streams
         self._submitter = submitter
+        self._uploads = uploads
         self._threads = threads
         self._pinger = pinger
         self._folds = folds
@@ -122,10 +125,14 @@ class RunStarter:
         definition = await self.definition(wanted.version)
         variables: dict[str, JsonValue] | None = None
         only: str | None = None
+        user = FileUser(wanted.app.app_id, wanted.principal, wanted.user)
         try:
-            files = accepted_files(definition, wanted.request.files)
+            given, attached = await self._uploads.resolved(
+                definition, wanted.request.inputs, wanted.request.files, user
+            )
+            files = accepted_files(definition, attached)
             if wanted.only is None:
-                inputs = validate_inputs(definition, wanted.request.inputs, files=wanted.request.files)
+                inputs = validate_inputs(definition, given, files=attached)
             else:
                 only = find_node(definition, wanted.only)
                 inputs, variables = await self._part(definition, wanted, only)

@@ -15,10 +15,9 @@ from libs.events.registry import RegistryTail
 from libs.serving import HealthServer, configure_logging, until_asked_to_stop
 from libs.settings import Settings, SettingsError, load_settings
 from libs.workflow.catalog import Catalog
-from services.executor.build import build_executor
+from services.executor.build import build_executor, build_handlers
 from services.executor.executor import Executor
 from services.executor.metrics import ExecutorMetrics
-from services.executor.nodes import NodeHandlers
 
 GRACE_S = 5.0
 
@@ -55,8 +54,9 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
     log = KafkaLog(settings.kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
     registry = await asyncio.to_thread(RegistryTail, log)
     catalog = Catalog(registry.document)
-    handlers = NodeHandlers.build(settings)
-    executor = build_executor(settings, log, catalog, registry.refresh, LogBlobs(log), owner_name(), handlers)
+    blobs = LogBlobs(log)
+    handlers = build_handlers(settings, log, blobs)
+    executor = build_executor(settings, log, catalog, registry.refresh, blobs, owner_name(), handlers)
     metrics = CollectorRegistry()
     metrics.register(ExecutorMetrics(executor))
     health = HealthServer(host, port, lambda: problem_of(executor), lambda: generate_latest(metrics), "executor")

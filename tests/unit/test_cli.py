@@ -59,7 +59,7 @@ def test_files_are_given_by_url_and_a_list_input_gets_a_list() -> None:
 
 
 @pytest.mark.parametrize("pair", ["scan", "scan=./local.pdf", "=https://x.org/a.pdf"])
-def test_a_file_that_is_no_url_is_wrong_usage(pair: str) -> None:
+def test_a_file_that_is_neither_here_nor_a_url_is_wrong_usage(pair: str) -> None:
     with pytest.raises(Problem, match="K=URL") as raised:
         read_inputs([], None, {"scan": "file"}, [pair])
     assert raised.value.exit_code == USAGE

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from libs.settings import Settings
+from services.executor.files import FileStore
 from services.executor.models import Models
 from services.executor.net import GuardedHttp
 from services.executor.nodes.answer import AnswerHandler
@@ -38,7 +39,7 @@ class NodeHandlers:
     models: Models
 
     @classmethod
-    def build(cls, settings: Settings) -> "NodeHandlers":
+    def build(cls, settings: Settings, files: FileStore | None = None) -> "NodeHandlers":
         sandbox = Sandbox(settings.sandbox, settings.sandbox_packages)
         http = GuardedHttp(settings.http_allow)
         models = Models(settings.providers, offline=settings.models == "offline")
@@ -54,15 +55,15 @@ class NodeHandlers:
             "if-else": IfElseHandler(),
             "template-transform": TemplateTransformHandler(sandbox),
             "code": CodeHandler(sandbox),
-            "http-request": HttpRequestHandler(http),
-            "llm": LlmHandler(models, sandbox.render),
-            "question-classifier": QuestionClassifierHandler(models),
-            "parameter-extractor": ParameterExtractorHandler(models),
+            "http-request": HttpRequestHandler(http, files),
+            "llm": LlmHandler(models, sandbox.render, files=files),
+            "question-classifier": QuestionClassifierHandler(models, files=files),
+            "parameter-extractor": ParameterExtractorHandler(models, files=files),
             "variable-aggregator": aggregator,
             "variable-assigner": aggregator,
             "assigner": AssignerHandler(),
             "list-operator": ListOperatorHandler(),
-            "document-extractor": DocumentExtractorHandler(http),
+            "document-extractor": DocumentExtractorHandler(http, files),
             "loop-end": LoopEndHandler(),
             "tool": outside,
             "agent": outside,

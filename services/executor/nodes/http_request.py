@@ -147,7 +147,10 @@ class HttpRequestHandler(Handler):
         }
         if response_is_file and self._files is not None:
             kind = response.headers.get("content-type", "").partition(";")[0].strip() or "application/octet-stream"
-            outputs["files"] = [await self._files.save(attempt.run_id, name, kind, content)]
+            try:
+                outputs["files"] = [await self._files.save(attempt, name, kind, content)]
+            except OSError as error:
+                raise _Refused("FileSaveError", f"the response is a file and cannot be kept: {error}") from error
         return outputs
 
     async def _content(self, body: _Content) -> dict[str, Any]:

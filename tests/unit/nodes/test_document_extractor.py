@@ -12,6 +12,7 @@ from services.executor.net import GuardedHttp
 from services.executor.nodes.document_extractor import MAX_FILES, DocumentExtractorHandler
 from tests.attempts import attempt_of
 from tests.unit.nodes.compiled import failed, succeeded
+from tests.unit.nodes.kept import kept_files
 
 
 async def upper(content: bytes, extension: str, media_type: str) -> str:
@@ -87,3 +88,14 @@ def test_too_many_files_fail() -> None:
 )
 def test_a_format_without_a_reader_says_what_to_do(name: str, words: str) -> None:
     assert words in failed(run(written(name, "x"), read=read_document)).error
+
+
+def test_a_file_that_is_kept_here_is_read_from_its_store_and_a_missing_one_fails() -> None:
+    files, kept = kept_files({"a.md": b"hello"})
+    attempt = attempt_of("document-extractor", {"variable_selector": ["s", "f"]}, {"s.f": kept["a.md"]})
+    outcome = asyncio.run(DocumentExtractorHandler(GuardedHttp(), files, read=upper).run(attempt))
+    assert succeeded(outcome).outputs == {"text": ".md|text/plain|HELLO"}
+    gone = kept["a.md"] | {"related_id": "00000000-0000-4000-8000-000000000009"}
+    attempt = attempt_of("document-extractor", {"variable_selector": ["s", "f"]}, {"s.f": gone})
+    outcome = asyncio.run(DocumentExtractorHandler(GuardedHttp(), files, read=upper).run(attempt))
+    assert "a.md: it cannot be read: no file 00000000" in failed(outcome).error

@@ -6,16 +6,20 @@ Requests end in memory here; the transport is tested with real sockets in tests/
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
 from libs.workflow.outcome import Failed, Outcome, Succeeded
+from services.executor.files import FileStore
 from services.executor.net import GuardedHttp
 from services.executor.nodes.http_request import HttpRequestHandler
 from tests.attempts import attempt_of
+from tests.unit.nodes.kept import kept_files
 
+RUN_ID = "019b0000-0000-7000-8000-000000000001"
 Answer = Callable[[httpx.Request], httpx.Response]
 
 
@@ -45,10 +49,12 @@ def run(
     *,
     secrets: dict[str, str] | None = None,
     answer: Answer = ok,
+    files: FileStore | None = None,
 ) -> tuple[Outcome, list[httpx.Request]]:
     http = InMemoryHttp(answer)
     complete = {"method": "get", "url": "http://api.example/x", "headers": "", "params": "", **data}
-    outcome = asyncio.run(HttpRequestHandler(http).run(attempt_of("http-request", complete, values, secrets=secrets)))
+    attempt = replace(attempt_of("http-request", complete, values, secrets=secrets), run_id=RUN_ID)
+    outcome = asyncio.run(HttpRequestHandler(http, files).run(attempt))
     return outcome, http.requests
 
 
@@ -352,3 +358,18 @@ def test_an_answer_that_is_a_file_needs_a_store(headers: dict[str, str]) -> None
     outcome = failed({}, answer=lambda _: httpx.Response(200, headers=headers, content=b"\x00\xff"))
     assert outcome.error_type == "HttpRequestNodeError"
     assert "the response is a file" in outcome.error
+
+
+def test_a_file_in_an_answer_is_kept_and_can_be_sent_on() -> None:
+    files, kept = kept_files({"note.txt": b"read me"})
+    png = httpx.Response(200, content=b"\x89PNG", headers={"content-type": "image/png"})
+    outcome, _ = run({"url": "http://api.example/cat.png"}, answer=lambda _: png, files=files)
+    assert isinstance(outcome, Succeeded)
+    (made,) = outcome.outputs["files"]  # type: ignore[misc,union-attr]  # a list of file values
+    assert (made["type"], made["transfer_method"], made["mime_type"], made["size"]) == (
+        "image", "tool_file", "image/png", 4,
+    )  # fmt: skip
+    for value, content in ((made, b"\x89PNG"), (kept["note.txt"], b"read me")):
+        body = {"type": "binary", "data": [{"type": "file", "file": ["s", "f"]}]}
+        (request,) = run({"method": "post", "body": body}, {"s.f": value}, files=files)[1]
+        assert request.read() == content
