@@ -16,8 +16,8 @@ class Call:
     key: str | None
     """Its idempotency key."""
     at: float
-    answered: bool = False
-    """The caller was still there when the answer was sent."""
+    began_at: float
+    """Wall clock, as of `gone_at`; `at` is monotonic."""
     gone_at: float | None = None
     """When the caller closed its side before the answer was due; wall clock."""
 
@@ -32,7 +32,7 @@ class Witness:
         class Answer(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 parts = urlsplit(self.path)
-                call = Call(parts.path, self.headers.get("Idempotency-Key"), time.monotonic())
+                call = Call(parts.path, self.headers.get("Idempotency-Key"), time.monotonic(), time.time())
                 witness.calls.append(call)
                 if self._leaves(call, float(parse_qs(parts.query).get("delay", ["0"])[0])):
                     return
@@ -44,7 +44,6 @@ class Witness:
                     self.end_headers()
                     self.wfile.write(body)
                     self.wfile.flush()
-                    call.answered = not self._gone()
                 except OSError:
                     return
 
