@@ -28,6 +28,10 @@ _T = TypeVar("_T")
 BATCH_RECORDS = 4_000
 """Records in one transaction: enough for folding and COPY to pay, short enough for 0.2 s transactions."""
 
+GATHER_S = 0.02
+"""How long records are gathered for a transaction. A transaction for every append costs several times the work, and in
+one process with the executor and the API its many short calls keep their threads from running."""
+
 _PAUSE_AT, _RESUME_AT = 40_000, 8_000
 """Waiting records at which reading pauses and goes on."""
 
@@ -58,8 +62,10 @@ class _StartOver(Exception):
 class Projector:
     """Keeps the tables of `engine` up to date with the events of `log`. `run` blocks; `start` runs it in a thread."""
 
-    def __init__(self, log: Log, engine: Engine, *, clock: Callable[[], float] = time.time) -> None:
-        self._source, self._engine, self._clock = log, engine, clock
+    def __init__(
+        self, log: Log, engine: Engine, *, clock: Callable[[], float] = time.time, gather_s: float = GATHER_S
+    ) -> None:
+        self._source, self._engine, self._clock, self._gather_s = log, engine, clock, gather_s
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._positions: dict[int, Position] = {}
@@ -131,7 +137,7 @@ class Projector:
             writer = BatchWriter(self._engine)
             self._between_tries = lambda: waiting.throttle(tail, at)
             while not self._stopping.is_set():
-                records = waiting.take(BATCH_RECORDS)
+                records = waiting.take(BATCH_RECORDS, self._gather_s)
                 waiting.throttle(tail, at)
                 if records:
                     self._apply(writer, records, at, made)
@@ -228,8 +234,11 @@ class _Waiting:
         """On the tail's thread."""
         self._queue.put(error)
 
-    def take(self, most: int) -> list[Record]:
-        """Waiting records, about `most`; waits a moment for the first. Raises what the tail could not heal."""
+    def take(self, most: int, gather_s: float) -> list[Record]:
+        """Waiting records, about `most`; waits a moment for the first, and for `gather_s` when there are few.
+
+        Raises what the tail could not heal.
+        """
         records: list[Record] = []
         timeout_s = 0.2
         while len(records) < most:
@@ -240,6 +249,8 @@ class _Waiting:
             if isinstance(item, LogError):
                 raise item
             records.extend(item)
+            if timeout_s and self._put - self._taken < most:
+                time.sleep(gather_s)
             timeout_s = 0.0
         self._taken += len(records)
         return records
