@@ -6,6 +6,7 @@ interleave: the position alone decides.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -17,6 +18,10 @@ WINDOW_BYTES = 8 << 20
 """What a tail keeps in memory for a consumer that lags; the rest it reads from the store."""
 
 BATCH = 1000
+
+PACE_S = 0.001
+"""Least time between two deliveries. The first record after a pause is delivered at once; of a steady stream several go
+together, because each delivery takes the interpreter from the threads that write."""
 
 
 class Source(Protocol):
@@ -134,6 +139,8 @@ class LocalTail:
                 if self._closed:
                     return
             self.turn()
+            # Not on the condition: what comes meanwhile needs no wake-up, and close() waits a millisecond at most.
+            time.sleep(PACE_S)
 
     def _ready(self) -> bool:
         return any(
