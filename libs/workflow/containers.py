@@ -57,15 +57,13 @@ def _initial(variable: Any, pool: Pool) -> JsonValue:
         if segment is None:
             raise ValueError(f"variable {'.'.join(map(str, selector))} not found")
         return segment.value
-    return _constant(variable.value, variable.var_type)
+    return _constant(variable)
 
 
-_PARSED_ARRAYS = frozenset({"array[string]", "array[number]", "array[object]"})
-
-
-def _constant(value: JsonValue, declared: str) -> JsonValue:
+def _constant(variable: Any) -> JsonValue:
     """A literal as its declared type. Raises ValueError or TypeMismatch when it cannot be one."""
-    if declared in _PARSED_ARRAYS:
+    value, declared = variable.value, variable.var_type
+    if variable.is_json_text:
         value = _parsed(value) if isinstance(value, str) and value else []
     try:
         return typed(value, declared).value

@@ -163,6 +163,14 @@ def _check_older_forms(node: Draft, findings: Findings) -> None:
             findings.warn(f"{node.at}.data.body.data", "the older form of a body, one text")
     elif node.type in ("tool", "agent") and "output_schema" in data and data["output_schema"] is None:
         findings.warn(f"{node.at}.data.output_schema", "is null; read as empty")
+    elif node.type == "loop":
+        for number, variable in enumerate(getattr(node.config, "loop_variables", ())):
+            if variable.is_json_text and isinstance(variable.value, list) and variable.value:
+                findings.warn(
+                    f"{node.at}.data.loop_variables[{number}].value",
+                    "a list as a constant is read as an empty one, as the reference does",
+                    "Write it as JSON text",
+                )
     elif node.type == "iteration":
         for name in ("iterator_selector", "output_selector"):
             if not getattr(node.config, name):

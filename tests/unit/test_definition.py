@@ -265,7 +265,7 @@ def test_the_schema_of_an_input_may_be_text(schema: Any) -> None:
     assert definition.start_variables[0].json_schema == ({"type": "object"} if schema and schema != " " else None)
 
 
-@pytest.mark.parametrize("schema", ["[1]", "{", '{"minimum": NaN}', 5])
+@pytest.mark.parametrize("schema", ["[1]", "{", '{"minimum": NaN}', 5, {"type": "nothing"}, {"required": "name"}])
 def test_a_schema_of_an_input_that_is_none_is_an_error(schema: Any) -> None:
     variable = {"variable": "v", "type": "json_object", "json_schema": schema}
     assert "workflow.graph.nodes[0].data.variables[0].json_schema" in errors(
@@ -424,6 +424,20 @@ def test_types_without_an_outside_system_are_warnings() -> None:
 
 
 # --- roots and containers --------------------------------------------------------------------------------------------
+
+
+def test_a_list_given_as_a_constant_of_a_loop_is_a_warning() -> None:
+    variables = [
+        {"label": name, "var_type": kind, "value_type": "constant", "value": value}
+        for name, kind, value in (
+            ("lost", "array[number]", [1]), ("text", "array[number]", "[1]"), ("kept", "array[boolean]", [True]),
+        )
+    ]  # fmt: skip
+    loop = node("loop", "loop", start_node_id="in", loop_count=1, loop_variables=variables)
+    nodes = [START, loop, node("in", "loop-start"), END]
+    found = warnings(text_of(nodes, [("start", "loop"), ("loop", "end")]))
+    assert set(found) == {"workflow.graph.nodes[1].data.loop_variables[0].value"}
+    assert "JSON text" in found["workflow.graph.nodes[1].data.loop_variables[0].value"].hint
 
 
 def test_the_first_root_is_active() -> None:

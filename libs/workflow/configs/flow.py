@@ -1,5 +1,6 @@
 """Configs of nodes that direct a run: roots, ends, branches, containers."""
 
+import importlib
 import json
 from typing import Annotated, Any, Literal
 
@@ -97,6 +98,12 @@ class StartVariable(Config):
             value = _schema_of(value) if value.strip() else None
         if value is not None and not isinstance(value, dict):
             raise ValueError("expected a JSON schema, as a mapping or as JSON text of an object")
+        if value:
+            jsonschema = importlib.import_module("jsonschema")  # here: few documents have a schema to pay for (50 ms)
+            try:
+                jsonschema.Draft7Validator.check_schema(value)
+            except jsonschema.exceptions.SchemaError as error:
+                raise ValueError(f"expected a JSON schema (draft 7), it is none at {error.json_path}") from None
         return value or None
 
 
@@ -169,6 +176,11 @@ class LoopVariable(Config):
     ]
     value_type: Annotated[Literal["constant", "variable"], default_when_empty("constant")] = "constant"
     value: Any = None
+
+    @property
+    def is_json_text(self) -> bool:
+        """A constant of these types is JSON text; whatever else stands there is an empty list."""
+        return self.value_type == "constant" and self.var_type in ("array[string]", "array[number]", "array[object]")
 
 
 class LoopConfig(Config):
