@@ -22,4 +22,5 @@ def inline_handlers() -> dict[str, Handler]:
         "loop-end": LoopEndHandler(),
         "template-transform": TemplateTransformHandler(Sandbox()),
         "variable-aggregator": VariableAggregatorHandler(),
+        "variable-assigner": VariableAggregatorHandler(),
     }

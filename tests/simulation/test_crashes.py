@@ -210,6 +210,17 @@ def test_a_parallel_iteration_ends_alike_wherever_its_executor_dies() -> None:
         world.close()
 
 
+def test_a_parallel_iteration_completes_with_a_single_slot_in_the_order_of_its_items() -> None:
+    world = World(script=_lists, slots={"wait": 1, "process": 1})
+    run_id = world.submit(world.add("document", ITERATION))
+    world.start_executor()
+    world.run()
+    state = world.fold(run_id)
+    assert state.status == "succeeded"
+    assert state.outputs["out"] == [f"done at iteration:each:{index}" for index in range(3)]
+    world.close()
+
+
 def test_a_stop_ends_a_running_node_and_the_run() -> None:
     world = World(delay_s=100)
     run_id = world.submit(world.add("document", fan_out(3)))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from pydantic import JsonValue
 
 from libs.events.model import NodeFailed, NodeSucceeded, RoundStarted, VariableUpdate
@@ -280,3 +281,179 @@ def test_a_round_keeps_its_writes_to_itself_save_for_the_conversation() -> None:
     assert seen.value == 1
     assert items is not None
     assert items.value == ["x", "y"]
+
+
+# --- what the rounds of an iteration leave ----------------------------------------------------------------------------
+
+
+def _all_broken(key: Key, attempt: int) -> Outcome:
+    return Failed("it broke")
+
+
+def test_a_body_of_lists_gives_one_list_in_the_order_of_the_items() -> None:
+    def pair(key: Key, attempt: int) -> Outcome:
+        item = rounds_of(key.path)[-1].index + 1
+        return Succeeded(outputs={"result": [item, 2 * item]})
+
+    assert _run(_document(is_parallel=True), [1, 2, 3], pair, lambda keys: keys[-1]).state.outputs == {
+        "out": [1, 2, 2, 4, 3, 6]
+    }
+
+
+def test_lists_beside_something_else_are_left_alone_with_their_nulls() -> None:
+    def mixed(key: Key, attempt: int) -> Outcome:
+        return Succeeded(outputs={"result": ([1], "text", None)[rounds_of(key.path)[-1].index]})
+
+    def nothing_else(key: Key, attempt: int) -> Outcome:
+        return Succeeded(outputs={"result": ([1], None, [2])[rounds_of(key.path)[-1].index]})
+
+    assert _run(_document(), [1, 2, 3], mixed).state.outputs == {"out": [[1], "text", None]}
+    assert _run(_document(), [1, 2, 3], nothing_else).state.outputs == {"out": [1, 2]}
+
+
+def test_a_body_that_always_fails_ends_as_the_mode_says() -> None:
+    driver = _run(_document(), ["a", "b"], _all_broken)
+    assert (driver.state.status, driver.state.error, driver.state.exceptions_count) == ("failed", "it broke", 0)
+    failed = next(event for event in driver.events if isinstance(event, NodeFailed) and event.node_id == "each")
+    assert failed.outputs == {"output": []}
+    for mode, out in (("continue-on-error", [None, None]), ("remove-abnormal-output", [])):
+        state = _run(_document(error_handle_mode=mode), ["a", "b"], _all_broken).state
+        assert (state.status, state.exceptions_count, state.outputs) == ("partial-succeeded", 2, {"out": out})
+
+
+def test_a_legitimate_null_stays_when_abnormal_output_is_removed() -> None:
+    def answer(key: Key, attempt: int) -> Outcome:
+        index = rounds_of(key.path)[-1].index
+        return Failed("it broke") if index == 1 else Succeeded(outputs={"result": None})
+
+    text = _document(error_handle_mode="remove-abnormal-output", is_parallel=True)
+    assert _run(text, ["a", "b", "c"], answer).state.outputs == {"out": [None, None]}
+
+
+def test_a_failed_item_waits_for_the_items_beside_it() -> None:
+    text = _document(is_parallel=True, parallel_nums=2)
+    driver = _run(text, ["a", "b", "c"], _broken(0), lambda keys: keys[0])
+    words = [word for word in driver.names() if "(work)" in word or word == "NodeFailed(each)"]
+    assert words == ["NodeStarted(work)", "NodeStarted(work)", "NodeFailed(work)", "NodeSucceeded(work)",
+                     "NodeFailed(each)"]  # fmt: skip
+
+
+def test_answers_of_rounds_are_in_the_outputs_by_the_last_item_whichever_completes_last() -> None:
+    body = [code("work", iteration_id="each"), node("say", "answer", answer="{{#work.result#}};", iteration_id="each")]
+    nodes = [start("items"), iteration(is_parallel=True, parallel_nums=2), node("eachstart", "iteration-start"), *body]
+    text = document(nodes, edges("start > each", "eachstart > work > say"), mode="advanced-chat")
+    order = {1: 0, 2: 1, 0: 2}
+    driver = _run(
+        text, ["a", "b", "c"], _doubled, lambda keys: min(keys, key=lambda k: order[rounds_of(k.path)[-1].index])
+    )
+    started = [event.index for event in driver.events if isinstance(event, RoundStarted)]
+    assert started == [0, 1, 2]
+    assert driver.state.outputs["answer"] == "item 2;"
+
+
+# --- what the rounds of a loop leave ----------------------------------------------------------------------------------
+
+
+def _counted(operator: str, value: str) -> dict[str, Any]:
+    selector = ["round", "count"]
+    return {"variable_selector": selector, "comparison_operator": operator, "value": value, "varType": "number"}
+
+
+def test_a_counter_breaks_where_its_condition_holds() -> None:
+    driver = Driver(_loop([_adds()], "roundstart > add", count=10, break_conditions=[_counted("≥", "5")]))
+    assert driver.run().outputs == {"count": 5, "rounds": 4}
+
+
+def test_a_failed_round_leaves_its_answers_out_and_says_why_the_loop_ended() -> None:
+    body = [
+        node("say", "answer", answer="{{#round.count#}};", loop_id="round"),
+        _adds(),
+        code("work", loop_id="round"),
+    ]
+    nodes = [start(), *_loop_nodes(), *body]
+    text = document(nodes, edges("start > round", "roundstart > say > add > work"), mode="advanced-chat")
+    driver = Driver(text)
+
+    def second_breaks(key: Key, attempt: int) -> Outcome:
+        return Failed("it broke") if rounds_of(key.path)[-1].index == 1 else Succeeded(outputs={"result": "x"})
+
+    state = driver.run(second_breaks)
+    assert (state.status, state.error, state.exceptions_count) == ("failed", "it broke", 0)
+    assert state.outputs["answer"] == "1;"
+    failed = next(event for event in driver.events if isinstance(event, NodeFailed) and event.node_id == "round")
+    assert failed.metadata is not None
+    assert failed.metadata["completed_reason"] == "error"
+
+
+def _loop_nodes(**data: Any) -> list[dict[str, Any]]:
+    variable = {"id": "v", "label": "count", "var_type": "number", "value_type": "constant", "value": 1}
+    settings = {"start_node_id": "roundstart", "loop_count": 3, "break_conditions": [], "logical_operator": "and",
+                "loop_variables": [variable], **data}  # fmt: skip
+    return [node("round", "loop", **settings), node("roundstart", "loop-start", loop_id="round")]
+
+
+def test_values_of_the_body_are_cleared_before_each_round() -> None:
+    both = node("seen", "variable-aggregator", output_type="any", variables=[["work", "result"], ["round", "count"]])
+    both["data"]["loop_id"] = "round"
+    nodes = [start(), *_loop_nodes(), both, code("work", loop_id="round"), _adds(), end(out="seen.output")]
+    text = document(nodes, edges("start > round > end", "roundstart > seen > work > add"))
+    assert Driver(text).run(lambda key, attempt: Succeeded(outputs={"result": "old"})).outputs == {"out": 3}
+
+
+def test_a_loop_end_inside_an_iteration_breaks_the_loop_around_it() -> None:
+    each = iteration(iterator_selector=["start", "items"], output_selector=["work", "result"])
+    each["data"]["loop_id"] = "round"
+    inner = {"iteration_id": "each", "loop_id": "round"}
+    nodes = [
+        start("items"), *_loop_nodes(loop_count=5), each, node("eachstart", "iteration-start", **inner),
+        code("work", **inner), node("stop", "loop-end", **inner), end(rounds="round.loop_round", out="each.output"),
+    ]  # fmt: skip
+    text = document(nodes, edges("start > round > end", "roundstart > each", "eachstart > work > stop"))
+    driver = _run(text, ["a", "b"], _doubled)
+    assert driver.state.outputs == {"rounds": 1, "out": ["item 0", "item 1"]}
+    deepest = max((str(getattr(event, "path", "")) for event in driver.events), key=len)
+    assert [(each.kind, each.node_id) for each in rounds_of(deepest)] == [("loop", "round"), ("iteration", "each")]
+
+
+def test_a_loop_inside_a_parallel_iteration_keeps_its_variables_to_its_item() -> None:
+    adds = {"variable_selector": ["round", "count"], "input_type": "constant", "operation": "+=", "value": 5}
+    variable = {"id": "v", "label": "count", "var_type": "number", "value_type": "constant", "value": "0"}
+    nodes = [
+        start("items"),
+        iteration(is_parallel=True, parallel_nums=3, output_selector=["round", "count"]),
+        node("eachstart", "iteration-start", iteration_id="each"),
+        *_loop_nodes(loop_count=2, loop_variables=[variable]),
+        code("work", loop_id="round"),
+        node("add", "assigner", version="2", items=[adds], loop_id="round"),
+        end(out="each.output"),
+    ]
+    text = document(nodes, edges("start > each > end", "eachstart > round", "roundstart > work > add"))
+    for choose in (lambda keys: keys[0], lambda keys: keys[-1]):
+        assert _run(text, [1, 2, 3], _doubled, choose).state.outputs == {"out": [10, 10, 10]}
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "begins"),
+    [
+        ("array[number]", [1, 2], []),
+        ("array[number]", "[1,2]", [1, 2]),
+        ("number", "1", 1),
+        ("boolean", "true", True),
+        ("string", "text", "text"),
+        ("object", '{"a": 1}', {"a": 1}),
+        ("array[boolean]", [True], [True]),
+    ],
+)
+def test_a_constant_of_a_loop_is_read_as_its_declared_type(declared: str, value: JsonValue, begins: JsonValue) -> None:
+    variable = {"id": "v", "label": "it", "var_type": declared, "value_type": "constant", "value": value}
+    nodes = [start(), *_loop_nodes(loop_count=1, loop_variables=[variable]), code("work", loop_id="round")]
+    text = document([*nodes, end(out="round.it")], edges("start > round > end", "roundstart > work"))
+    assert Driver(text).run().outputs == {"out": begins}
+
+
+def test_a_constant_that_is_not_of_its_declared_type_fails_the_loop() -> None:
+    variable = {"id": "v", "label": "it", "var_type": "string", "value_type": "constant", "value": 5}
+    nodes = [start(), *_loop_nodes(loop_variables=[variable]), code("work", loop_id="round"), end()]
+    state = Driver(document(nodes, edges("start > round > end", "roundstart > work"))).run()
+    assert state.status == "failed"
+    assert "loop variable 'it'" in (state.error or "")

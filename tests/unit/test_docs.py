@@ -10,7 +10,7 @@ from libs.workflow.node_configs import NODE_TYPES, NodeKind
 from services.executor.nodes import NodeHandlers
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "docs" / name for name in ("architecture.md", "compatibility.md")]
+PAGES = [ROOT / "docs" / name for name in ("architecture.md", "behaviours.md", "compatibility.md")]
 _CITED = re.compile(r"`([\w/]*test_\w+|\.\.\.(?=::))(?:\.py)?(?:::(test_\w+))?`")
 _FILES = {str(file.relative_to(ROOT / "tests").with_suffix("")): file for file in ROOT.glob("tests/**/test_*.py")}
 
@@ -47,3 +47,26 @@ def test_the_table_of_node_types_is_what_the_code_does() -> None:
     runs = {name for name, handler in handlers.items() if type(handler).__name__ != "OutsideHandler"}
     by_machine = (NodeKind.CONTAINER, NodeKind.MARKER)
     assert said == {name: name in runs or kind.kind in by_machine for name, kind in NODE_TYPES.items()}
+
+
+def _behaviours() -> list[tuple[str, str, str]]:
+    """(number, what it is here, tests) of every row."""
+    page = (ROOT / "docs" / "behaviours.md").read_text("utf-8")
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in page.splitlines() if re.match(r"\| \d", line)]
+    assert all(len(row) == 4 for row in rows)
+    return [(number.strip(), here.strip(), tests.strip()) for number, _, here, tests in rows]
+
+
+def test_every_behaviour_of_the_reference_has_its_row() -> None:
+    further = {28: "a", 55: "abcde", 84: "ab", 87: "a", 91: "ab", 97: "abcdefg", 110: "ab"}
+    numbers = [f"{number}{letter}" for number in range(1, 118) for letter in ("", *further.get(number, ""))]
+    assert len(numbers) == 137
+    assert [number for number, _, _ in _behaviours()] == numbers
+
+
+def test_every_behaviour_is_shown_by_a_test_and_every_difference_has_its_reason() -> None:
+    for number, here, tests in _behaviours():
+        word, _, reason = here.partition(": ")
+        assert re.match("same|differs|none|open", word), f"{number}: {here}"
+        assert reason or word.startswith("same"), f"{number}: no reason"
+        assert "::" in tests or word == "open", f"{number}: no test"

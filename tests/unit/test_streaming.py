@@ -10,7 +10,7 @@ from libs.workflow.machine import Stop, decide
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from libs.workflow.state import Key
 from libs.workflow.streaming import Text
-from tests.documents import code, document, edges, end, fan_out, if_else, node, start
+from tests.documents import code, document, edges, end, fan_out, if_else, node, start, template
 from tests.screen import Screen
 
 
@@ -125,6 +125,20 @@ def test_an_end_says_its_values_separated_by_newlines() -> None:
         ("NodeSucceeded(n)", "y"),
     ]
     assert screen.said[1][1].selector == ("end", "answer")
+
+
+def test_a_template_between_model_and_end_is_said_in_one_piece() -> None:
+    nodes = [start("q"), code("n"), template("t", "<{{ n }}>", n="n.result"), end(query="start.q", text="t.output")]
+    screen = begun(document(nodes, edges("start > n > t > end")), q="Q")
+    screen.chunk("n", "x")
+    finish(screen, "n", result("xy"))
+    assert screen.texts() == [("RunStarted", "Q"), ("RunStarted", "\n"), ("NodeSucceeded(t)", "<xy>")]
+    assert [text.node_id for _, text in screen.said] == ["start", "end", "t"]
+
+
+def test_parallel_answers_are_in_the_output_in_order_of_completion() -> None:
+    screen = begun(chat([answer("z", "first "), answer("a", "second ")], "start > z", "start > a"))
+    assert (screen.shown, screen.state.outputs["answer"]) == ("second first ", "first second ")
 
 
 def test_an_answer_that_uses_a_variable_waits_for_the_assigner_before_it() -> None:
