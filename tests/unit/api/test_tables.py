@@ -27,11 +27,15 @@ class Silent:
         return Found({"id": run_id}, partition)
 
 
+PATIENCE_S = 0.2
+"""Long enough for a thread to be served on a busy machine."""
+
+
 def asking(scenario: Callable[[Tables, Silent], Awaitable[None]], places: int = 2) -> None:
     async def main() -> None:
         records = Silent()
         try:
-            await scenario(Tables(cast(Records, records), 0.005, places), records)
+            await scenario(Tables(cast(Records, records), PATIENCE_S, places), records)
         finally:
             records.let.set()
 
@@ -49,7 +53,7 @@ def test_answers_and_refusals_reach_who_asked() -> None:
 
 def test_a_question_without_an_answer_is_given_up_in_time() -> None:
     async def scenario(tables: Tables, _: Silent) -> None:
-        with pytest.raises(RecordsUnavailable, match=r"within 0\.005 s"):
+        with pytest.raises(RecordsUnavailable, match=r"within 0\.2 s"):
             await tables.run("slow", 0)
 
     asking(scenario)
@@ -64,7 +68,7 @@ def test_when_all_places_wait_for_a_silent_database_questions_are_refused_at_onc
         for _ in range(100):
             with pytest.raises(RecordsUnavailable, match="does not answer"):
                 await tables.run("quick", 0)
-        assert time.monotonic() - begin < 0.1
+        assert time.monotonic() - begin < 100 * PATIENCE_S / 2, "refusals waited"
         assert records.asked == 2
         records.let.set()
         async with asyncio.timeout(5):
