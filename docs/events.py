@@ -29,6 +29,8 @@ PLACE = ("node_id", "path", "attempt")
 GROUPS = {
     "The run": ("RunAccepted", "RunStarted", "StopRequested", "LimitExceeded", "RunSucceeded", "RunPartiallySucceeded",
                 "RunFailed", "RunStopped"),
+    "Pauses and forms": ("RunPaused", "RunResumed", "PauseRequested", "ResumeRequested", "FormOpened", "FormSubmitted",
+                         "FormExpired"),
     "Nodes": ("NodeStarted", "NodeRestarted", "NodeSucceeded", "NodeRetryScheduled", "NodeFailed", "NodeExcepted",
               "NodeSkipped", "NodeStopped"),
     "Rounds of iterations and loops": ("RoundStarted", "RoundFinished"),

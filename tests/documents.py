@@ -37,6 +37,24 @@ def code(node_id: str, **data: Any) -> dict[str, Any]:
     )
 
 
+def human_input(node_id: str, *actions: str, field: str = "note", **data: Any) -> dict[str, Any]:
+    """Asks for one text and one of the actions (default: ok, no)."""
+    return node(
+        node_id,
+        "human-input",
+        **{
+            "form_content": f"Well?\n{{{{#$output.{field}#}}}}",
+            "inputs": [{"type": "paragraph", "output_variable_name": field, "default": None}],
+            "user_actions": [
+                {"id": action, "title": action.title(), "button_style": "default"} for action in actions or ("ok", "no")
+            ],
+            "timeout": 36,
+            "timeout_unit": "hour",
+            **data,
+        },
+    )
+
+
 def template(node_id: str, text: str, **variables: str) -> dict[str, Any]:
     values = [{"variable": name, "value_selector": selector.split(".")} for name, selector in variables.items()]
     return node(node_id, "template-transform", template=text, variables=values)

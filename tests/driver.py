@@ -1,10 +1,11 @@
 """Runs a definition through the machine alone: no log, no loop, no clock. For unit and property tests."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from libs.events.commands import Caller
-from libs.events.model import RunAccepted, RunEvent
+from libs.events.model import FormExpired, FormSubmitted, PauseRequested, ResumeRequested, RunAccepted, RunEvent
 from libs.workflow.definition import Definition, compile_document
 from libs.workflow.machine import (
     Begin,
@@ -18,14 +19,18 @@ from libs.workflow.machine import (
     new_state,
     next_timer_us,
 )
-from libs.workflow.outcome import Outcome, Succeeded
-from libs.workflow.state import Key, RunState
+from libs.workflow.outcome import Asked, Outcome, Succeeded
+from libs.workflow.state import Form, Key, RunState
 from tests.simulation.inline import inline_handlers
 
 RUN_ID = "01900000-0000-7000-8000-000000000001"
 HANDLERS = inline_handlers()
 
 Answer = Callable[[Key, int], Outcome]
+
+
+Person = Callable[[Form], str | None]
+"""The action that a person chooses for a form; None: nobody answers."""
 
 
 def done(key: Key, attempt: int) -> Outcome:
@@ -100,23 +105,67 @@ class Driver:
                     assert outcome is not None
                     self.complete(item.key, outcome)
 
+    def open_forms(self) -> list[Key]:
+        return [key for key, form in self.state.forms.items() if form.action is None]
+
+    def submit(self, node_id: str, action: str, path: str = "", **inputs: str) -> None:
+        form = self.state.forms[Key(path, node_id)]
+        self.fold(
+            FormSubmitted(
+                node_id=node_id, path=path, form_id=form.form_id, command_offset=1, action=action, inputs=dict(inputs)
+            )
+        )
+
+    def expire(self, key: Key) -> None:
+        form = self.state.forms[key]
+        self.fold(FormExpired(node_id=key.node_id, path=key.path, form_id=form.form_id))
+
+    def pause(self) -> None:
+        self.fold(PauseRequested(command_offset=1, reason="maintenance"))
+
+    def resume(self) -> None:
+        self.fold(ResumeRequested(command_offset=1))
+
     def complete(self, key: Key, outcome: Outcome) -> None:
+        if isinstance(outcome, Asked):
+            outcome = replace(outcome, token=f"token of {key.node_id}")
         execution = self.state.executions[key]
         command = CompleteAttempt(key, execution.attempt, execution.epoch, outcome, self.now_us)
         self.fold(decide(self.state, command))
 
-    def run(self, answer: Answer = done, choose: Callable[[list[Key]], Key] = lambda keys: keys[0]) -> RunState:
-        """To the end; `choose` says which of the running nodes completes next."""
+    def run(
+        self,
+        answer: Answer = done,
+        choose: Callable[[list[Key]], Key] = lambda keys: keys[0],
+        person: Person | None = None,
+        meddle: Callable[["Driver"], None] = lambda _: None,
+    ) -> RunState:
+        """To the end, or until the run waits for a `person` that is not there.
+
+        `choose` says which of the running nodes and open forms is done next; `meddle` may do something before that.
+        """
         if self.state.status == "pending":
             self.begin()
         while True:
+            meddle(self)
             running = self.start_due()
             if self.state.ended:
                 return self.state
-            if running:
-                key = choose(running)
-                self.complete(key, answer(key, self.state.executions[key].attempt))
+            asking = self.open_forms() if person is not None else []
+            if running or asking:
+                key = choose([*running, *asking])
+                if key in running:
+                    self.complete(key, answer(key, self.state.executions[key].attempt))
+                elif (action := person(self.state.forms[key])) is None:  # type: ignore[misc]  # there is a person
+                    self.expire(key)
+                else:
+                    self.submit(key.node_id, action, key.path, result=f"{action} at {key.path}")
                 continue
+            if self.state.pause_reason is not None:
+                self.resume()
+                continue
+            if self.state.status == "paused" and person is None:
+                return self.state
             timer = next_timer_us(self.state)
             assert timer is not None, f"the run hangs: {self.state}"
             self.now_us = max(self.now_us, timer)

@@ -1,11 +1,14 @@
 """One rich example of every event, command and registry fact; what the golden records were made from."""
 
-from libs.events.commands import Caller, StartRun, StopRun
+from libs.events.commands import AnyCommand, Caller, PauseRun, ResumeRun, StartRun, StopRun, SubmitForm
 from libs.events.drafts import DraftBackedUp, DraftSaved, DraftStored, DraftVariableChanged, ImportPending
 from libs.events.model import (
     CheckpointWritten,
     CommandRejected,
     Event,
+    FormExpired,
+    FormOpened,
+    FormSubmitted,
     LimitExceeded,
     NodeExcepted,
     NodeFailed,
@@ -18,11 +21,15 @@ from libs.events.model import (
     OwnerConfirmed,
     PartitionClaimed,
     PartitionReleased,
+    PauseRequested,
+    ResumeRequested,
     RoundFinished,
     RoundStarted,
     RunAccepted,
     RunFailed,
     RunPartiallySucceeded,
+    RunPaused,
+    RunResumed,
     RunSnapshotted,
     RunStarted,
     RunStopped,
@@ -117,9 +124,32 @@ EVENTS: tuple[Event, ...] = (
     RoundFinished(
         node_id="each", index=2, error="x", output=[None, {"a": None}], variables={"n": None}, elapsed_s=0.25
     ),
+    PauseRequested(command_offset=10, reason="maintenance", by="ann"),
+    ResumeRequested(command_offset=11, by="ann"),
+    RunPaused(forms=("f-1", "f-2"), reason="maintenance", total_steps=3, total_tokens=12, elapsed_s=0.75),
+    RunResumed(),
+    FormOpened(
+        node_id="approve",
+        path=PATH,
+        form_id="f-1",
+        token="AZo9Pk2AcAOAAAAAAAAAKg",
+        actions=("ok", "no"),
+        form={
+            "form_content": "Ship it?\n{{#$output.note#}}",
+            "inputs": [{"type": "paragraph", "output_variable_name": "note", "default": None}],
+            "user_actions": [{"id": "ok", "title": "OK", "button_style": "primary"}],
+            "resolved_default_values": {"note": "größe"},
+            "display_in_ui": True,
+        },
+        due_us=1_762_000_129_600_000,
+    ),
+    FormSubmitted(
+        node_id="approve", path=PATH, form_id="f-1", command_offset=13, action="ok", inputs={"note": "fine"}, by="ann"
+    ),
+    FormExpired(node_id="approve", path=PATH, form_id="f-2"),
 )
 
-COMMANDS: tuple[StartRun | StopRun, ...] = (
+COMMANDS: tuple[AnyCommand, ...] = (
     StartRun(
         run_id=RUN,
         app_id=APP,
@@ -137,6 +167,9 @@ COMMANDS: tuple[StartRun | StopRun, ...] = (
         pins={"types": {"llm": None}},
     ),
     StopRun(run_id=RUN, by="ann"),
+    PauseRun(run_id=RUN, reason="maintenance", by="ann"),
+    ResumeRun(run_id=RUN, by="ann"),
+    SubmitForm(run_id=RUN, form_id="f-1", action="ok", inputs={"note": None}, by="ann"),
 )
 
 FACTS: tuple[Fact, ...] = (

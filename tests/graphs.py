@@ -1,17 +1,27 @@
-"""Random small workflow documents for property tests: branches, joins, failures, retries, strategies, containers."""
+"""Random small documents for property tests: branches, joins, failures, retries, strategies, containers, forms."""
 
 from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.documents import code, document, edges, end, if_else, node, start
+from tests.documents import code, document, edges, end, human_input, if_else, node, start
 
 RETRY = {"retry_enabled": True, "max_retries": 1, "retry_interval": 100}
 
 
+_HANDLES = {
+    "fail-branch": ["source", "fail-branch"],
+    "if": ["true", "false"],
+    "person": ["ok", "no", "__timeout"],
+}
+
+
 @st.composite
-def graphs(draw: st.DrawFn, *, containers: bool = True) -> str:
-    """A document whose nodes `n1`, `n2`, ... form a DAG below `start`; the `end` reads some of them."""
+def graphs(draw: st.DrawFn, *, containers: bool = True, people: bool = False) -> str:
+    """A document whose nodes `n1`, `n2`, ... form a DAG below `start`; the `end` reads some of them.
+
+    `people`: with nodes that wait for a person, also in rounds.
+    """
     count = draw(st.integers(1, 7))
     nodes: list[dict[str, Any]] = [start("q")]
     arrows: list[str] = []
@@ -20,8 +30,10 @@ def graphs(draw: st.DrawFn, *, containers: bool = True) -> str:
     for number in range(1, count + 1):
         name = f"n{number}"
         kinds = ["code", "code", "retry", "fail-branch", "default-value", "if"]
-        kind = draw(st.sampled_from([*kinds, "iteration", "loop"] if containers else kinds))
-        nodes += _node(draw, name, kind)
+        kinds += ["iteration", "loop"] if containers else []
+        kinds += ["person", "person"] if people else []
+        kind = draw(st.sampled_from(kinds))
+        nodes += _node(draw, name, kind, people=people)
         if kind in ("iteration", "loop"):
             arrows += _body_arrows(nodes, name)
         sources = draw(st.lists(st.sampled_from(sorted(handles)), min_size=1, max_size=3, unique=True))
@@ -29,7 +41,7 @@ def graphs(draw: st.DrawFn, *, containers: bool = True) -> str:
             handle = draw(st.sampled_from(handles[source]))
             arrows.append(f"{source}[{handle}] > {name}")
         above[name] = set(sources).union(*(above[source] for source in sources))
-        handles[name] = {"fail-branch": ["source", "fail-branch"], "if": ["true", "false"]}.get(kind, ["source"])
+        handles[name] = _HANDLES.get(kind, ["source"])
     read: set[str] = set()
     for name in handles:
         if name != "start" and draw(st.booleans()):
@@ -41,13 +53,15 @@ def graphs(draw: st.DrawFn, *, containers: bool = True) -> str:
     return document(nodes, edges(*arrows))
 
 
-def _node(draw: st.DrawFn, name: str, kind: str) -> list[dict[str, Any]]:
+def _node(draw: st.DrawFn, name: str, kind: str, *, people: bool) -> list[dict[str, Any]]:
+    if kind == "person":
+        return [human_input(name, field="result")]
     if kind == "if":
         return [if_else(name, "start.q", "is", draw(st.sampled_from(["yes", "no"])))]
     if kind == "iteration":
-        return _iteration(draw, name)
+        return _iteration(draw, name, people=people)
     if kind == "loop":
-        return _loop(draw, name)
+        return _loop(draw, name, people=people)
     more: dict[str, Any] = {}
     if kind == "retry":
         more["retry_config"] = RETRY
@@ -61,8 +75,15 @@ def _node(draw: st.DrawFn, name: str, kind: str) -> list[dict[str, Any]]:
     return [code(name, **more)]
 
 
-def _iteration(draw: st.DrawFn, name: str) -> list[dict[str, Any]]:
-    inner = [code(f"{name}_{letter}", iteration_id=name) for letter in draw(st.sampled_from(["a", "ab"]))]
+def _inner(draw: st.DrawFn, node_id: str, *, people: bool, **data: Any) -> dict[str, Any]:
+    if people and draw(st.booleans()):
+        return human_input(node_id, field="result", **data)
+    return code(node_id, **data)
+
+
+def _iteration(draw: st.DrawFn, name: str, *, people: bool) -> list[dict[str, Any]]:
+    letters = draw(st.sampled_from(["a", "ab"]))
+    inner = [_inner(draw, f"{name}_{letter}", people=people, iteration_id=name) for letter in letters]
     return [
         code(f"{name}_list"),
         node(
@@ -81,7 +102,7 @@ def _iteration(draw: st.DrawFn, name: str) -> list[dict[str, Any]]:
     ]
 
 
-def _loop(draw: st.DrawFn, name: str) -> list[dict[str, Any]]:
+def _loop(draw: st.DrawFn, name: str, *, people: bool) -> list[dict[str, Any]]:
     return [
         node(
             name,
@@ -93,7 +114,7 @@ def _loop(draw: st.DrawFn, name: str) -> list[dict[str, Any]]:
             loop_variables=[{"id": "v", "label": "count", "var_type": "number", "value_type": "constant", "value": 1}],
         ),
         node(f"{name}start", "loop-start", loop_id=name),
-        code(f"{name}_a", loop_id=name),
+        _inner(draw, f"{name}_a", people=people, loop_id=name),
     ]
 
 

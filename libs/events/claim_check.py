@@ -1,9 +1,9 @@
 """Large values leave their event for the blob port and come back when it is read.
 
 An event whose JSON exceeds `LIMIT_BYTES` is written with references (see `libs.events.blobs`) in the place of its
-largest values: values of `inputs`, `outputs`, `process_data`, `metadata`, `variables`, `pins`, written variables, a
-round's output, a snapshot's state; whole fields when many small values are too much together. References stand only
-in these places, so a reader looks nowhere else.
+largest values: values of `inputs`, `outputs`, `process_data`, `metadata`, `variables`, `pins`, `form`, written
+variables, a round's output, a snapshot's state; whole fields when many small values are too much together. References
+stand only in these places, so a reader looks nowhere else.
 
 A value of the user's that merely looks like a reference must not be taken for one: it is moved out too, whatever its
 size, and comes back as what it was. That is why `oversized` is also true for a body that may contain such a value.
@@ -29,7 +29,7 @@ LIMIT_BYTES = 64 * 1024
 SMALLEST_BYTES = 1024
 """Values below it do not leave alone: their references would hardly be shorter."""
 
-_OBJECTS = ("inputs", "outputs", "process_data", "metadata", "variables", "pins")
+_OBJECTS = ("inputs", "outputs", "process_data", "metadata", "variables", "pins", "form")
 _WHOLE = ("state", "output")
 _MARK = b'"$blob"'
 

@@ -26,7 +26,7 @@ from typing import Any
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from libs.events.commands import COMMAND, StartRun, StopRun
+from libs.events.commands import COMMAND, AnyCommand
 from libs.events.log import Entry, Record
 from libs.events.model import EVENT_TYPES, RUN_EVENT_TYPES, Event
 
@@ -214,7 +214,7 @@ def _place(record: Record) -> str:
     return f"{record.topic}[{record.partition}]@{record.offset}"
 
 
-def encode_command(command: StartRun | StopRun) -> Entry:
+def encode_command(command: AnyCommand) -> Entry:
     """The log entry of a command; its partition is the run's."""
     name = type(command).__name__
     headers = [
@@ -226,7 +226,7 @@ def encode_command(command: StartRun | StopRun) -> Entry:
     return Entry(key=command.run_id.encode(), value=encode_body(command), headers=headers)
 
 
-def decode_command(record: Record) -> StartRun | StopRun:
+def decode_command(record: Record) -> AnyCommand:
     """The command of a record. Raises CodecError."""
     try:
         return COMMAND.validate_json(record.value or b"")

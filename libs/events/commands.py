@@ -67,5 +67,32 @@ class StopRun(_Command):
     by: str = ""
 
 
-Command = Annotated[StartRun | StopRun, Field(discriminator="type")]
-COMMAND: TypeAdapter[StartRun | StopRun] = TypeAdapter(Command)
+class PauseRun(_Command):
+    """Let nothing new begin in a run; what runs may end, then the run is paused."""
+
+    type: Literal["PauseRun"] = "PauseRun"
+    reason: str = "Paused on request"
+    by: str = ""
+
+
+class ResumeRun(_Command):
+    """Take back a `PauseRun`."""
+
+    type: Literal["ResumeRun"] = "ResumeRun"
+    by: str = ""
+
+
+class SubmitForm(_Command):
+    """Answer a form that a run waits for. Who sends it has checked the inputs against the form."""
+
+    type: Literal["SubmitForm"] = "SubmitForm"
+    form_id: str
+    action: str
+    """Id of one of the form's actions."""
+    inputs: dict[str, JsonValue] = Field(default_factory=dict)
+    by: str = ""
+
+
+AnyCommand = StartRun | StopRun | PauseRun | ResumeRun | SubmitForm
+Command = Annotated[AnyCommand, Field(discriminator="type")]
+COMMAND: TypeAdapter[AnyCommand] = TypeAdapter(Command)

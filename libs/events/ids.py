@@ -4,6 +4,8 @@ A run id is a valid UUIDv7 whose 12 `rand_a` bits hold the partition number, so 
 partition without asking anybody. Nothing here reads a clock or a random source: both are arguments.
 """
 
+import base64
+import binascii
 import hashlib
 import uuid
 from typing import NewType
@@ -60,6 +62,25 @@ def execution_id(run_id: str, path: str, node_id: str) -> str:
     """
     digest = hashlib.blake2b(f"{run_id}\n{path}\n{node_id}".encode(), digest_size=16).digest()
     return str(uuid.UUID(bytes=digest, version=4))
+
+
+def form_token(run_id: str, random_128: int) -> str:
+    """What opens one form of the run: it names the run, so nobody has to look it up, and cannot be guessed."""
+    secret = (random_128 & (1 << 128) - 1).to_bytes(16, "big")
+    return base64.urlsafe_b64encode(_parse(run_id).bytes + secret).decode().rstrip("=")
+
+
+def run_id_of_form(token: str) -> RunId:
+    """The run whose form the token opens. Raises ValueError when it cannot be one of our tokens."""
+    try:
+        data = base64.urlsafe_b64decode(token.encode("ascii") + b"=")
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise ValueError("not a form token") from error
+    if len(data) != 32:
+        raise ValueError("not a form token")
+    run_id = str(uuid.UUID(bytes=data[:16]))
+    _parse(run_id)
+    return RunId(run_id)
 
 
 def partition_for_key(app_id: str, key: str, partitions: int) -> int:

@@ -56,7 +56,7 @@ class CommandRejected(_Event):
     run_id: str | None = None
     code: str
     """Stable: `duplicate`, `idempotency_key_reused`, `expired`, `not_running`, `run_exists`, `misrouted`,
-    `unreadable`."""
+    `unreadable`, `already_paused`, `not_paused`, `form_closed`, `unknown_action`."""
     message: str
     duplicate_of: str | None = None
     """With `duplicate`: the run that the first start with this key made."""
@@ -127,6 +127,46 @@ class StopRequested(_Event):
     command_offset: int
     reason: str
     by: str = ""
+
+
+class PauseRequested(_Event):
+    """Somebody asked for the run to pause: no node starts any more, and when those that run have ended, `RunPaused`
+    follows."""
+
+    type: Literal["PauseRequested"] = "PauseRequested"
+    command_offset: int
+    reason: str
+    by: str = ""
+
+
+class ResumeRequested(_Event):
+    """Somebody took the pause back. `RunResumed` follows where the run was paused and something can go on."""
+
+    type: Literal["ResumeRequested"] = "ResumeRequested"
+    command_offset: int
+    by: str = ""
+
+
+class RunPaused(_Event):
+    """The run waits: nothing of it runs, and nothing can start before a form is answered or the pause is taken back.
+
+    Paused time counts for no limit and in no `elapsed_s` of the run.
+    """
+
+    type: Literal["RunPaused"] = "RunPaused"
+    forms: tuple[str, ...] = ()
+    """Ids of the forms it waits for, in the order in which they were opened."""
+    reason: str | None = None
+    """Of the pause that somebody asked for; absent: it waits for forms alone."""
+    total_steps: int = 0
+    total_tokens: int = 0
+    elapsed_s: float = 0.0
+
+
+class RunResumed(_Event):
+    """The run goes on: a form was answered or has expired, or the pause was taken back."""
+
+    type: Literal["RunResumed"] = "RunResumed"
 
 
 class LimitExceeded(_Event):
@@ -278,6 +318,46 @@ class NodeStopped(_AttemptEvent):
     reason: str = ""
 
 
+# --- run events: forms ---------------------------------------------------------------------------------------------
+
+
+class _FormEvent(_NodeEvent):
+    form_id: str
+    """Id of the node execution that asks."""
+
+
+class FormOpened(_FormEvent):
+    """The node waits for a person: for a submission of its form, or until the form expires."""
+
+    type: Literal["FormOpened"] = "FormOpened"
+    attempt: int = 1
+    token: str
+    """What a person needs to see and answer the form; names the run, and cannot be guessed."""
+    actions: tuple[str, ...]
+    """Ids of the actions of which a submission chooses one."""
+    form: Values
+    """`form_content` (variables are rendered, fields are not), `inputs`, `user_actions`, `resolved_default_values`,
+    `display_in_ui`."""
+    due_us: int
+
+
+class FormSubmitted(_FormEvent):
+    """A person answered the form; the node's success follows."""
+
+    type: Literal["FormSubmitted"] = "FormSubmitted"
+    command_offset: int
+    action: str
+    """The chosen action: the branch that the node takes."""
+    inputs: Values = Field(default_factory=dict)
+    by: str = ""
+
+
+class FormExpired(_FormEvent):
+    """Nobody answered in time; the node's success with the branch `__timeout` follows."""
+
+    type: Literal["FormExpired"] = "FormExpired"
+
+
 # --- run events: rounds of containers --------------------------------------------------------------------------------
 
 
@@ -307,6 +387,10 @@ RUN_END_TYPES = frozenset({"RunSucceeded", "RunPartiallySucceeded", "RunFailed",
 RunEvent = (
     RunAccepted
     | RunStarted
+    | PauseRequested
+    | ResumeRequested
+    | RunPaused
+    | RunResumed
     | StopRequested
     | LimitExceeded
     | RunSucceeded
@@ -321,6 +405,9 @@ RunEvent = (
     | NodeExcepted
     | NodeSkipped
     | NodeStopped
+    | FormOpened
+    | FormSubmitted
+    | FormExpired
     | RoundStarted
     | RoundFinished
 )

@@ -13,7 +13,9 @@ Invariants, each a property test of the same name in tests/property/test_machine
 Rules (the reference engine's, except where `docs/compatibility.md` says otherwise):
   - a node is ready when none of its incoming edges is undecided and at least one is taken; all skipped: it is skipped;
   - an ordinary node takes all its outgoing edges, a branch node those of the selected handle and skips the others;
-  - a failure that neither a retry nor a strategy handles fails the run at once: running siblings are cancelled.
+  - a failure that neither a retry nor a strategy handles fails the run at once: running siblings are cancelled;
+  - a run is paused when nothing of it runs and nothing can start before a person acts: all that is active waits for a
+    form, or somebody asked for a pause. Whatever was answered first in the log counts: submission or expiry.
 """
 
 from collections.abc import Iterator
@@ -23,7 +25,11 @@ from typing import Any, NamedTuple, assert_never
 from pydantic import JsonValue
 
 from libs.events.codec import Recorded
+from libs.events.ids import execution_id
 from libs.events.model import (
+    FormExpired,
+    FormOpened,
+    FormSubmitted,
     LimitExceeded,
     NodeExcepted,
     NodeFailed,
@@ -33,32 +39,38 @@ from libs.events.model import (
     NodeStarted,
     NodeStopped,
     NodeSucceeded,
+    PauseRequested,
+    ResumeRequested,
     RoundFinished,
     RoundStarted,
     RunAccepted,
     RunEvent,
     RunFailed,
     RunPartiallySucceeded,
+    RunPaused,
+    RunResumed,
     RunStarted,
     RunStopped,
     RunSucceeded,
     StopRequested,
     VariableUpdate,
 )
-from libs.workflow import containers
+from libs.workflow import containers, forms
 from libs.workflow.definition import Definition, Edge, Node, NodeKind
 from libs.workflow.modes import part_of
-from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
+from libs.workflow.outcome import Asked, Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import Pool
 from libs.workflow.state import (
     FAILED,
     PARTIAL,
+    PAUSED,
     PENDING,
     ROOT,
     RUNNING,
     STOPPED,
     SUCCEEDED,
     Execution,
+    Form,
     Frame,
     Key,
     RunState,
@@ -112,6 +124,13 @@ class CheckTime:
 
 
 @dataclass(slots=True, frozen=True)
+class CheckForms:
+    """Whether a form has expired."""
+
+    now_us: int
+
+
+@dataclass(slots=True, frozen=True)
 class Abandon:
     """The run cannot go on for a reason outside its nodes (its document cannot be read, say)."""
 
@@ -119,7 +138,7 @@ class Abandon:
     error: str
 
 
-Command = Begin | StartAttempt | CompleteAttempt | Stop | CheckTime | Abandon
+Command = Begin | StartAttempt | CompleteAttempt | Stop | CheckTime | CheckForms | Abandon
 
 
 @dataclass(slots=True, frozen=True)
@@ -157,11 +176,13 @@ def decide(state: RunState, command: Command) -> RunEvent | Rejection:
                 return Rejection(f"run {state.run_id} is {'stopping' if not state.ended else state.status}")
             return StopRequested(command_offset=command_offset, reason=reason, by=by)
         case CheckTime(now_us):
-            spent_s = (now_us - state.started_us) / 1e6
+            spent_s = state.spent_us(now_us) / 1e6
             if state.status != RUNNING or state.ending or not 0 < state.max_time_s < spent_s:
                 return Rejection(f"run {state.run_id} is within its time limit")
             message = f"Maximum execution time exceeded: {spent_s:.2f}s > {state.max_time_s:g}s"
             return LimitExceeded(limit="max_time_s", message=message)
+        case CheckForms(now_us):
+            return _expired(state, now_us)
         case Abandon(code, error):
             if state.ended:
                 return Rejection(f"run {state.run_id} is {state.status}")
@@ -170,12 +191,23 @@ def decide(state: RunState, command: Command) -> RunEvent | Rejection:
             assert_never(command)
 
 
+def _expired(state: RunState, now_us: int) -> FormExpired | Rejection:
+    """The open form whose instant has passed longest ago."""
+    overdue = [form for form in state.forms.values() if form.action is None and form.due_us <= now_us]
+    if state.ended or state.ending or not overdue:
+        return Rejection(f"run {state.run_id} has no form that has expired")
+    form = min(overdue, key=lambda each: each.due_us)
+    return FormExpired(node_id=form.node_id, path=form.path, form_id=form.form_id)
+
+
 def _start(state: RunState, command: StartAttempt) -> RunEvent | Rejection:
     key = command.key
     if state.status != RUNNING or state.ending:
         return Rejection(f"{key.node_id} cannot start: run {state.run_id} is {state.status}")
     node = state.definition.nodes[key.node_id]
     execution = state.executions.get(key)
+    if state.pause_reason is not None and (execution is None or execution.status != "running"):
+        return Rejection(f"{key.node_id} cannot start: run {state.run_id} is to pause")
     if execution is None:
         if key not in state.ready:
             return Rejection(f"{key.node_id} is not ready")
@@ -226,8 +258,19 @@ def _complete(state: RunState, command: CompleteAttempt) -> RunEvent | Rejection
 
 def _outcome(
     state: RunState, key: Key, execution: Execution, outcome: Outcome, now_us: int, *, pinned: bool = False
-) -> NodeSucceeded | NodeRetryScheduled | NodeExcepted | NodeFailed:
-    """The one fact that records how an attempt ended."""
+) -> NodeSucceeded | NodeRetryScheduled | NodeExcepted | NodeFailed | FormOpened:
+    """The one fact that records how an attempt ended, or that it waits for a person."""
+    if isinstance(outcome, Asked):
+        return FormOpened(
+            node_id=key.node_id,
+            path=key.path,
+            attempt=execution.attempt,
+            form_id=execution_id(state.run_id, key.path, key.node_id),
+            token=outcome.token,
+            actions=outcome.actions,
+            form=outcome.form,
+            due_us=now_us + int(outcome.timeout_s * 1e6),
+        )
     node = state.definition.nodes[key.node_id]
     elapsed_s = max(now_us - execution.attempt_started_us, 0) / 1e6
     if isinstance(outcome, Succeeded):
@@ -322,7 +365,7 @@ def derived(state: RunState) -> RunEvent | None:
     """The next fact that follows from the state alone, or None. Ask again after folding it, and after recovery."""
     if state.status == PENDING and state.stop_reason is not None:
         return _end(state)
-    if state.status != RUNNING:
+    if state.status not in (RUNNING, PAUSED):
         return None
     if state.ending:
         for key in state.active:
@@ -330,6 +373,8 @@ def derived(state: RunState) -> RunEvent | None:
             reason = state.stop_reason or f"the run has failed: {state.error}"
             return NodeStopped(node_id=key.node_id, path=key.path, attempt=execution.attempt, reason=reason)
         return _end(state)
+    if state.status == PAUSED:
+        return RunResumed() if _goes_on(state) else None
     if state.steps > state.max_steps:
         message = f"Maximum execution steps exceeded: {state.steps} > {state.max_steps}"
         return LimitExceeded(limit="max_steps", message=message)
@@ -342,9 +387,34 @@ def derived(state: RunState) -> RunEvent | None:
         if isinstance(fact, RoundStarted | RoundFinished):
             return fact
         return _outcome(state, key, state.executions[key], fact, state.at_us)
+    for key in state.answered:
+        return _outcome(state, key, state.executions[key], forms.outcome(state.forms[key]), state.at_us)
     if not state.frames[ROOT].open:
         return _end(state)
-    return None
+    return _pause(state)
+
+
+def _pause(state: RunState) -> RunPaused | None:
+    """That the run waits for a person, if nothing of it runs and nothing may start."""
+    held = state.pause_reason is not None
+    if not (held or state.forms) or state.epochs:
+        return None
+    if not held and (state.ready or any(waiting(state))):
+        return None
+    return RunPaused(
+        forms=tuple(form.form_id for form in state.forms.values()),
+        reason=state.pause_reason,
+        total_steps=state.total_steps,
+        total_tokens=state.total_tokens,
+        elapsed_s=state.spent_us(state.at_us) / 1e6,
+    )
+
+
+def _goes_on(state: RunState) -> bool:
+    """Whether a paused run has something to do."""
+    if state.pause_reason is not None:
+        return False
+    return bool(state.answered or state.ready or not state.forms or any(waiting(state)))
 
 
 def due(state: RunState, epoch: int, now_us: int) -> Iterator[Due]:
@@ -358,6 +428,8 @@ def due(state: RunState, epoch: int, now_us: int) -> Iterator[Due]:
         for execution in state.running():
             if execution.status == "running" and execution.epoch < epoch and execution.key not in state.containers:
                 yield Due(execution.key, execution.attempt, lost=True)
+    if state.pause_reason is not None:
+        return
     for key in state.ready:
         yield Due(key, 1, lost=False)
     for execution in waiting(state):
@@ -372,26 +444,28 @@ def waiting(state: RunState) -> Iterator[Execution]:
 
 
 def next_timer_us(state: RunState, now_us: int = 0) -> int | None:
-    """When the owner must look at the run again although nothing happens: a retry, or the time limit.
+    """When the owner must look at the run again although nothing happens: a retry, a form, or the time limit.
 
     Retries that were due by `now_us` have no instant any more: what they wait for is a slot.
     """
-    if state.status != RUNNING or state.ending:
+    if state.status not in (RUNNING, PAUSED) or state.ending:
         return None
-    instants = [execution.due_us for execution in waiting(state) if execution.due_us > now_us]
-    if state.max_time_s > 0:
-        instants.append(state.started_us + int(state.max_time_s * 1e6) + 1)
+    instants = [form.due_us for form in state.forms.values() if form.action is None]
+    if state.status == RUNNING:
+        if state.pause_reason is None:
+            instants += [execution.due_us for execution in waiting(state) if execution.due_us > now_us]
+        if state.max_time_s > 0:
+            instants.append(state.started_us + state.paused_us + int(state.max_time_s * 1e6) + 1)
     return min(instants, default=None)
 
 
 def _totals(state: RunState) -> dict[str, Any]:
-    since_us = state.started_us or state.accepted_us
     return {
         "outputs": state.outputs,
         "total_steps": state.total_steps,
         "total_tokens": state.total_tokens,
         "exceptions_count": state.exceptions_count,
-        "elapsed_s": max(state.at_us - since_us, 0) / 1e6 if state.started_us else 0.0,
+        "elapsed_s": state.spent_us(state.at_us) / 1e6,
     }
 
 
@@ -457,8 +531,24 @@ def apply(state: RunState, event: RunEvent, at_us: int, epoch: int) -> None:
             _on_accepted(state, event, at_us)
         case RunStarted():
             _on_run_started(state, event, at_us)
+        case FormOpened():
+            _on_form_opened(state, event)
+        case FormSubmitted():
+            _on_form_answered(state, Key(event.path, event.node_id), event.action, event.inputs)
+        case FormExpired():
+            _on_form_answered(state, Key(event.path, event.node_id), forms.TIMEOUT, {})
         case StopRequested():
             state.stop_reason = event.reason
+        case PauseRequested():
+            state.pause_reason = event.reason
+        case ResumeRequested():
+            state.pause_reason = None
+        case RunPaused():
+            state.status, state.paused_since_us = PAUSED, at_us
+        case RunResumed():
+            state.status = RUNNING
+            state.paused_us += max(at_us - state.paused_since_us, 0)
+            state.paused_since_us = 0
         case LimitExceeded():
             state.error, state.limit = state.error or event.message, event.limit
         case RunSucceeded():
@@ -561,6 +651,8 @@ def _on_finished(
     execution = _begun_in_no_epoch(state, key)
     execution.status, execution.finished_us = status, at_us
     state.active.pop(key, None)
+    state.forms.pop(key, None)
+    state.answered.pop(key, None)
     if not isinstance(event, NodeStopped):
         _count_usage(state, key, event.metadata)
     state.containers.pop(key, None)
@@ -568,6 +660,20 @@ def _on_finished(
         execution.handle = event.handle
     if isinstance(event, NodeExcepted | NodeFailed):
         execution.error = event.error
+
+
+def _on_form_opened(state: RunState, event: FormOpened) -> None:
+    key = Key(event.path, event.node_id)
+    _begun_in_no_epoch(state, key).status = "paused"
+    state.forms[key] = Form(event.node_id, event.path, event.form_id, event.form, event.due_us)
+
+
+def _on_form_answered(state: RunState, key: Key, action: str, values: Values) -> None:
+    """A submission may come when its node was stopped already: then it changes nothing."""
+    form = state.forms.get(key)
+    if form is not None and form.action is None:
+        form.action, form.values = action, values
+        state.answered[key] = None
 
 
 def _begun_in_no_epoch(state: RunState, key: Key) -> Execution:

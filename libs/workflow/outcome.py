@@ -36,4 +36,16 @@ class Failed:
     metadata: Values | None = None
 
 
-Outcome = Succeeded | Failed
+@dataclass(slots=True, frozen=True)
+class Asked:
+    """The node waits for a person. The attempt ends with the form's answer or expiry, without its handler."""
+
+    form: Values
+    """As in `FormOpened`."""
+    actions: tuple[str, ...]
+    timeout_s: float
+    token: str = ""
+    """Given by who records it: a handler has no randomness."""
+
+
+Outcome = Succeeded | Failed | Asked

@@ -23,7 +23,7 @@ from libs.workflow.pool import Pool
 
 ROOT = ""
 
-NEW, PENDING, RUNNING = "new", "pending", "running"
+NEW, PENDING, RUNNING, PAUSED = "new", "pending", "running", "paused"
 SUCCEEDED, PARTIAL, FAILED, STOPPED = "succeeded", "partial-succeeded", "failed", "stopped"
 ENDED = frozenset({SUCCEEDED, PARTIAL, FAILED, STOPPED})
 
@@ -70,7 +70,8 @@ class Execution:
     predecessor_id: str | None
     started_us: int
     status: str = "running"
-    """`running`, `retry` (waits for its next attempt), `succeeded`, `exception`, `failed`, `stopped`."""
+    """`running`, `retry` (waits for its next attempt), `paused` (waits for a person), `succeeded`, `exception`,
+    `failed`, `stopped`."""
     attempt: int = 1
     epoch: int = 0
     """Epoch in which the current attempt began: an attempt of an earlier epoch lost its owner."""
@@ -141,6 +142,22 @@ class Container:
 
 
 @dataclass(slots=True)
+class Form:
+    """A form that a node has opened, until the node is done."""
+
+    node_id: str
+    path: str
+    form_id: str
+    form: dict[str, JsonValue]
+    """As in `FormOpened`."""
+    due_us: int
+    action: str | None = None
+    """The chosen action, or `__timeout`; None: it is open."""
+    values: dict[str, JsonValue] = field(default_factory=dict)
+    """What was submitted."""
+
+
+@dataclass(slots=True)
 class RunState:
     """The fold of one run."""
 
@@ -163,7 +180,7 @@ class RunState:
     ready: dict[Key, str | None] = field(default_factory=dict)
     """Nodes that may start, in order of becoming ready -> predecessor."""
     active: dict[Key, None] = field(default_factory=dict)
-    """Executions that run or wait for a retry, in order of start."""
+    """Executions that run, or wait for a retry or a person, in order of start."""
     to_skip: deque[tuple[Key, str | None, str | None]] = field(default_factory=deque)
     """Nodes whose last way in was ruled out, with the deciding node and handle."""
     containers: dict[Key, Container] = field(default_factory=dict)
@@ -172,6 +189,16 @@ class RunState:
     """Containers that may have something to say (`libs.workflow.containers.following`)."""
     epochs: dict[int, int] = field(default_factory=dict)
     """Epoch -> number of attempts that run since then."""
+    forms: dict[Key, Form] = field(default_factory=dict)
+    """Forms of nodes that are not done, in order of opening."""
+    answered: dict[Key, None] = field(default_factory=dict)
+    """Those among them that are not open any more: their nodes are about to succeed."""
+    pause_reason: str | None = None
+    """Somebody asked for a pause: nothing new starts."""
+    paused_since_us: int = 0
+    """While paused: since when."""
+    paused_us: int = 0
+    """Microseconds spent paused, without the present pause."""
 
     steps: int = 0
     """Node executions begun, in all frames (the limit counts these)."""
@@ -216,6 +243,11 @@ class RunState:
         frame = self.frames.get(path)
         return frame is not None and node_id in frame.skipped
 
+    def spent_us(self, now_us: int) -> int:
+        """Microseconds since the run was admitted, without those it was paused."""
+        until_us = self.paused_since_us or now_us
+        return max(until_us - self.started_us - self.paused_us, 0) if self.started_us else 0
+
     def running(self) -> Iterator[Execution]:
         """Executions that have not ended, in order of start."""
         return (self.executions[key] for key in self.active)
@@ -224,6 +256,7 @@ class RunState:
 _PLAIN = (
     "status", "seq", "at_us", "accepted_us", "started_us", "ended_us", "max_steps", "max_time_s", "steps",
     "total_steps", "total_tokens", "exceptions_count", "outputs", "stop_reason", "limit", "failed_node", "error",
+    "pause_reason", "paused_since_us", "paused_us",
 )  # fmt: skip
 
 
@@ -240,6 +273,7 @@ def dump_state(state: RunState) -> JsonValue:
         "ready": [[*key, predecessor] for key, predecessor in state.ready.items()],
         "active": [list(key) for key in state.active],
         "to_skip": [[*key, by, handle] for key, by, handle in state.to_skip],
+        "forms": [{name: getattr(form, name) for name in Form.__slots__} for form in state.forms.values()],
     }
 
 
@@ -269,6 +303,12 @@ def load_state(definition: Definition, run_id: str, data: JsonValue) -> RunState
     state.ready = {Key(path, node_id): predecessor for path, node_id, predecessor in raw["ready"]}
     state.active = {Key(path, node_id): None for path, node_id in raw["active"]}
     state.to_skip = deque((Key(path, node_id), by, handle) for path, node_id, by, handle in raw["to_skip"])
+    for values in raw.get("forms", ()):
+        form = Form(**values)
+        key = Key(form.path, form.node_id)
+        state.forms[key] = form
+        if form.action is not None:
+            state.answered[key] = None
     for execution in state.running():
         if execution.status == "running" and execution.key not in state.containers:
             state.epochs[execution.epoch] = state.epochs.get(execution.epoch, 0) + 1

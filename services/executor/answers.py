@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from libs.workflow.outcome import Failed, Outcome, Succeeded
+from libs.workflow.outcome import Asked, Failed, Outcome, Succeeded
 
 ERROR_CHARACTERS = 32_000
 """An error text never leaves its event for the blobs, and several events repeat it: beyond this it is cut."""
@@ -23,6 +23,12 @@ _OPEN, _CLOSE = b"[" * ROOM, b"]" * ROOM
 
 def recordable(outcome: Outcome) -> Outcome:
     """The outcome with plain JSON values, or the failure that they are none."""
+    if isinstance(outcome, Asked):
+        try:
+            (form,) = _as_json([outcome.form])
+        except (ValueError, TypeError, RecursionError) as error:
+            return _not_json(Failed("the form cannot be opened"), error)
+        return Asked(form, outcome.actions, outcome.timeout_s, outcome.token)
     updates = outcome.updates if isinstance(outcome, Succeeded) else ()
     written = [each.value for each in updates]
     values = [outcome.inputs, outcome.process_data, outcome.outputs, outcome.metadata, *written]

@@ -7,6 +7,7 @@ the log's clients have threads of their own and are crossed in batches.
 import asyncio
 import logging
 import random
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
@@ -59,6 +60,7 @@ class Executor:
         max_steps: int,
         max_time_s: float,
         now_us: Callable[[], int],
+        random_bits: Callable[[int], int] = secrets.randbits,
         group: str = "executors",
         session_timeout_s: float = 1.0,
         checkpoint_bytes: int = 16 * 1024 * 1024,
@@ -70,7 +72,8 @@ class Executor:
 
         A partition's table is written after every `checkpoint_bytes` of its log, a run's state every `snapshot_events`.
 
-        `now_us` is the wall clock of events, `monotonic` the clock of leases; `blocking` runs a blocking function.
+        `now_us` is the wall clock of events, `monotonic` the clock of leases; `random_bits(n)` a random number of n
+        bits; `blocking` runs a blocking function.
         """
         self.log = log
         self.catalog = catalog
@@ -81,6 +84,7 @@ class Executor:
         self.max_steps = max_steps
         self.max_time_s = max_time_s
         self.now_us = now_us
+        self.random_bits = random_bits
         self.session_timeout_s = session_timeout_s
         self.checkpoint_bytes = checkpoint_bytes
         self.snapshot_events = snapshot_events
@@ -127,6 +131,11 @@ class Executor:
     @property
     def unfinished_runs(self) -> int:
         return sum(owner.unfinished_runs for owner in self._owners.values())
+
+    @property
+    def runs_in_memory(self) -> int:
+        """Of the unfinished runs, those whose state is in memory: runs that wait for a person are not."""
+        return sum(owner.runs_in_memory for owner in self._owners.values())
 
     def definition(self, digest: str) -> Definition:
         """Blocking. Raises DefinitionMissing, DefinitionInvalid."""

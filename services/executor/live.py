@@ -49,6 +49,11 @@ class LiveRun:
         if state.accepted is not None and state.accepted.pins:
             self.pins = parse_pins(state.accepted.pins)
 
+    def park(self, snapshot_offset: int) -> None:
+        """Forget the state, which a snapshot holds; it comes back by hydration."""
+        self.state, self.pins = None, None
+        self.snapshot, self.snapshot_offset = None, snapshot_offset
+
     def let_go(self) -> None:
         """Cancel what is under way."""
         if self.timer is not None:

@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Coroutine
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from itertools import islice
@@ -26,6 +27,7 @@ from libs.events.blobs import BlobError
 from libs.events.chunks import Chunk, encode_chunk
 from libs.events.claim_check import contains_ref
 from libs.events.codec import CodecError, decode_command, encode_event
+from libs.events.ids import form_token
 from libs.events.log import Ack, Entry, LogError, LogTruncated, Record, Topic
 from libs.events.model import (
     RUN_END_TYPES,
@@ -35,6 +37,7 @@ from libs.events.model import (
     OwnerConfirmed,
     PartitionClaimed,
     PartitionReleased,
+    RunEvent,
     RunFailed,
     RunSnapshotted,
     RunStopped,
@@ -44,6 +47,7 @@ from libs.workflow.catalog import DefinitionMissing
 from libs.workflow.definition import DefinitionInvalid
 from libs.workflow.machine import (
     Begin,
+    CheckForms,
     CheckTime,
     CompleteAttempt,
     Due,
@@ -56,8 +60,8 @@ from libs.workflow.machine import (
     new_state,
     next_timer_us,
 )
-from libs.workflow.outcome import Outcome
-from libs.workflow.state import Key, RunState, dump_state
+from libs.workflow.outcome import Asked, Outcome
+from libs.workflow.state import PAUSED, Key, RunState, dump_state
 from services.executor.answers import recordable
 from services.executor.attempts import SLOT_KINDS, Plan, perform, plan
 from services.executor.live import LiveRun, load_run
@@ -134,6 +138,10 @@ class PartitionOwner:
     def unfinished_runs(self) -> int:
         return len(self._runs)
 
+    @property
+    def runs_in_memory(self) -> int:
+        return sum(run.state is not None or run.hydrating for run in self._runs.values())
+
     # --- owning ------------------------------------------------------------------------------------------------------
 
     async def own(self) -> bool:
@@ -202,7 +210,11 @@ class PartitionOwner:
             run.records = reader.events.get(run_id, [])
             run.snapshot_seq, run.snapshot_offset = entry.snapshot_seq, entry.snapshot_offset
             self._runs[run_id] = run
-            self._queue(run)
+            if entry.parked and entry.seq == entry.snapshot_seq:
+                run.snapshot = None
+                self._set_timer(run, entry.next_due_us)
+            else:
+                self._queue(run)
         for run_id in unreadable:
             self._quarantine(run_id, reader.unreadable[run_id])
         facts = {"partition": self.partition, "epoch": self._epoch, "unfinished_runs": len(self._runs)}
@@ -364,6 +376,8 @@ class PartitionOwner:
         key, attempt = planned.item.key, planned.item.attempt
         pinned = planned.pin is not None
         outcome = recordable(outcome)
+        if isinstance(outcome, Asked):
+            outcome = replace(outcome, token=form_token(run.run_id, self._x.random_bits(128)))
         event = decide(state, CompleteAttempt(key, attempt, self._epoch, outcome, self._x.now_us(), pinned))
         if isinstance(event, Rejection):
             logger.debug("outcome_rejected", extra={"run_id": run.run_id, "reason": event.reason})
@@ -392,25 +406,34 @@ class PartitionOwner:
             if self.phase is not Phase.ACTIVE:
                 return
             if not self._start_due(run, state, now_us):
-                self._set_timer(run, state, now_us)
+                self._set_timer(run, next_timer_us(state, now_us))
                 break
         else:
             self._queue(run)
-        if state.seq - run.snapshot_seq >= self._x.snapshot_events:
+        if state.status == PAUSED and not run.queued:
+            self._park(run, state)
+        elif state.seq - run.snapshot_seq >= self._x.snapshot_events:
             self._snapshot(run, state)
 
     def _follow(self, run: LiveRun, state: RunState, now_us: int) -> bool:
-        """The next fact that follows without anybody's doing: derived, admission, time limit."""
+        """The next fact that follows without anybody's doing: derived, admission, expiry of a form, time limit."""
         event, cause = derived(state), "derived"
         if event is None and self.phase is Phase.ACTIVE:
             if state.status == "pending":
                 event, cause = decide(state, Begin(self._x.max_steps, self._x.max_time_s)), "owner"  # type: ignore[assignment]
-            elif state.max_time_s:
-                event, cause = decide(state, CheckTime(now_us)), "timer"  # type: ignore[assignment]
+            else:
+                event, cause = self._overdue(state, now_us), "timer"
         if event is None or isinstance(event, Rejection):
             return False
         self._emit(run.run_id, event, cause, run)
         return True
+
+    def _overdue(self, state: RunState, now_us: int) -> RunEvent | None:
+        """What an instant that has passed causes."""
+        event = decide(state, CheckTime(now_us)) if state.max_time_s else None
+        if (event is None or isinstance(event, Rejection)) and state.forms:
+            event = decide(state, CheckForms(now_us))
+        return None if isinstance(event, Rejection) else event
 
     def _start_due(self, run: LiveRun, state: RunState, now_us: int) -> bool:
         """Start what is due; whether anything could be started."""
@@ -577,8 +600,7 @@ class PartitionOwner:
             self._finish(run)
             self.wake()
 
-    def _set_timer(self, run: LiveRun, state: RunState, now_us: int) -> None:
-        instant_us = next_timer_us(state, now_us)
+    def _set_timer(self, run: LiveRun, instant_us: int | None) -> None:
         if run.timer is not None:
             if run.timer_us == instant_us:
                 return
@@ -626,11 +648,22 @@ class PartitionOwner:
     def _snapshot(self, run: LiveRun, state: RunState) -> None:
         seq = run.snapshot_seq = state.seq
         out = self._emit("", RunSnapshotted(run_id=run.run_id, seq=seq, state=dump_state(state)), "owner")
-        self._outbox.when_confirmed(out, partial(self._snapshot_confirmed, run.run_id, seq, out))
+        self._outbox.when_confirmed(out, partial(self._snapshot_confirmed, run, seq, out))
 
-    def _snapshot_confirmed(self, run_id: str, seq: int, out: Outgoing) -> None:
+    def _snapshot_confirmed(self, run: LiveRun, seq: int, out: Outgoing) -> None:
         offset = self._outbox.before(out).offset
-        self._fold.snapshotted(run_id, seq, offset, Position(offset + 1, self._epoch, out.n))
+        self._fold.snapshotted(run.run_id, seq, offset, Position(offset + 1, self._epoch, out.n))
+        state = run.state
+        if state is not None and state.status == PAUSED and not run.queued and self._lives(run):
+            self._park(run, state)
+
+    def _park(self, run: LiveRun, state: RunState) -> None:
+        """A paused run may wait for days: it leaves memory once a snapshot of its state is confirmed."""
+        entry = self._fold.runs[run.run_id]
+        if entry.snapshot_seq == state.seq and entry.snapshot_offset is not None:
+            run.park(entry.snapshot_offset)
+        elif run.snapshot_seq < state.seq:
+            self._snapshot(run, state)
 
     def _checkpoint(self) -> None:
         """Snapshot the runs whose events reach back furthest, then write the table of unfinished runs."""

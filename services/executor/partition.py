@@ -7,18 +7,23 @@ definition nor waits for a run to be hydrated.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 from pydantic import JsonValue
 from pydantic_core import to_json
 
-from libs.events.commands import StartRun, StopRun
+from libs.events.commands import AnyCommand, PauseRun, ResumeRun, StartRun, StopRun, SubmitForm
 from libs.events.ids import partition_of, task_id_of
 from libs.events.model import (
     RUN_END_TYPES,
     CommandRejected,
     Event,
+    FormExpired,
+    FormOpened,
+    FormSubmitted,
     PartitionClaimed,
+    PauseRequested,
+    ResumeRequested,
     RunAccepted,
     RunSnapshotted,
     StopRequested,
@@ -47,6 +52,15 @@ class Position(NamedTuple):
     n: int
 
 
+class FormEntry(NamedTuple):
+    """One open form: what its submission is decided with, and when it expires."""
+
+    path: str
+    node_id: str
+    due_us: int
+    actions: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class RunEntry:
     """One unfinished run."""
@@ -60,6 +74,17 @@ class RunEntry:
     started: bool = False
     snapshot_seq: int = 0
     snapshot_offset: int | None = None
+    forms: dict[str, FormEntry] = field(default_factory=dict)
+    """Open forms by id."""
+    held: bool = False
+    """Somebody asked for a pause."""
+    parked: bool = False
+    """Paused, and nothing has come since that lets it go on: it need not be in memory."""
+
+    @property
+    def next_due_us(self) -> int | None:
+        """When its first form expires."""
+        return min((form.due_us for form in self.forms.values()), default=None)
 
 
 class KeyEntry(NamedTuple):
@@ -74,7 +99,7 @@ class Decision(NamedTuple):
     """The fact a command causes; `run_id` is empty for a rejection."""
 
     run_id: str
-    event: RunAccepted | StopRequested | CommandRejected
+    event: RunAccepted | StopRequested | PauseRequested | ResumeRequested | FormSubmitted | CommandRejected
 
 
 @dataclass(slots=True)
@@ -92,17 +117,49 @@ class PartitionFold:
 
     # --- deciding ---
 
-    def decide(self, command: StartRun | StopRun, offset: int, now_us: int) -> Decision:
+    def decide(self, command: AnyCommand, offset: int, now_us: int) -> Decision:
         """The one fact that the command at `offset` of the commands partition causes. Changes nothing."""
         if _partition_or_none(command.run_id) != self.partition:
             return self._reject(command, offset, "misrouted", f"partition {self.partition} does not hold this run")
-        if isinstance(command, StopRun):
-            entry = self.runs.get(command.run_id)
-            if entry is None or entry.stopping:
-                return self._reject(command, offset, "not_running", f"run {command.run_id} is not running")
-            stop = StopRequested(command_offset=offset, reason=command.reason, by=command.by)
-            return Decision(command.run_id, stop)
-        return self._decide_start(command, offset, now_us)
+        if isinstance(command, StartRun):
+            return self._decide_start(command, offset, now_us)
+        entry = self.runs.get(command.run_id)
+        if entry is None or entry.stopping:
+            return self._reject(command, offset, "not_running", f"run {command.run_id} is not running")
+        match command:
+            case StopRun():
+                stop = StopRequested(command_offset=offset, reason=command.reason, by=command.by)
+                return Decision(command.run_id, stop)
+            case PauseRun():
+                if entry.held:
+                    return self._reject(command, offset, "already_paused", f"run {command.run_id} is to pause already")
+                pause = PauseRequested(command_offset=offset, reason=command.reason, by=command.by)
+                return Decision(command.run_id, pause)
+            case ResumeRun():
+                if not entry.held:
+                    return self._reject(command, offset, "not_paused", f"nobody has paused run {command.run_id}")
+                return Decision(command.run_id, ResumeRequested(command_offset=offset, by=command.by))
+            case SubmitForm():
+                return self._decide_submission(command, entry, offset)
+            case _:
+                assert_never(command)
+
+    def _decide_submission(self, command: SubmitForm, entry: RunEntry, offset: int) -> Decision:
+        form = entry.forms.get(command.form_id)
+        if form is None:
+            return self._reject(command, offset, "form_closed", f"form {command.form_id} is not open")
+        if command.action not in form.actions:
+            return self._reject(command, offset, "unknown_action", f"form {command.form_id} has no such action")
+        submitted = FormSubmitted(
+            command_offset=offset,
+            node_id=form.node_id,
+            path=form.path,
+            form_id=command.form_id,
+            action=command.action,
+            inputs=command.inputs,
+            by=command.by,
+        )
+        return Decision(command.run_id, submitted)
 
     def _decide_start(self, command: StartRun, offset: int, now_us: int) -> Decision:
         if command.idempotency_key is not None:
@@ -131,7 +188,7 @@ class PartitionFold:
         return Decision("", rejected)
 
     def _reject(
-        self, command: StartRun | StopRun, offset: int, code: str, message: str, duplicate_of: str | None = None
+        self, command: AnyCommand, offset: int, code: str, message: str, duplicate_of: str | None = None
     ) -> Decision:
         rejected = CommandRejected(
             command_offset=offset,
@@ -167,10 +224,11 @@ class PartitionFold:
                 return
             case RunSnapshotted():
                 return
-            case StopRequested():
+            case StopRequested() | PauseRequested() | ResumeRequested() | FormSubmitted():
                 self.next_command = max(self.next_command, event.command_offset + 1)
-                if run_id in self.runs:
-                    self.runs[run_id].stopping = True
+        entry = self.runs.get(run_id)
+        if entry is not None:
+            _note(entry, event)
         if run_id:
             self.count(type(event).__name__, run_id, before)
 
@@ -184,6 +242,8 @@ class PartitionFold:
             entry.seq += 1
             if event_type == "RunStarted":
                 entry.started = True
+            if event_type != "PauseRequested":  # a paused run that is to pause stays as it is
+                entry.parked = event_type == "RunPaused"
 
     def snapshotted(self, run_id: str, seq: int, offset: int, behind: Position) -> None:
         """The run's newest snapshot stands at `offset`; `behind` is the position right behind it."""
@@ -198,7 +258,20 @@ class PartitionFold:
     def dump(self) -> list[JsonValue]:
         """The fold in parts for `CheckpointWritten`; `load` takes them back together."""
         rows: list[JsonValue] = [
-            [run_id, e.seq, e.app_id, e.digest, list(e.since), e.stopping, e.started, e.snapshot_seq, e.snapshot_offset]
+            [
+                run_id,
+                e.seq,
+                e.app_id,
+                e.digest,
+                list(e.since),
+                e.stopping,
+                e.started,
+                e.snapshot_seq,
+                e.snapshot_offset,
+                _form_rows(e),
+                e.held,
+                e.parked,
+            ]
             for run_id, e in self.runs.items()
         ]
         keys: list[JsonValue] = [[*key, *entry] for key, entry in self.keys.items()]
@@ -216,8 +289,13 @@ class PartitionFold:
         self.last_at_us = head["last_at_us"]
         self.runs, self.keys = {}, {}
         for part in rest:
-            for run_id, seq, app_id, digest, since, *flags in part.get("runs", ()):
-                self.runs[run_id] = RunEntry(seq, app_id, digest, Position(*since), *flags)
+            for run_id, seq, app_id, digest, since, *more in part.get("runs", ()):
+                flags, paused = more[:4], more[4:]
+                entry = self.runs[run_id] = RunEntry(seq, app_id, digest, Position(*since), *flags)
+                if paused:  # absent in tables of releases that know no pause
+                    forms, entry.held, entry.parked = paused
+                    for form_id, path, node_id, due_us, actions in forms:
+                        entry.forms[form_id] = FormEntry(path, node_id, due_us, tuple(actions))
             for app_id, key, *entry in part.get("keys", ()):
                 self.keys[app_id, key] = KeyEntry(*entry)
 
@@ -228,14 +306,36 @@ class PartitionFold:
 
 
 NEEDS_BODY = frozenset(
-    {"RunAccepted", "CommandRejected", "StopRequested", "PartitionClaimed", "CheckpointWritten", "RunSnapshotted"}
-)
+    {
+        "RunAccepted", "CommandRejected", "StopRequested", "PauseRequested", "ResumeRequested", "FormOpened",
+        "FormSubmitted", "FormExpired", "PartitionClaimed", "CheckpointWritten", "RunSnapshotted",
+    }
+)  # fmt: skip
 """Event types whose body the fold reads; of the others it needs only type and run."""
 
 _COPIED = (
     "app_id", "workflow_id", "version", "digest", "mode", "inputs", "files", "query", "conversation_id", "caller",
     "invoke_from", "triggered_from", "idempotency_key", "body_digest", "pins", "only", "variables",
 )  # fmt: skip
+
+
+def _note(entry: RunEntry, event: Event) -> None:
+    """What an event says about a run of the table, beside that it is there."""
+    match event:
+        case StopRequested():
+            entry.stopping = True
+        case PauseRequested():
+            entry.held = True
+        case ResumeRequested():
+            entry.held = False
+        case FormOpened():
+            entry.forms[event.form_id] = FormEntry(event.path, event.node_id, event.due_us, event.actions)
+        case FormSubmitted() | FormExpired():
+            entry.forms.pop(event.form_id, None)
+
+
+def _form_rows(entry: RunEntry) -> list[JsonValue]:
+    return [[form_id, *form[:3], list(form.actions)] for form_id, form in entry.forms.items()]
 
 
 def _parts(name: str, rows: list[JsonValue]) -> Iterator[JsonValue]:

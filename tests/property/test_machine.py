@@ -5,10 +5,10 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libs.events.model import RunEvent
+from libs.events.model import NodeStarted, PauseRequested, ResumeRequested, RunEvent
 from libs.workflow.machine import CompleteAttempt, Rejection, apply, decide, derived, due, new_state
 from libs.workflow.outcome import Failed, Outcome, Succeeded
-from libs.workflow.state import Key, dump_state, load_state
+from libs.workflow.state import Form, Key, dump_state, load_state
 from tests.driver import RUN_ID, Driver
 from tests.graphs import graphs
 
@@ -26,6 +26,15 @@ def _answers(seed: int) -> object:
     return answer
 
 
+def _person(seed: int) -> object:
+    """As pure: the same form is answered alike in every order, or by nobody."""
+
+    def person(form: Form) -> str | None:
+        return random.Random(f"{seed} {form.node_id} {form.path}").choice(["ok", "no", None])
+
+    return person
+
+
 def _driver(text: str) -> Driver:
     driver = Driver(text, q="yes")
     driver.state.pool.set("start", "items", ["x", "y", "z"])
@@ -35,7 +44,7 @@ def _driver(text: str) -> Driver:
 def _run(text: str, seed: int, order: int) -> Driver:
     driver = _driver(text)
     chooser = random.Random(order)
-    driver.run(_answers(seed), choose=lambda keys: chooser.choice(keys))  # type: ignore[arg-type]
+    driver.run(_answers(seed), choose=lambda keys: chooser.choice(keys), person=_person(seed))  # type: ignore[arg-type]
     return driver
 
 
@@ -49,7 +58,7 @@ def _refold(driver: Driver, events: list[RunEvent]) -> object:
 
 
 @MANY
-@given(graphs(), st.integers(0, 1000), st.integers(0, 1000))
+@given(graphs(people=True), st.integers(0, 1000), st.integers(0, 1000))
 def test_fold_is_total(text: str, seed: int, order: int) -> None:
     driver = _run(text, seed, order)
     state = _refold(driver, driver.events)
@@ -58,7 +67,7 @@ def test_fold_is_total(text: str, seed: int, order: int) -> None:
 
 
 @MANY
-@given(graphs(), st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000))
+@given(graphs(people=True), st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000))
 def test_any_order_ends_alike(text: str, seed: int, one: int, other: int) -> None:
     first, second = _run(text, seed, one).state, _run(text, seed, other).state
     assert first.status == second.status
@@ -72,7 +81,7 @@ def test_any_order_ends_alike(text: str, seed: int, one: int, other: int) -> Non
 
 
 @MANY
-@given(graphs(), st.integers(0, 1000), st.integers(0, 1000), st.data())
+@given(graphs(people=True), st.integers(0, 1000), st.integers(0, 1000), st.data())
 def test_every_prefix_goes_on(text: str, seed: int, order: int, data: st.DataObject) -> None:
     whole = _run(text, seed, order)
     cut = data.draw(st.integers(1, len(whole.events)))
@@ -82,14 +91,14 @@ def test_every_prefix_goes_on(text: str, seed: int, order: int, data: st.DataObj
         driver.fold(event)
         assert len(driver.events) == number + 1
     driver.epoch = 2
-    driver.run(_answers(seed))  # type: ignore[arg-type]
+    driver.run(_answers(seed), person=_person(seed))  # type: ignore[arg-type]
     assert driver.state.status == whole.state.status
     if whole.state.status != "failed":
         assert driver.state.outputs == whole.state.outputs
 
 
 @MANY
-@given(graphs(), st.integers(0, 1000), st.integers(0, 1000), st.data())
+@given(graphs(people=True), st.integers(0, 1000), st.integers(0, 1000), st.data())
 def test_a_snapshot_is_as_good_as_the_history(text: str, seed: int, order: int, data: st.DataObject) -> None:
     whole = _run(text, seed, order)
     cut = data.draw(st.integers(1, len(whole.events)))
@@ -106,7 +115,7 @@ def test_a_snapshot_is_as_good_as_the_history(text: str, seed: int, order: int, 
 
 
 @MANY
-@given(graphs(), st.integers(0, 1000), st.integers(0, 1000), st.data())
+@given(graphs(people=True), st.integers(0, 1000), st.integers(0, 1000), st.data())
 def test_due_is_derived(text: str, seed: int, order: int, data: st.DataObject) -> None:
     whole = _run(text, seed, order)
     cut = data.draw(st.integers(1, len(whole.events)))
@@ -120,7 +129,7 @@ def test_due_is_derived(text: str, seed: int, order: int, data: st.DataObject) -
 
 
 @MANY
-@given(graphs(), st.integers(0, 1000), st.integers(0, 1000))
+@given(graphs(people=True), st.integers(0, 1000), st.integers(0, 1000))
 def test_duplicates_change_nothing(text: str, seed: int, order: int) -> None:
     driver = _driver(text)
     chooser = random.Random(order)
@@ -136,3 +145,24 @@ def test_duplicates_change_nothing(text: str, seed: int, order: int) -> None:
         driver.complete(key, outcome)
         again = decide(driver.state, CompleteAttempt(key, attempt, 1, outcome, driver.now_us))
         assert isinstance(again, Rejection)
+
+
+@MANY
+@given(graphs(people=True), st.integers(0, 1000), st.integers(0, 1000))
+def test_pauses_change_nothing(text: str, seed: int, order: int) -> None:
+    plain = _run(text, seed, order).state
+    driver = _driver(text)
+    chooser, operator = random.Random(order), random.Random(seed)
+
+    def meddle(driver: Driver) -> None:
+        if operator.random() < 0.3:
+            (driver.pause if driver.state.pause_reason is None else driver.resume)()
+
+    state = driver.run(_answers(seed), lambda keys: chooser.choice(keys), _person(seed), meddle)  # type: ignore[arg-type]
+    assert state.status == plain.status
+    if state.status != "failed":
+        assert (state.outputs, state.total_steps) == (plain.outputs, plain.total_steps)
+    held = False
+    for event in driver.events:
+        held = isinstance(event, PauseRequested) or (held and not isinstance(event, ResumeRequested))
+        assert not (held and isinstance(event, NodeStarted))

@@ -3,6 +3,7 @@
 from services.executor.nodes.answer import AnswerHandler
 from services.executor.nodes.assigner import AssignerHandler
 from services.executor.nodes.end import EndHandler
+from services.executor.nodes.human_input import HumanInputHandler
 from services.executor.nodes.if_else import IfElseHandler
 from services.executor.nodes.loop_end import LoopEndHandler
 from services.executor.nodes.port import Handler
@@ -18,6 +19,7 @@ def inline_handlers() -> dict[str, Handler]:
         "end": EndHandler(),
         "answer": AnswerHandler(),
         "if-else": IfElseHandler(),
+        "human-input": HumanInputHandler(),
         "assigner": AssignerHandler(),
         "loop-end": LoopEndHandler(),
         "template-transform": TemplateTransformHandler(Sandbox()),

@@ -5,6 +5,7 @@ a function of its script.
 """
 
 import asyncio
+import random
 import selectors
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from libs.events.codec import Recorded, decode_event, encode_command, run_of, stamp_of, type_of
-from libs.events.commands import Caller, StartRun, StopRun
+from libs.events.commands import AnyCommand, Caller, PauseRun, ResumeRun, StartRun, StopRun, SubmitForm
 from libs.events.ids import new_run_id
 from libs.events.log import Record, Topic
 from libs.events.memory import MemoryLog, MemoryStore
-from libs.events.model import RUN_END_TYPES
+from libs.events.model import RUN_END_TYPES, FormExpired, FormOpened, FormSubmitted
 from libs.events.validity import Validity
 from libs.workflow.catalog import Catalog
 from libs.workflow.definition import compile_document
@@ -198,6 +199,7 @@ class World:
             checkpoint_bytes=self.checkpoint_bytes,
             snapshot_events=self.snapshot_events,
             now_us=self.now_us,
+            random_bits=random.Random(self._owners).getrandbits,
             monotonic=self.loop.time,
             blocking=blocking,
         )
@@ -277,7 +279,26 @@ class World:
     def stop(self, run_id: str) -> None:
         self._command(StopRun(run_id=run_id))
 
-    def _command(self, command: StartRun | StopRun) -> None:
+    def pause(self, run_id: str) -> None:
+        self._command(PauseRun(run_id=run_id))
+
+    def resume(self, run_id: str) -> None:
+        self._command(ResumeRun(run_id=run_id))
+
+    def open_forms(self, run_id: str) -> list[FormOpened]:
+        """Forms of the run that the log says are open."""
+        forms: dict[str, FormOpened] = {}
+        for recorded in self.events(run_id):
+            if isinstance(recorded.event, FormOpened):
+                forms[recorded.event.form_id] = recorded.event
+            elif isinstance(recorded.event, FormSubmitted | FormExpired):
+                forms.pop(recorded.event.form_id)
+        return list(forms.values())
+
+    def submit_form(self, run_id: str, form_id: str, action: str = "ok", **inputs: str) -> None:
+        self._command(SubmitForm(run_id=run_id, form_id=form_id, action=action, inputs=dict(inputs)))
+
+    def _command(self, command: AnyCommand) -> None:
         """Append a command; its sender has the acknowledgement, so no crash of an executor loses it."""
         assert not self.log.waiting()
         self.log.send(Topic.COMMANDS, 0, encode_command(command))

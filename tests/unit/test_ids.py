@@ -1,3 +1,4 @@
+import re
 import uuid
 
 import pytest
@@ -6,9 +7,11 @@ from libs.events.ids import (
     MAX_PARTITIONS,
     created_at_us,
     execution_id,
+    form_token,
     new_run_id,
     partition_for_key,
     partition_of,
+    run_id_of_form,
     run_id_of_task,
     task_id_of,
 )
@@ -86,3 +89,17 @@ def test_the_partition_of_a_key_does_not_change_between_releases() -> None:
 PLACES = [13, 15, 13, 15, 2]
 EXECUTION = "af5ec13e-ca9d-4a13-a435-7f73039c6746"
 TASK = "9bafc207-e23b-4b7e-adb7-ad7cdf5b6e37"
+
+
+def test_a_form_token_leads_to_its_run_and_cannot_be_guessed() -> None:
+    run_id = new_run_id(7, 1_800_000_000_000_000, 5)
+    token, other = form_token(run_id, 1), form_token(run_id, 2)
+    assert token != other
+    assert run_id_of_form(token) == run_id_of_form(other) == run_id
+    assert re.fullmatch(r"[A-Za-z0-9_-]{43}", token)
+
+
+@pytest.mark.parametrize("token", ["", "x", "größe", "a" * 43, "a" * 44, "../../etc/passwd", "\0"])
+def test_what_is_no_form_token_is_refused(token: str) -> None:
+    with pytest.raises(ValueError, match=r"token|run id|UUID"):
+        run_id_of_form(token)

@@ -1,8 +1,19 @@
 """The partition fold: commands are decided once, in order, from the table of unfinished runs alone."""
 
-from libs.events.commands import Caller, StartRun, StopRun
+from libs.events.commands import AnyCommand, Caller, PauseRun, ResumeRun, StartRun, StopRun, SubmitForm
 from libs.events.ids import new_run_id
-from libs.events.model import CommandRejected, PartitionClaimed, RunAccepted, StopRequested
+from libs.events.model import (
+    CommandRejected,
+    Event,
+    FormExpired,
+    FormOpened,
+    FormSubmitted,
+    PartitionClaimed,
+    PauseRequested,
+    ResumeRequested,
+    RunAccepted,
+    StopRequested,
+)
 from services.executor.partition import KEY_LIFETIME_US, PartitionFold, Position
 
 NOW = 1_800_000_000_000_000
@@ -32,7 +43,7 @@ def _accepted(fold: PartitionFold, command: StartRun, offset: int = 0, now_us: i
     return event
 
 
-def _rejection(fold: PartitionFold, command: StartRun | StopRun, offset: int = 1, now_us: int = NOW) -> CommandRejected:
+def _rejection(fold: PartitionFold, command: AnyCommand, offset: int = 1, now_us: int = NOW) -> CommandRejected:
     _, event = fold.decide(command, offset, now_us)
     assert isinstance(event, CommandRejected)
     return event
@@ -123,3 +134,91 @@ def test_recovery_begins_at_the_oldest_event_that_no_snapshot_covers() -> None:
     assert fold.scan_from(now) == now
     fold.count("RunStarted", RUN, Position(30, 1, 24))
     assert fold.scan_from(now) == Position(30, 1, 24)
+
+
+# --- pauses and forms ---
+
+OPENED = FormOpened(
+    node_id="ask", path="loop:l:1", form_id="form", token="t", actions=("ok", "no"), form={}, due_us=NOW + 5
+)
+
+
+def _waiting_run() -> PartitionFold:
+    fold = PartitionFold(2)
+    _accepted(fold, _start())
+    fold.apply(OPENED, RUN, NOW, HERE)
+    fold.count("RunPaused", RUN, HERE)
+    return fold
+
+
+def _decided(fold: PartitionFold, command: AnyCommand, offset: int = 5) -> Event:
+    run_id, event = fold.decide(command, offset, NOW)
+    assert run_id == RUN, event
+    fold.apply(event, run_id, NOW, HERE)
+    return event
+
+
+def test_the_first_submission_of_a_form_counts() -> None:
+    fold = _waiting_run()
+    submission = SubmitForm(run_id=RUN, form_id="form", action="ok", inputs={"note": "x"}, by="ann")
+    event = _decided(fold, submission, 41)
+    assert isinstance(event, FormSubmitted)
+    assert (event.command_offset, event.node_id, event.path) == (41, "ask", "loop:l:1")
+    assert (event.action, event.inputs, event.by) == ("ok", {"note": "x"}, "ann")
+    assert fold.next_command == 42
+    assert _rejection(fold, submission, 42).code == "form_closed"
+
+
+def test_a_submission_behind_the_expiry_is_refused() -> None:
+    fold = _waiting_run()
+    fold.apply(FormExpired(node_id="ask", path="loop:l:1", form_id="form"), RUN, NOW, HERE)
+    assert _rejection(fold, SubmitForm(run_id=RUN, form_id="form", action="ok")).code == "form_closed"
+
+
+def test_an_action_that_the_form_does_not_have_leaves_it_open() -> None:
+    fold = _waiting_run()
+    assert _rejection(fold, SubmitForm(run_id=RUN, form_id="form", action="maybe")).code == "unknown_action"
+    assert "form" in fold.runs[RUN].forms
+
+
+def test_a_run_is_paused_and_resumed_once() -> None:
+    fold = _waiting_run()
+    assert _rejection(fold, ResumeRun(run_id=RUN)).code == "not_paused"
+    assert isinstance(_decided(fold, PauseRun(run_id=RUN)), PauseRequested)
+    assert _rejection(fold, PauseRun(run_id=RUN)).code == "already_paused"
+    assert isinstance(_decided(fold, ResumeRun(run_id=RUN), 6), ResumeRequested)
+    assert _rejection(fold, ResumeRun(run_id=RUN)).code == "not_paused"
+
+
+def test_a_run_that_stops_takes_neither_form_nor_pause() -> None:
+    fold = _waiting_run()
+    _decided(fold, StopRun(run_id=RUN))
+    commands = (PauseRun(run_id=RUN), ResumeRun(run_id=RUN), SubmitForm(run_id=RUN, form_id="form", action="ok"))
+    assert {_rejection(fold, command).code for command in commands} == {"not_running"}
+
+
+def test_a_run_is_parked_while_nothing_lets_it_go_on() -> None:
+    fold = _waiting_run()
+    assert (fold.runs[RUN].parked, fold.runs[RUN].next_due_us) == (True, NOW + 5)
+    _decided(fold, PauseRun(run_id=RUN))
+    assert fold.runs[RUN].parked
+    _decided(fold, SubmitForm(run_id=RUN, form_id="form", action="ok"), 6)
+    assert (fold.runs[RUN].parked, fold.runs[RUN].next_due_us) == (False, None)
+
+
+def test_a_checkpoint_holds_forms_and_pauses() -> None:
+    fold = _waiting_run()
+    _decided(fold, PauseRun(run_id=RUN))
+    other = PartitionFold(2)
+    other.load(fold.dump())
+    assert other.runs == fold.runs
+
+
+def test_a_checkpoint_of_a_release_without_pauses_is_read() -> None:
+    fold = PartitionFold(2)
+    _accepted(fold, _start())
+    head, runs, *keys = fold.dump()
+    runs["runs"][0] = runs["runs"][0][:9]  # type: ignore[call-overload,index]  # JSON
+    other = PartitionFold(2)
+    other.load([head, runs, *keys])
+    assert other.runs == fold.runs

@@ -198,13 +198,14 @@ class MarkerConfig(Config):
 class UserAction(Config):
     id: Text = Field(min_length=1)
     title: Text = ""
+    button_style: Annotated[Text, default_when_empty("default")] = "default"
 
 
 class HumanInputConfig(Config):
     form_content: Text = ""
     inputs: Items[dict[str, Any]] = ()
     user_actions: Items[UserAction] = ()
-    timeout: Annotated[float, default_when_empty(36)] = 36
+    timeout: Annotated[float, default_when_empty(36), Field(ge=0, le=100_000)] = 36
     timeout_unit: Annotated[Literal["hour", "day"], default_when_empty("hour")] = "hour"
     delivery_methods: Any = None
 

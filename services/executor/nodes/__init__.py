@@ -12,6 +12,7 @@ from services.executor.nodes.code import CodeHandler
 from services.executor.nodes.document_extractor import DocumentExtractorHandler
 from services.executor.nodes.end import EndHandler
 from services.executor.nodes.http_request import HttpRequestHandler
+from services.executor.nodes.human_input import HumanInputHandler
 from services.executor.nodes.if_else import IfElseHandler
 from services.executor.nodes.list_operator import ListOperatorHandler
 from services.executor.nodes.llm import LlmHandler
@@ -53,6 +54,7 @@ class NodeHandlers:
             "end": EndHandler(),
             "answer": AnswerHandler(),
             "if-else": IfElseHandler(),
+            "human-input": HumanInputHandler(),
             "template-transform": TemplateTransformHandler(sandbox),
             "code": CodeHandler(sandbox),
             "http-request": HttpRequestHandler(http, files),
