@@ -110,6 +110,7 @@ workflow_runs = Table(
     Column("last_offset", BigInteger),
     Column("epoch", BigInteger, comment="of the owner that wrote the last event"),
     Index("workflow_runs_by_app", "tenant_id", "app_id", "triggered_from"),
+    Index("workflow_runs_by_end_user", "created_by", "app_id"),
     Index("workflow_runs_by_time", "created_at", "id"),
     Index("workflow_runs_by_app_and_time", "app_id", "created_at", "id"),
     Index("workflow_runs_by_status_and_time", "status", "created_at", "id"),

@@ -22,6 +22,7 @@ from libs.events.log import Log, LogError
 from libs.events.registry import RegistryTail
 from libs.workflow.catalog import Catalog
 from services.api.about import about_routes
+from services.api.absent import absent_routes
 from services.api.access import Access
 from services.api.apps import app_routes
 from services.api.edge import Edge
@@ -29,6 +30,7 @@ from services.api.errors import CODES, ApiError, invalid_param, unavailable
 from services.api.files import file_routes
 from services.api.folds import Folds
 from services.api.health import health_routes
+from services.api.logs import log_routes
 from services.api.metrics import ApiMetrics
 from services.api.parts import Limits, Parts
 from services.api.publishing import Publisher
@@ -104,6 +106,8 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     app.include_router(workflow_routes(parts))
     app.include_router(about_routes(parts))
     app.include_router(file_routes(parts))
+    app.include_router(log_routes(parts))
+    app.include_router(absent_routes(parts))
     app.include_router(app_routes(parts))
     app.include_router(run_routes(parts))
     app.include_router(health_routes(parts, metrics))

@@ -15,7 +15,7 @@ from services.api.multipart import MultipartInvalid, Part, parse_multipart
 from services.api.parts import Parts
 from services.api.requests import read_body
 from services.api.schemas import answers, errors, file_body, parameters, secured
-from services.api.uploads import MAX_UPLOAD_BYTES, too_large, uploaded
+from services.api.uploads import MAX_UPLOAD_BYTES, uploaded
 
 ANYBODY: Final = "DEFAULT-USER"
 """The end user of requests that name none."""
@@ -79,15 +79,15 @@ def file_routes(parts: Parts) -> APIRouter:
     return router
 
 
-async def read_form(request: Request, limit_bytes: int) -> list[Part]:
-    """The parts of the body. Raises ApiError 413, 415, 400."""
+async def read_form(request: Request, limit_bytes: int, code: str = "file_too_large") -> list[Part]:
+    """The parts of the body. Raises ApiError 413 (`code`), 415, 400."""
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("multipart/form-data"):
         raise ApiError(415, "unsupported_media_type", "Content-Type must be multipart/form-data")
     try:
         body = await read_body(request, limit_bytes)
     except ApiError as error:
-        raise too_large(error.message) from error
+        raise ApiError(413, code, error.message, headers=error.headers) from error
     try:
         return parse_multipart(kind, body)
     except MultipartInvalid as error:

@@ -6,12 +6,13 @@ What is read here may be behind the log. Who needs certainty compares `Found.nex
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select
-from sqlalchemy.engine import Engine
+from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from libs.tables import positions, workflow_runs
@@ -20,6 +21,15 @@ LIST_COLUMNS = (
     "id", "app_id", "workflow_id", "version", "status", "error", "created_at", "started_at", "finished_at",
     "elapsed_time", "total_steps", "total_tokens", "seq", "triggered_from",
 )  # fmt: skip
+
+
+LOG_COLUMNS = (
+    "id", "version", "status", "triggered_from", "invoke_from", "error", "elapsed_time", "total_tokens", "total_steps",
+    "created_at", "finished_at", "exceptions_count", "created_by_role", "created_by", "created_by_user",
+)  # fmt: skip
+
+LOGGED_FROM = ("service-api", "web-app", "explore", "openapi")
+"""Callers whose runs an app's log shows; others try something out or are triggers."""
 
 
 class RecordsUnavailable(Exception):
@@ -43,6 +53,28 @@ class Filter:
     id_prefix: str | None = None
     after: tuple[int, str] | None = None
     """Created at and id of the run behind which the page begins."""
+
+
+@dataclass(slots=True, frozen=True)
+class LogFilter:
+    """What the reference's log of an app is asked for. Bounds are inclusive."""
+
+    app_id: str
+    keyword: str | None = None
+    """In the inputs, the outputs or the user's name, or all of a run's id."""
+    status: str | None = None
+    from_us: int | None = None
+    to_us: int | None = None
+    user: str | None = None
+    account_id: str | None = None
+    """Two different wishes: runs of this end user, and runs of this account."""
+
+
+@dataclass(slots=True, frozen=True)
+class EndUser:
+    user: str
+    created_us: int
+    updated_us: int
 
 
 class Records:
@@ -87,6 +119,69 @@ class Records:
                 return [dict(row) for row in connection.execute(query).mappings()]
         except SQLAlchemyError as error:
             raise RecordsUnavailable(_text(error)) from error
+
+    def progress(self) -> dict[int, int]:
+        """Partition -> offset below which every record is in the tables. Raises RecordsUnavailable."""
+        query = select(positions.c.partition, positions.c.next_offset).where(positions.c.topic_id == self._topic_id)
+        with self._connected() as connection:
+            return {row.partition: row.next_offset for row in connection.execute(query)}
+
+    def logs(self, wanted: LogFilter, page: int, limit: int) -> tuple[Sequence[Mapping[str, Any]], int]:
+        """One page of an app's log, newest first, and how many entries there are. Raises RecordsUnavailable."""
+        table = workflow_runs.c
+        conditions = _logged(wanted)
+        columns = [workflow_runs.c[name] for name in LOG_COLUMNS]
+        order = (table.created_at.desc(), table.id.desc())
+        rows = select(*columns).where(*conditions).order_by(*order).limit(limit).offset((page - 1) * limit)
+        count = select(func.count()).select_from(workflow_runs).where(*conditions)
+        with self._connected() as connection:
+            total = connection.execute(count).scalar() or 0
+            return [dict(row) for row in connection.execute(rows).mappings()], total
+
+    def end_user(self, app_id: str, user_id: str) -> EndUser | None:
+        """Who is known by its runs under this id. Raises RecordsUnavailable."""
+        table = workflow_runs.c
+        query = select(func.max(table.created_by_user), func.min(table.created_at), func.max(table.created_at)).where(
+            table.app_id == app_id, table.created_by == user_id, table.created_by_role == "end_user"
+        )
+        with self._connected() as connection:
+            user, first, last = connection.execute(query).one()
+        return None if first is None else EndUser(user or "", first, last)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise RecordsUnavailable(_text(error)) from error
+
+
+def _logged(wanted: LogFilter) -> list[ColumnElement[bool]]:
+    """Runs that the log of an app shows: published ones of workflow apps, started from outside."""
+    table = workflow_runs.c
+    conditions = [
+        table.app_id == wanted.app_id,
+        table.type == "workflow",
+        table.triggered_from == "app-run",
+        table.invoke_from.in_(LOGGED_FROM),
+    ]
+    if wanted.keyword is not None:
+        text = wanted.keyword
+        places = (table.inputs, table.outputs, table.created_by_user)
+        found = [place.icontains(text, autoescape=True) for place in places]
+        conditions.append(or_(*found, table.id == text.lower()))
+    if wanted.status is not None:
+        conditions.append(table.status == wanted.status)
+    if wanted.from_us is not None:
+        conditions.append(table.created_at >= wanted.from_us)
+    if wanted.to_us is not None:
+        conditions.append(table.created_at <= wanted.to_us)
+    if wanted.user is not None:
+        conditions += [table.created_by_role == "end_user", table.created_by_user == wanted.user]
+    if wanted.account_id is not None:
+        conditions += [table.created_by_role == "account", table.created_by == wanted.account_id]
+    return conditions
 
 
 def make_cursor(row: Mapping[str, Any]) -> str:

@@ -55,6 +55,14 @@ class StartBody(_Shape):
     response_mode: Literal["blocking", "streaming"] | None = None
 
 
+class SpeechBody(_Shape):
+    text: str | None = None
+    message_id: str | None = None
+    voice: str | None = None
+    streaming: bool | None = None
+    user: str | None = None
+
+
 class KeyBody(_Shape):
     key: str | None = Field(default=None, description="An existing app-... key to bring along; absent: a new one")
 
@@ -151,6 +159,38 @@ class UploadedFile(_Shape):
     created_at: int
     preview_url: str | None
     source_url: str = Field(description="A signed link that expires")
+
+
+class LogEntry(_Shape):
+    id: str
+    workflow_run: Values
+    details: Values | None
+    created_from: str
+    created_by_role: str
+    created_by_account: Values | None
+    created_by_end_user: Values | None
+    created_at: int
+
+
+class LogPage(_Shape):
+    page: int
+    limit: int
+    total: int
+    has_more: bool
+    data: list[LogEntry]
+
+
+class EndUser(_Shape):
+    id: str
+    tenant_id: str
+    app_id: str
+    type: str
+    external_user_id: str | None
+    name: str | None
+    is_anonymous: bool
+    session_id: str
+    created_at: str
+    updated_at: str
 
 
 # --- answers: ours ---

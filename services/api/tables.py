@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from services.api.records import Filter, Found, Records, RecordsUnavailable
+from services.api.records import EndUser, Filter, Found, LogFilter, Records, RecordsUnavailable
 
 T = TypeVar("T")
 
@@ -31,6 +31,15 @@ class Tables:
 
     async def runs(self, wanted: Filter, limit: int) -> Sequence[Mapping[str, Any]]:
         return await self._ask(lambda: self._records.runs(wanted, limit))
+
+    async def progress(self) -> dict[int, int]:
+        return await self._ask(self._records.progress)
+
+    async def logs(self, wanted: LogFilter, page: int, limit: int) -> tuple[Sequence[Mapping[str, Any]], int]:
+        return await self._ask(lambda: self._records.logs(wanted, page, limit))
+
+    async def end_user(self, app_id: str, user_id: str) -> EndUser | None:
+        return await self._ask(lambda: self._records.end_user(app_id, user_id))
 
     async def _ask(self, question: Callable[[], T]) -> T:
         if self._silent and self._places.locked():

@@ -79,7 +79,8 @@ class Uploads:
             raise invalid_param(f"files with the extension .{extension} are not taken by this server", "file")
         limit_mb = LIMITS_MB.get(type_of_extension(extension), OTHER_MB)
         if len(part.content) > limit_mb * 1024 * 1024:
-            raise too_large(f"the file is larger than {limit_mb} MB, the most for its kind. Make it smaller")
+            message = f"the file is larger than {limit_mb} MB, the most for its kind. Make it smaller"
+            raise ApiError(413, "file_too_large", message)
         return part
 
     async def find(self, file_id: str) -> StoredFile | None:
@@ -183,10 +184,6 @@ class Signer:
     def _sign(self, file_id: str, at: str, nonce: str) -> str:
         text = f"file-preview|{file_id}|{at}|{nonce}".encode()
         return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
-
-
-def too_large(message: str) -> ApiError:
-    return ApiError(413, "file_too_large", message, headers={"Connection": "close"})
 
 
 def uploaded(file: StoredFile, source_url: str) -> Json:

@@ -7,10 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.documents import document, edges, end, node
+from tests.documents import document, edges, end, node, start
 from tests.e2e.deployment import ADMIN_TOKEN, Api, Service, deployment
 from tests.e2e.test_front_door import CommandLine
 
+ECHO = document([start("q"), end(answer="start.q")], edges("start > end"))
 EXTRACT = document(
     [
         node("start", "start", variables=[{"variable": "report", "label": "R", "type": "file", "required": True}]),
@@ -68,6 +69,17 @@ def test_an_uploaded_file_is_read_by_the_nodes_of_a_run(api: Api) -> None:
     assert outputs["text"] == "# Hello\n\nfrom a file"
     assert api.http.get(outputs["name"]["url"], headers=bearer(app)).content == form["file"][1]
     assert run(api, app, {"report": report}, user="another").status_code == 400
+
+
+def test_the_log_shows_a_run_as_soon_as_it_was_answered(api: Api) -> None:
+    app = api.import_document(ECHO)
+    for number in range(5):
+        run_id = run(api, app, {"q": f"run {number}"}, user=f"user-{number}").json()["workflow_run_id"]
+        query = {"keyword": f"RUN {number}", "created_by_end_user_session_id": f"user-{number}"}
+        page = api.http.get("/v1/workflows/logs", headers=bearer(app), params=query).json()
+        assert [entry["workflow_run"]["id"] for entry in page["data"]] == [run_id]
+        user = page["data"][0]["created_by_end_user"]
+        assert api.http.get(f"/v1/end-users/{user['id']}", headers=bearer(app)).json()["session_id"] == f"user-{number}"
 
 
 def test_the_command_line_gives_a_file_to_a_run(url: str, tmp_path: Path) -> None:

@@ -94,6 +94,58 @@ def test_an_app_without_a_version_is_unavailable(server: Server, log: MemoryLog)
     assert ask(server, "site", key).json()["title"] == "Empty"
 
 
+# --- what no app here can do ---
+
+WAV = ("a.wav", b"RIFF", "audio/wav")
+SPEAKING: dict[str, Any] = {"speech_to_text": {"enabled": True}, "text_to_speech": {"enabled": True}}
+
+
+@pytest.mark.parametrize(
+    ("features", "files", "status", "code"),
+    [
+        ({}, {"file": WAV}, 400, "invalid_param"),
+        (SPEAKING, {"other": WAV}, 400, "no_audio_uploaded"),
+        (SPEAKING, {"file": ("a.mp3", b"x", "audio/mpeg")}, 415, "unsupported_audio_type"),
+        (SPEAKING, {"file": ("a.wav", bytes((30 << 20) + 1), "audio/wav")}, 413, "audio_too_large"),
+        (SPEAKING, {"file": ("a.wav", bytes(31 << 20), "audio/wav")}, 413, "audio_too_large"),
+        (SPEAKING, {"file": WAV}, 400, "provider_not_support_speech_to_text"),
+    ],
+)
+def test_speech_is_refused_with_the_codes_of_the_contract(
+    server: Server, features: dict[str, Any], files: dict[str, Any], status: int, code: str
+) -> None:
+    key = server.import_app(described(**features))["api_key"]
+    answer = server.http.post("/v1/audio-to-text", headers={"Authorization": f"Bearer {key}"}, files=files)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("features", "body", "code"),
+    [
+        ({}, {"text": "hi", "user": "u"}, "invalid_param"),
+        (SPEAKING, {"user": "u"}, "invalid_param"),
+        (SPEAKING, {"text": "hi"}, "provider_not_initialize"),
+    ],
+)
+def test_speaking_is_refused_with_the_codes_of_the_contract(
+    server: Server, features: dict[str, Any], body: dict[str, Any], code: str
+) -> None:
+    key = server.import_app(described(**features))["api_key"]
+    answer = server.http.post("/v1/text-to-audio", headers={"Authorization": f"Bearer {key}"}, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, code)
+
+
+def test_completion_apps_and_annotations_do_not_exist(server: Server) -> None:
+    headers = {"Authorization": f"Bearer {server.import_app(described())['api_key']}"}
+    body = {"inputs": {}, "response_mode": "blocking", "user": "u"}
+    answer = server.http.post("/v1/completion-messages", headers=headers, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "app_unavailable")
+    answer = server.http.post("/v1/completion-messages", headers=headers, json=body | {"user": ""})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_param")
+    answer = server.http.get("/v1/apps/annotations", headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
 @pytest.mark.parametrize("what", PATHS)
 def test_who_has_no_key_is_told_so(server: Server, what: str) -> None:
     for headers in (

@@ -1,0 +1,197 @@
+"""The reference's log of an app, page by page, and its end users. From the tables, once they are as new as the request.
+
+A list is asked for behind answers and frames that were given already, so it waits until the projector has stored
+everything that was in the log when the request came.
+"""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from libs.events.codec import rfc3339
+from libs.events.ids import execution_id
+from libs.tables import TENANT_ID
+from services.api import schemas
+from services.api.access import ADMIN_ID
+from services.api.errors import ApiError, invalid_param, unavailable
+from services.api.frames import Json
+from services.api.parts import Parts
+from services.api.records import LogFilter, RecordsUnavailable
+from services.api.schemas import answers, parameters, secured
+from services.api.tables import Tables
+
+STATUSES: Final = ("succeeded", "failed", "stopped")
+MAX_PAGE: Final = 99_999
+MAX_LIMIT: Final = 100
+KEYWORD_CHARS: Final = 30
+ADMIN_ACCOUNT: Final[Json] = {"id": ADMIN_ID, "name": "admin", "email": "admin"}
+
+_FIRST_PAUSE_S: Final = 0.005
+_LONGEST_PAUSE_S: Final = 0.1
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LOST_PLUS: Final = re.compile(r" (\d\d:?\d\d)$")
+_CREATED_FROM: Final = {"explore": "installed-app"}
+
+
+def log_routes(parts: Parts) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["App (Dify-compatible)"])
+
+    @router.get(
+        "/workflows/logs",
+        summary="Runs of the app, newest first",
+        responses=answers(schemas.LogPage, 400, 401, 503),
+        openapi_extra=secured("app_key")
+        | parameters(
+            "keyword",
+            "status",
+            "created_at__before",
+            "created_at__after",
+            "created_by_end_user_session_id",
+            "created_by_account",
+            "page",
+            "limit",
+        ),
+    )
+    async def logs(request: Request) -> Response:
+        app = await parts.access.app_key(request)
+        wanted = _wanted(app.app_id, request.query_params)
+        page = _whole(request.query_params, "page", 1, MAX_PAGE)
+        limit = _whole(request.query_params, "limit", 20, MAX_LIMIT)
+        try:
+            tables = await fresh_tables(parts)
+            rows, total = await tables.logs(wanted, page, limit)
+        except RecordsUnavailable as error:
+            raise unavailable("the log of runs cannot be read now. Try again") from error
+        data = [_entry(row) for row in rows]
+        return JSONResponse(
+            {"page": page, "limit": limit, "total": total, "has_more": page * limit < total, "data": data}
+        )
+
+    @router.get(
+        "/end-users/{end_user_id}",
+        summary="An end user of the app",
+        responses=answers(schemas.EndUser, 401, 404, 503),
+        openapi_extra=secured("app_key"),
+    )
+    async def end_user(request: Request, end_user_id: str) -> Response:
+        app = await parts.access.app_key(request)
+        try:
+            found = await (await fresh_tables(parts)).end_user(app.app_id, end_user_id)
+        except RecordsUnavailable as error:
+            raise unavailable("end users cannot be looked up now. Try again") from error
+        if found is None:
+            raise ApiError(404, "end_user_not_found", f'end user "{end_user_id[:64]}" has not run this app')
+        return JSONResponse(
+            {
+                "id": end_user_id,
+                "tenant_id": TENANT_ID,
+                "app_id": app.app_id,
+                "type": "service-api",
+                "external_user_id": found.user,
+                "name": found.user,
+                "is_anonymous": False,
+                "session_id": found.user,
+                "created_at": rfc3339(found.created_us),
+                "updated_at": rfc3339(found.updated_us),
+            }
+        )
+
+    return router
+
+
+async def fresh_tables(parts: Parts) -> Tables:
+    """The tables, with everything in them that is in the log as of now. Raises RecordsUnavailable, TailBehind."""
+    tables = parts.tables
+    if tables is None:
+        raise RecordsUnavailable("this server has no tables")
+    numbers = range(parts.log.partitions)
+    ends = await asyncio.gather(*(parts.tail.fresh(number, parts.limits.fresh_s) for number in numbers))
+    pause_s = _FIRST_PAUSE_S
+    try:
+        async with asyncio.timeout(parts.limits.tables_s):
+            while True:
+                stored = await tables.progress()
+                if all(stored.get(number, 0) >= end for number, end in zip(numbers, ends, strict=True)):
+                    return tables
+                # The projector tells nobody when it has committed: it may live anywhere, or not at all.
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+    except TimeoutError as error:
+        raise RecordsUnavailable("the tables are behind the log") from error
+
+
+def _wanted(app_id: str, query: Mapping[str, str]) -> LogFilter:
+    status = query.get("status") or None
+    if status is not None and status not in STATUSES:
+        raise invalid_param(f"status: expected one of {', '.join(STATUSES)}", "status")
+    account = query.get("created_by_account") or None
+    if account is not None and account != ADMIN_ACCOUNT["email"]:
+        raise invalid_param(f'created_by_account: no account "{account[:64]}"', "created_by_account")
+    return LogFilter(
+        app_id=app_id,
+        keyword=query.get("keyword", "").replace("\0", "")[:KEYWORD_CHARS] or None,
+        status=status,
+        from_us=_instant(query, "created_at__after"),
+        to_us=_instant(query, "created_at__before"),
+        user=query.get("created_by_end_user_session_id") or None,
+        account_id=None if account is None else ADMIN_ID,
+    )
+
+
+def _instant(query: Mapping[str, str], name: str) -> int | None:
+    text = query.get(name)
+    if not text:
+        return None
+    try:
+        # An unescaped + of an offset has become a space on its way through the query.
+        found = datetime.fromisoformat(_LOST_PLUS.sub(r"+\1", text) if "T" in text else text)
+        return ((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
+    except (ValueError, OverflowError) as error:
+        raise invalid_param(f"{name}: expected an instant such as 2026-05-02T09:00:00Z", name) from error
+
+
+def _whole(query: Mapping[str, str], name: str, default: int, most: int) -> int:
+    text = query.get(name)
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= most):
+        raise invalid_param(f"{name}: expected a whole number from 1 to {most}", name)
+    return int(text)
+
+
+def _entry(row: Mapping[str, Any]) -> Json:
+    by_user = row["created_by_role"] == "end_user"
+    user = {
+        "id": row["created_by"],
+        "type": "browser" if row["invoke_from"] == "web-app" else "service-api",
+        "is_anonymous": False,
+        "session_id": row["created_by_user"],
+    }
+    run = {
+        "id": row["id"],
+        "version": row["version"],
+        "status": row["status"],
+        "triggered_from": row["triggered_from"],
+        "error": row["error"],
+        "elapsed_time": row["elapsed_time"] or 0.0,
+        "total_tokens": row["total_tokens"] or 0,
+        "total_steps": row["total_steps"] or 0,
+        "created_at": row["created_at"] // 1_000_000,
+        "finished_at": row["finished_at"] // 1_000_000 if row["finished_at"] is not None else None,
+        "exceptions_count": row["exceptions_count"] or 0,
+    }
+    return {
+        "id": execution_id(row["id"], "", "log"),
+        "workflow_run": run,
+        "details": None,
+        "created_from": _CREATED_FROM.get(row["invoke_from"], row["invoke_from"]),
+        "created_by_role": row["created_by_role"],
+        "created_by_account": None if by_user else ADMIN_ACCOUNT,
+        "created_by_end_user": user if by_user else None,
+        "created_at": row["created_at"] // 1_000_000,
+    }
