@@ -19,6 +19,10 @@ class Provider:
 
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    auth: Literal["bearer", "api-key"] | None = None
+    """How the key is sent; None: as is known of the provider."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Name in documents -> the server's own name of a model, or of a deployment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
 
     settings = Settings(
         kafka=text("KAFKA"),
-        kafka_options=_options(text("KAFKA_OPTIONS") or "", problems),
+        kafka_options=_pairs("KAFKA_OPTIONS", text("KAFKA_OPTIONS") or "", problems),
         topic_prefix=text("TOPIC_PREFIX") or "flowledger",
         partitions=int(number("PARTITIONS", 16, 1)),
         replication=int(number("REPLICATION", 1, 1)),
@@ -86,7 +90,7 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
         url=text("URL"),
         admin_token=text("ADMIN_TOKEN"),
         models=choice("MODELS", ("configured", "offline")),  # type: ignore[arg-type]  # checked by choice
-        providers=_providers(values),
+        providers=_providers(values, problems),
         max_steps=int(number("MAX_STEPS", 100_000, 1)),
         max_time_s=number("MAX_TIME_S", 0, 0),
         sandbox=choice("SANDBOX", ("strict", "process")),  # type: ignore[arg-type]  # checked by choice
@@ -100,28 +104,50 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
     return settings
 
 
-def _options(raw: str, problems: list[str]) -> dict[str, str]:
-    options: dict[str, str] = {}
+def _pairs(name: str, raw: str, problems: list[str]) -> dict[str, str]:
+    """`key=value;key=value`."""
+    pairs: dict[str, str] = {}
     for part in filter(None, (piece.strip() for piece in raw.split(";"))):
-        name, equals, value = part.partition("=")
+        key, equals, value = part.partition("=")
         if not equals:
-            problems.append(f"{PREFIX}KAFKA_OPTIONS: expected key=value;key=value, got a part without '=': {name!r}")
-        options[name.strip()] = value.strip()
-    return options
+            problems.append(f"{PREFIX}{name}: expected key=value;key=value, got a part without '=': {key!r}")
+        pairs[key.strip()] = value.strip()
+    return pairs
 
 
-def _providers(values: Mapping[str, str]) -> dict[str, Provider]:
+_PROVIDER_SETTINGS = ("BASE_URL", "API_KEY", "API_KEY_FILE", "AUTH", "MODELS")
+
+
+def _providers(values: Mapping[str, str], problems: list[str]) -> dict[str, Provider]:
     start = PREFIX + "PROVIDER_"
     names = {
-        key[len(start) :].removesuffix(ending)
+        key[len(start) : -len(setting) - 1]
         for key in values
-        for ending in ("_BASE_URL", "_API_KEY")
-        if key.startswith(start) and key.endswith(ending)
+        for setting in _PROVIDER_SETTINGS
+        if key.startswith(start) and key.endswith(f"_{setting}") and len(key) > len(start) + len(setting) + 1
     }
-    return {
-        name: Provider(values.get(f"{start}{name}_BASE_URL") or None, values.get(f"{start}{name}_API_KEY") or None)
-        for name in names
-    }
+    return {name: _provider(f"PROVIDER_{name}", values, problems) for name in names}
+
+
+def _provider(name: str, values: Mapping[str, str], problems: list[str]) -> Provider:
+    def text(setting: str) -> str | None:
+        return values.get(f"{PREFIX}{name}_{setting}") or None
+
+    auth, file = text("AUTH"), text("API_KEY_FILE")
+    if auth not in (None, "bearer", "api-key"):
+        problems.append(f"{PREFIX}{name}_AUTH: expected bearer or api-key, got {auth!r}")
+    key = text("API_KEY")
+    if key is None and file is not None:
+        try:
+            key = Path(file).read_text("utf-8").strip() or None
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{PREFIX}{name}_API_KEY_FILE: {file} cannot be read ({type(error).__name__})")
+    return Provider(
+        base_url=text("BASE_URL"),
+        api_key=key,
+        auth=auth,  # type: ignore[arg-type]  # checked above
+        models=_pairs(f"{name}_MODELS", text("MODELS") or "", problems),
+    )
 
 
 def _read_env_file(path: Path | None) -> dict[str, str]:

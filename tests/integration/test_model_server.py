@@ -164,6 +164,71 @@ def test_an_option_that_the_server_does_not_know_is_left_out(option: str) -> Non
     assert [option in request["body"] for request in requests] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("model", "parameters", "kept"),
+    [
+        ("refuse-top_k", {"top_k": 3, "temperature": 0.5}, {"temperature": 0.5}),
+        ("refuse-enable_thinking", {"enable_thinking": False, "top_p": 1}, {"top_p": 1}),
+    ],
+)
+def test_a_parameter_that_the_server_does_not_know_is_left_out(
+    model: str, parameters: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    deltas, requests = answer(asking(model, parameters=parameters))
+    assert text_of(deltas) == "echo: hi there"
+    assert len(requests) == 2
+    assert {
+        name: requests[1]["body"][name] for name in (*parameters, "max_tokens") if name in requests[1]["body"]
+    } == kept
+
+
+def test_the_bound_of_an_answer_is_renamed_where_the_server_knows_it_by_its_newer_name_only() -> None:
+    deltas, requests = answer(asking("newer-bound", parameters={"max_tokens": 5}))
+    assert text_of(deltas) == "echo: hi there"
+    assert (requests[1]["body"].get("max_tokens"), requests[1]["body"]["max_completion_tokens"]) == (None, 5)
+
+
+def test_the_bound_of_an_answer_is_never_left_out() -> None:
+    with pytest.raises(ModelError, match="max_tokens"):
+        answer(asking("refuse-max_tokens", parameters={"max_tokens": 5}))
+
+
+def test_an_address_may_have_a_query_and_a_key_its_own_header_and_a_model_another_name() -> None:
+    """As one deployment of Azure: path, version, header and name are its own."""
+
+    async def go() -> list[dict[str, Any]]:
+        async with ModelServer() as server:
+            base = server.url.removesuffix("/v1") + "/openai/deployments/eu?api-version=2024-10-21"
+            own = Provider(base, KEY, models={"gpt-4o": "echo"})
+            models = Models({"AZURE_OPENAI": own})
+            try:
+                deltas = [each async for each in models.provider("azure_openai").stream(asking("gpt-4o"))]
+                assert text_of(deltas) == "echo: hi there"
+                return server.requests
+            finally:
+                await models.aclose()
+
+    (request,) = asyncio.run(go())
+    assert request["path"] == "/openai/deployments/eu/chat/completions?api-version=2024-10-21"
+    assert (request["headers"]["api-key"], "authorization" in request["headers"]) == (KEY, False)
+    assert request["body"]["model"] == "echo"
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/chat/completions"])
+def test_an_address_on_ones_own_machine_may_be_copied_without_its_path(ending: str) -> None:
+    async def go() -> str:
+        async with ModelServer() as server:
+            models = Models({"OLLAMA": Provider(server.url.removesuffix("/v1") + ending)})
+            try:
+                async for _ in models.provider("langgenius/ollama/ollama").stream(asking("echo")):
+                    pass
+                return str(server.requests[0]["path"])
+            finally:
+                await models.aclose()
+
+    assert asyncio.run(go()) == "/v1/chat/completions"
+
+
 def test_a_slow_first_word_is_waited_for() -> None:
     assert text_of(answer(asking("slow-0.2"))[0]) == "echo: hi there"
 

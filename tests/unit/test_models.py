@@ -3,6 +3,8 @@
 import asyncio
 import json
 import random
+import re
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +20,9 @@ from services.executor.models import (
     setting_name,
     split_reasoning,
 )
+from services.executor.models.known import KNOWN
 from services.executor.models.offline import answer_of, pieces_of
 from services.executor.models.openai_compatible import OpenAICompatible
-from services.executor.models.providers import WELL_KNOWN
 from services.executor.models.sse import EventReader
 
 STREAM = (
@@ -110,7 +112,40 @@ def found(providers: dict[str, Provider], provider_id: str) -> object:
 
 def test_a_key_is_enough_for_a_well_known_provider() -> None:
     assert isinstance(found({"OPENAI": Provider(None, "k")}, "x/openai"), OpenAICompatible)
-    assert all(url.startswith(("https://", "http://127.0.0.1")) for url in WELL_KNOWN.values())
+    urls = [known.base_url for known in KNOWN.values() if known.base_url]
+    assert all(url.startswith(("https://", "http://127.0.0.1")) for url in urls)
+
+
+@pytest.mark.parametrize(
+    ("provider_id", "words"),
+    [
+        ("langgenius/azure_openai/azure_openai", "https://RESOURCE.openai.azure.com/openai/v1"),
+        ("langgenius/bedrock/bedrock", "https://bedrock-runtime.REGION.amazonaws.com/openai/v1"),
+        ("openai_api_compatible", "up to where /chat/completions would follow"),
+        ("langgenius/ollama/ollama", "http://HOST:11434/v1, and no key"),
+        ("vertex_ai", "a gateway"),
+    ],
+)
+def test_a_provider_without_one_address_says_the_form_of_its_addresses(provider_id: str, words: str) -> None:
+    with pytest.raises(ModelError, match="BASE_URL") as caught:
+        found({}, provider_id)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "openai openai_api_compatible tongyi deepseek siliconflow ollama volcengine_maas azure_openai anthropic bedrock "
+    "gemini".split(),
+)
+def test_providers_of_many_documents_are_known(name: str) -> None:
+    known = KNOWN[setting_name(f"langgenius/{name}/{name}")]
+    assert known.base_url or known.hint
+
+
+def test_what_providers_are_known_is_documented() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "providers.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE))
+    assert rows == {name: f"`{each.base_url}`" if each.base_url else each.hint for name, each in KNOWN.items()}
 
 
 def test_the_default_serves_a_provider_without_settings_of_its_own() -> None:

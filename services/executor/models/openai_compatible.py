@@ -1,8 +1,9 @@
 """Models behind the OpenAI-compatible HTTP form: `/chat/completions` and `/completions`, streamed.
 
-Servers differ in what they understand, so an option that one names in its refusal is left out once and the call is
-made again: a refused call has done nothing. A server that does not stream is read whole. A stream that ends before
-the model said why it stopped is an error, never a short answer.
+Servers differ in what they understand, so an option that one names in its refusal, or a parameter of the document that
+it says it does not know, is left out and the call is made again: a refused call has done nothing. Only the bound of an
+answer's length is never left out, because somebody pays for it. A server that does not stream is read whole. A stream
+that ends before the model said why it stopped is an error, never a short answer.
 
 The key goes into one header and nowhere else: every text of an error is cleaned of it.
 """
@@ -16,6 +17,7 @@ from typing import Any, Final
 import httpx
 from pydantic import JsonValue
 
+from services.executor.models.known import Auth
 from services.executor.models.port import Delta, Message, ModelError, ModelRequest, Usage
 from services.executor.models.sse import EventReader, StreamTooLong
 
@@ -25,28 +27,53 @@ TIMEOUT: Final = httpx.Timeout(connect=10, read=600, write=60, pool=None)
 _MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _OPTIONAL: Final = ("stream_options", "response_format", "tool_choice", "tools")
+_UNKNOWN: Final = re.compile(
+    r"unsupported|unrecogni[sz]ed|unknown|unexpected|not support(ed)?\b|not permitted", re.IGNORECASE
+)
+"""How servers say that they do not know a parameter; one whose value is wrong is the author's mistake."""
+_BOUND: Final = "max_tokens"
+_NEWER_BOUND: Final = "max_completion_tokens"
 _OURS: Final = frozenset({"model", "messages", "prompt", "stream", "stream_options"})
 
 
 class OpenAICompatible:
     """One provider. The client is shared with other providers and belongs to whoever made it."""
 
-    def __init__(self, client: httpx.AsyncClient, name: str, base_url: str, api_key: str | None = None) -> None:
-        """`name`: how error texts call it, e.g. `openai`."""
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        name: str,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        auth: Auth = "bearer",
+        path: str = "",
+        models: Mapping[str, str] | None = None,
+    ) -> None:
+        """`name`: how error texts call it, e.g. `openai`. `path`: what a base URL without a path gets.
+
+        `models`: the server's own names of models that documents call otherwise.
+        """
         self._client = client
         self._name = name
-        self._base_url = re.sub(r"/(chat/)?completions/*\Z", "", base_url.strip()).rstrip("/")
+        self._auth = auth
+        self._models = models or {}
+        address, mark, query = base_url.strip().partition("?")
+        address = re.sub(r"/(chat/)?completions/*\Z", "", address).rstrip("/")
+        self._base_url = address + path if re.fullmatch(r"[a-z]+://[^/]*", address) else address
+        self._query = mark + query
         self._key = (api_key or "").strip()
         if not self._key.isascii() or not self._key.isprintable():
             raise ModelError("InvokeAuthorizationError", f"{name}: the API key has characters that no key has")
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
         path = "/chat/completions" if request.mode == "chat" else "/completions"
-        payload = _payload(request)
+        url = self._base_url + path + self._query
+        payload = _payload(request) | {"model": self._models.get(request.model, request.model)}
         while True:
             try:
                 async with self._client.stream(
-                    "POST", self._base_url + path, json=payload, headers=self._headers(request), timeout=TIMEOUT
+                    "POST", url, json=payload, headers=self._headers(request), timeout=TIMEOUT
                 ) as response:
                     if response.is_success:
                         async with aclosing(self._deltas(response)) as deltas:
@@ -63,17 +90,14 @@ class OpenAICompatible:
             except (httpx.InvalidURL, UnicodeError):
                 raise self._error("InvokeBadRequestError", "its base URL cannot be used") from None
             # Outside of the response: its connection is free again.
-            unknown = next((name for name in _OPTIONAL if name in payload and name in str(refusal)), None)
-            if refusal.error_type != "InvokeBadRequestError" or unknown is None:
+            if refusal.error_type != "InvokeBadRequestError" or not _without_refused(payload, request, str(refusal)):
                 raise refusal
-            del payload[unknown]
-            if unknown == "tools":
-                payload.pop("tool_choice", None)
 
     def _headers(self, request: ModelRequest) -> dict[str, str]:
         headers = {"Accept": "text/event-stream, application/json"}
         if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+            name, value = ("Authorization", f"Bearer {self._key}") if self._auth == "bearer" else ("api-key", self._key)
+            headers[name] = value
         if request.key.isascii() and request.key:
             headers["Idempotency-Key"] = request.key
         return headers
@@ -173,6 +197,29 @@ def _payload(request: ModelRequest) -> dict[str, Any]:
     else:
         payload["prompt"] = "\n".join(message.text for message in request.messages)
     return payload
+
+
+def _without_refused(payload: dict[str, Any], request: ModelRequest, said: str) -> bool:
+    """Leave out of the payload what a refusal says is not understood; False when it names nothing of that kind."""
+    option = next((name for name in _OPTIONAL if name in payload and name in said), None)
+    if option is not None:
+        del payload[option]
+        if option == "tools":
+            payload.pop("tool_choice", None)
+        return True
+    if not _UNKNOWN.search(said):
+        return False
+    if _BOUND in payload and _NEWER_BOUND in said:
+        payload[_NEWER_BOUND] = payload.pop(_BOUND)
+        return True
+    for name in request.parameters:
+        # A name that is a common word ("stop") counts only in quotes.
+        quoted = rf"['\"`]{re.escape(name)}['\"`]"
+        named = rf"{quoted}|\b{re.escape(name)}\b" if "_" in name else quoted
+        if name in payload and name not in (_BOUND, _NEWER_BOUND) and re.search(named, said):
+            del payload[name]
+            return True
+    return False
 
 
 def _content(message: Message) -> JsonValue:

@@ -7,38 +7,12 @@ from typing import Final
 import httpx
 
 from libs.settings import Provider
+from services.executor.models.known import KNOWN, Known
 from services.executor.models.offline import Offline
 from services.executor.models.openai_compatible import OpenAICompatible
 from services.executor.models.port import ModelError, ModelProvider
 
 DEFAULT: Final = "DEFAULT"
-
-WELL_KNOWN: Final[Mapping[str, str]] = {
-    "ANTHROPIC": "https://api.anthropic.com/v1",
-    "COHERE": "https://api.cohere.ai/compatibility/v1",
-    "DEEPSEEK": "https://api.deepseek.com/v1",
-    "FIREWORKS": "https://api.fireworks.ai/inference/v1",
-    "GEMINI": "https://generativelanguage.googleapis.com/v1beta/openai",
-    "GOOGLE": "https://generativelanguage.googleapis.com/v1beta/openai",
-    "GROQ": "https://api.groq.com/openai/v1",
-    "HUNYUAN": "https://api.hunyuan.cloud.tencent.com/v1",
-    "MISTRALAI": "https://api.mistral.ai/v1",
-    "MOONSHOT": "https://api.moonshot.cn/v1",
-    "NVIDIA": "https://integrate.api.nvidia.com/v1",
-    "OLLAMA": "http://127.0.0.1:11434/v1",
-    "OPENAI": "https://api.openai.com/v1",
-    "OPENROUTER": "https://openrouter.ai/api/v1",
-    "PERPLEXITY": "https://api.perplexity.ai",
-    "SILICONFLOW": "https://api.siliconflow.cn/v1",
-    "STEPFUN": "https://api.stepfun.com/v1",
-    "TOGETHERAI": "https://api.together.xyz/v1",
-    "TONGYI": "https://dashscope.aliyuncs.com/compatible-mode/v1",
-    "VOLCENGINE_MAAS": "https://ark.cn-beijing.volces.com/api/v3",
-    "X": "https://api.x.ai/v1",
-    "XAI": "https://api.x.ai/v1",
-    "ZHIPUAI": "https://open.bigmodel.cn/api/paas/v4",
-}
-"""Base URLs that an API key alone is enough for."""
 
 
 def setting_name(provider_id: str) -> str:
@@ -70,14 +44,24 @@ class Models:
     def _make(self, name: str, provider_id: str) -> ModelProvider:
         own, default = self._settings.get(name), self._settings.get(DEFAULT)
         chosen = own or default
+        # What is known of a provider is known of its own settings: the default may stand for anything.
+        known = KNOWN.get(name, Known()) if own is not None else Known()
         # A key for every provider must not be sent to an address that a document's provider id picks.
         base_url = chosen.base_url if chosen else None
         if base_url is None and own is not None and own.api_key:
-            base_url = WELL_KNOWN.get(name)
+            base_url = known.base_url
         if chosen is None or base_url is None:
             raise ModelError("ModelNotExistError", _missing(name, provider_id, own))
         label = name.lower() if own is not None else f"{name.lower()} (by the default provider)"
-        return OpenAICompatible(self._http(), label, base_url, chosen.api_key)
+        return OpenAICompatible(
+            self._http(),
+            label,
+            base_url,
+            chosen.api_key,
+            auth=chosen.auth or known.auth,
+            path=known.path,
+            models=chosen.models,
+        )
 
     def _http(self) -> httpx.AsyncClient:
         if self._client is None:
@@ -95,12 +79,15 @@ class Models:
 
 def _missing(name: str, provider_id: str, own: Provider | None) -> str:
     prefix = f"FLOWLEDGER_PROVIDER_{name}"
+    known = KNOWN.get(name, Known())
     if own is not None:
-        first = f"set {prefix}_BASE_URL" + (f" or {prefix}_API_KEY" if name in WELL_KNOWN and not own.api_key else "")
-    elif name in WELL_KNOWN:
+        first = f"set {prefix}_BASE_URL" + (f" or {prefix}_API_KEY" if known.base_url and not own.api_key else "")
+    elif known.base_url:
         first = f"set {prefix}_API_KEY (and {prefix}_BASE_URL for a server of your own)"
     else:
         first = f"set {prefix}_BASE_URL and {prefix}_API_KEY"
+    if known.hint:
+        first += f" (its address: {known.hint})"
     return (
         f"No settings for the model provider {provider_id or '(none named)'}: {first}, or "
         "FLOWLEDGER_PROVIDER_DEFAULT_BASE_URL for all providers, or FLOWLEDGER_MODELS=offline for answers of a "

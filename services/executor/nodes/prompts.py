@@ -114,18 +114,21 @@ def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
     else:
         drafts = tuple(draft for each in template for draft in _chat(each, pool, context, inputs))
         query = _memory_query(memory, pool, inputs) if memory is not None else None
-    vision = _vision_files(config.vision, pool) + context_files if config.vision.enabled else ()
+    chosen = _vision_files(config.vision, pool) if config.vision.enabled else ()
+    attached = context_files if config.vision.enabled else ()
     if context:
         inputs["#context#"] = context
-    if vision:
-        inputs["#files#"] = [dict(file) for file in vision]
+    if chosen:
+        inputs["#files#"] = [dict(file) for file in chosen]
+    if attached:
+        inputs["#context_files#"] = [dict(file) for file in attached]
     return Plan(
         drafts=drafts,
         completion=isinstance(template, PromptText),
         jinja_values=jinja_values,
         query=query,
         memory=memory,
-        vision=vision,
+        vision=chosen + attached,
         detail=config.vision.configs.detail,
         inputs=inputs,
         parameters={name: _parameter(value, pool) for name, value in config.model.completion_params.items()},

@@ -1,0 +1,64 @@
+"""Settings: from the environment and a file, and every problem at once."""
+
+from pathlib import Path
+
+import pytest
+
+from libs.settings import SettingsError, load_settings
+
+KEY = "sk-test-0123456789"
+
+
+def test_a_provider_has_its_settings_by_name() -> None:
+    settings = load_settings(
+        {
+            "FLOWLEDGER_PROVIDER_OPENAI_API_KEY": KEY,
+            "FLOWLEDGER_PROVIDER_MY_AZURE_BASE_URL": "https://x.example/openai/v1",
+            "FLOWLEDGER_PROVIDER_MY_AZURE_AUTH": "api-key",
+            "FLOWLEDGER_PROVIDER_MY_AZURE_MODELS": "gpt-4o=chat-eu; gpt-4o-mini = small",
+        },
+        None,
+    )
+    assert set(settings.providers) == {"OPENAI", "MY_AZURE"}
+    assert settings.providers["OPENAI"].api_key == KEY
+    mine = settings.providers["MY_AZURE"]
+    assert (mine.base_url, mine.auth) == ("https://x.example/openai/v1", "api-key")
+    assert mine.models == {"gpt-4o": "chat-eu", "gpt-4o-mini": "small"}
+
+
+def test_a_key_can_come_from_a_file_and_the_environment_wins(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY + "\n")
+    from_file = {"FLOWLEDGER_PROVIDER_OPENAI_API_KEY_FILE": str(tmp_path / "key")}
+    assert load_settings(from_file, None).providers["OPENAI"].api_key == KEY
+    both = {**from_file, "FLOWLEDGER_PROVIDER_OPENAI_API_KEY": "other"}
+    assert load_settings(both, None).providers["OPENAI"].api_key == "other"
+
+
+def test_settings_of_an_env_file_are_read_and_the_environment_wins(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(
+        "# keys\nFLOWLEDGER_PROVIDER_OPENAI_API_KEY='sk-1'\nFLOWLEDGER_MODELS=offline\nX=1\n"
+    )
+    settings = load_settings({"FLOWLEDGER_MODELS": "configured"}, tmp_path / ".env")
+    assert (settings.providers["OPENAI"].api_key, settings.models) == ("sk-1", "configured")
+
+
+def test_every_problem_is_said_at_once_and_no_key_is(tmp_path: Path) -> None:
+    environ = {
+        "FLOWLEDGER_PARTITIONS": "none",
+        "FLOWLEDGER_KAFKA_OPTIONS": "security.protocol",
+        "FLOWLEDGER_PROVIDER_A_AUTH": "basic",
+        "FLOWLEDGER_PROVIDER_A_API_KEY": KEY,
+        "FLOWLEDGER_PROVIDER_B_API_KEY_FILE": str(tmp_path / "missing"),
+        "FLOWLEDGER_PROVIDER_B_MODELS": "gpt-4o",
+    }
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environ, None)
+    for name in ("PARTITIONS", "KAFKA_OPTIONS", "PROVIDER_A_AUTH", "PROVIDER_B_API_KEY_FILE", "PROVIDER_B_MODELS"):
+        assert f"FLOWLEDGER_{name}" in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+def test_a_representation_of_settings_shows_no_secret() -> None:
+    secrets = ("ADMIN_TOKEN", "SECRET_KEY", "DATABASE_URL", "PROVIDER_OPENAI_API_KEY")
+    settings = load_settings({f"FLOWLEDGER_{name}": f"hidden-{name}" for name in secrets}, None)
+    assert "hidden" not in repr(settings)
