@@ -52,6 +52,7 @@ FIELDS = {
     "by": "who asked",
     "caller": "who asked for the run",
     "code": "stable reason",
+    "description": "for people",
     "command_offset": "place of the command in the commands topic",
     "conversation_id": "chatflows: the conversation",
     "digest": "`sha256:` and the digest of the document that runs",

@@ -1,15 +1,31 @@
 """One rich example of every event, command and registry fact; what the golden records were made from."""
 
-from libs.events.commands import AnyCommand, Caller, PauseRun, ResumeRun, StartRun, StopRun, SubmitForm
+from libs.events.commands import (
+    AnyCommand,
+    Caller,
+    DeleteConversation,
+    PauseRun,
+    RateMessage,
+    RenameConversation,
+    ResumeRun,
+    SetConversationVariable,
+    StartRun,
+    StopRun,
+    SubmitForm,
+)
 from libs.events.drafts import DraftBackedUp, DraftSaved, DraftStored, DraftVariableChanged, ImportPending
 from libs.events.model import (
     CheckpointWritten,
     CommandRejected,
+    ConversationDeleted,
+    ConversationRenamed,
+    ConversationVariableSet,
     Event,
     FormExpired,
     FormOpened,
     FormSubmitted,
     LimitExceeded,
+    MessageRated,
     NodeExcepted,
     NodeFailed,
     NodeRestarted,
@@ -52,6 +68,7 @@ from libs.events.registry import (
 
 RUN = "019a3d3e-4d80-7003-8000-00000000002a"
 APP = "5f0c1f2e-7f0b-4a52-9d5e-0d8a3f1f8b11"
+TALK = "019a3d3e-4d80-7003-8000-0000000000aa"
 CALLER = Caller(role="end_user", id="8d0c2f57-6e5c-4f4e-9a35-8f3e6a0b7c21", user="ann")
 PATH = "iteration:each:2"
 
@@ -62,6 +79,20 @@ EVENTS: tuple[Event, ...] = (
     CommandRejected(command_offset=12, command="StartRun", run_id=RUN, code="duplicate", message="m", duplicate_of=RUN),
     CheckpointWritten(checkpoint_id="c1", part=1, parts=2, data={"runs": [None, {"seq": 3}]}),
     RunSnapshotted(run_id=RUN, seq=40, state={"pool": {"a": None}}),
+    ConversationRenamed(command_offset=20, conversation_id=TALK, name="größe"),
+    ConversationDeleted(command_offset=21, conversation_id=TALK),
+    ConversationVariableSet(
+        command_offset=22, conversation_id=TALK, name="topic", value={"a": None}, value_type="object"
+    ),
+    MessageRated(
+        command_offset=23,
+        conversation_id=TALK,
+        app_id=APP,
+        message_id="50750d43-df46-4a42-9f6b-70d5c92e4899",
+        rating="like",
+        content="good",
+        caller=CALLER,
+    ),
     RunAccepted(
         command_offset=7,
         task_id="83027cfc-308a-4b7d-8094-e81b56f0a3f2",
@@ -170,6 +201,10 @@ COMMANDS: tuple[AnyCommand, ...] = (
     PauseRun(run_id=RUN, reason="maintenance", by="ann"),
     ResumeRun(run_id=RUN, by="ann"),
     SubmitForm(run_id=RUN, form_id="f-1", action="ok", inputs={"note": None}, by="ann"),
+    RenameConversation(conversation_id=TALK, name="größe"),
+    DeleteConversation(conversation_id=TALK),
+    SetConversationVariable(conversation_id=TALK, name="topic", value=[None], value_type="array[string]"),
+    RateMessage(conversation_id=TALK, app_id=APP, message_id="50750d43-df46-4a42-9f6b-70d5c92e4899", caller=CALLER),
 )
 
 FACTS: tuple[Fact, ...] = (

@@ -1,9 +1,9 @@
 """Large values leave their event for the blob port and come back when it is read.
 
 An event whose JSON exceeds `LIMIT_BYTES` is written with references (see `libs.events.blobs`) in the place of its
-largest values: values of `inputs`, `outputs`, `process_data`, `metadata`, `variables`, `pins`, `form`, written
-variables, a round's output, a snapshot's state; whole fields when many small values are too much together. References
-stand only in these places, so a reader looks nowhere else.
+largest values: values of `inputs`, `outputs`, `process_data`, `metadata`, `variables`, `pins`, `form`, `conversation`,
+written variables, a round's output, a snapshot's state, a conversation's history; whole fields when many small values
+are too much together. References stand only in these places, so a reader looks nowhere else.
 
 A value of the user's that merely looks like a reference must not be taken for one: it is moved out too, whatever its
 size, and comes back as what it was. That is why `oversized` is also true for a body that may contain such a value.
@@ -29,8 +29,8 @@ LIMIT_BYTES = 64 * 1024
 SMALLEST_BYTES = 1024
 """Values below it do not leave alone: their references would hardly be shorter."""
 
-_OBJECTS = ("inputs", "outputs", "process_data", "metadata", "variables", "pins", "form")
-_WHOLE = ("state", "output")
+_OBJECTS = ("inputs", "outputs", "process_data", "metadata", "variables", "pins", "form", "conversation")
+_WHOLE = ("state", "output", "history", "value")
 _MARK = b'"$blob"'
 
 Slot = tuple[str, str | int | None]
@@ -60,7 +60,7 @@ def offload(event: E, blobs: Blobs, run_id: str) -> "Future[E]":
     if not moves:
         result.set_result(event)
         return result
-    owner = run_id or getattr(event, "run_id", "")
+    owner = run_id or getattr(event, "run_id", "") or getattr(event, "conversation_id", "")
     puts = {slot: blobs.put(owner, data) for slot, data in moves.items()}
     _Puts(event, puts, result)
     return result
@@ -145,7 +145,7 @@ def _slots(event: BaseModel) -> Iterator[tuple[Slot, JsonValue]]:
     for name in whole:
         yield (name, None), getattr(event, name)
     if updates:
-        for index, update in enumerate(getattr(event, "updates")):  # noqa: B009  # the field is known by name only
+        for index, update in enumerate(getattr(event, "updates") or ()):  # noqa: B009  # known by name only
             yield ("updates", index), update.value
 
 

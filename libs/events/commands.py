@@ -57,6 +57,16 @@ class StartRun(_Command):
     """Run this node alone; a container with its body."""
     variables: dict[str, JsonValue] | None = None
     """Values that are there from the beginning, by node and name: `[value]` or `[value, declared type]`."""
+    continues: bool | None = None
+    """The conversation has messages already: refuse the start when the partition's fold does not know it."""
+    conversation: dict[str, JsonValue] | None = None
+    """The conversation's state as the tables hold it, for one that the partition's fold has forgotten."""
+    conversation_as_of: int | None = None
+    """Offset of the command that set a variable last, as far as `conversation` has it."""
+    conversation_name: str | None = None
+    """Of a conversation that begins with this message."""
+    introduction: str | None = None
+    """What the app says before the first message; of a conversation that begins with this message."""
 
 
 class StopRun(_Command):
@@ -93,6 +103,47 @@ class SubmitForm(_Command):
     by: str = ""
 
 
-AnyCommand = StartRun | StopRun | PauseRun | ResumeRun | SubmitForm
+class _ConversationCommand(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    conversation_id: str
+
+    @property
+    def run_id(self) -> str:
+        """The key of its record: a conversation's commands are placed like those of its runs."""
+        return self.conversation_id
+
+
+class RenameConversation(_ConversationCommand):
+    type: Literal["RenameConversation"] = "RenameConversation"
+    name: str
+
+
+class DeleteConversation(_ConversationCommand):
+    type: Literal["DeleteConversation"] = "DeleteConversation"
+
+
+class SetConversationVariable(_ConversationCommand):
+    """Somebody outside of a run gives a conversation variable another value."""
+
+    type: Literal["SetConversationVariable"] = "SetConversationVariable"
+    name: str
+    value: JsonValue = None
+    value_type: str
+
+
+class RateMessage(_ConversationCommand):
+    """A user says what they think of an answer; `rating` None takes it back."""
+
+    type: Literal["RateMessage"] = "RateMessage"
+    app_id: str
+    message_id: str
+    rating: Literal["like", "dislike"] | None = None
+    content: str | None = None
+    caller: Caller
+
+
+ConversationCommand = RenameConversation | DeleteConversation | SetConversationVariable | RateMessage
+AnyCommand = StartRun | StopRun | PauseRun | ResumeRun | SubmitForm | ConversationCommand
 Command = Annotated[AnyCommand, Field(discriminator="type")]
 COMMAND: TypeAdapter[AnyCommand] = TypeAdapter(Command)

@@ -11,6 +11,7 @@ import uuid
 from typing import NewType
 
 RunId = NewType("RunId", str)
+ConversationId = NewType("ConversationId", str)
 TaskId = NewType("TaskId", str)
 
 MAX_PARTITIONS = 1 << 12
@@ -18,6 +19,7 @@ MAX_PARTITIONS = 1 << 12
 # A task id is the run id under a fixed mask, so it needs no table. The mask's version nibble turns a
 # version 7 into a version 4 (7 ^ 3 = 4), its variant bits are 0; it hides nothing and is not meant to.
 _TASK_MASK = 0x9A3F_61C2_7D05_3B7E_2C94_E81B_56F0_A3D8
+_MESSAGE_MASK = 0x51E8_B07D_92C6_3A41_1F6B_70D5_C92E_48B3
 
 
 def new_run_id(partition: int, at_us: int, random_62: int) -> RunId:
@@ -53,6 +55,23 @@ def run_id_of_task(task_id: str) -> RunId:
     run_id = str(uuid.UUID(int=uuid.UUID(task_id).int ^ _TASK_MASK))
     _parse(run_id)
     return RunId(run_id)
+
+
+def message_id_of(run_id: str) -> str:
+    """The id of the message that a chatflow's run answers; `run_id_of_message` is its inverse."""
+    return str(uuid.UUID(int=_parse(run_id).int ^ _MESSAGE_MASK))
+
+
+def run_id_of_message(message_id: str) -> RunId:
+    """The run that answers a message. Raises ValueError when `message_id` cannot be one of ours."""
+    run_id = str(uuid.UUID(int=uuid.UUID(message_id).int ^ _MESSAGE_MASK))
+    _parse(run_id)
+    return RunId(run_id)
+
+
+def new_conversation_id(partition: int, at_us: int, random_62: int) -> ConversationId:
+    """Made like a run id: a conversation's partition is in its id, and its runs live there."""
+    return ConversationId(new_run_id(partition, at_us, random_62))
 
 
 def execution_id(run_id: str, path: str, node_id: str) -> str:

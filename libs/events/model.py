@@ -56,7 +56,8 @@ class CommandRejected(_Event):
     run_id: str | None = None
     code: str
     """Stable: `duplicate`, `idempotency_key_reused`, `expired`, `not_running`, `run_exists`, `misrouted`,
-    `unreadable`, `already_paused`, `not_paused`, `form_closed`, `unknown_action`."""
+    `unreadable`, `already_paused`, `not_paused`, `form_closed`, `unknown_action`, `conversation_unknown` (tell its
+    state), `conversation_not_found`."""
     message: str
     duplicate_of: str | None = None
     """With `duplicate`: the run that the first start with this key made."""
@@ -81,7 +82,69 @@ class RunSnapshotted(_Event):
     state: JsonValue = None
 
 
+# --- events of conversations -----------------------------------------------------------------------------------------
+
+
+class _ConversationEvent(_Event):
+    command_offset: int
+    conversation_id: str
+
+
+class ConversationRenamed(_ConversationEvent):
+    type: Literal["ConversationRenamed"] = "ConversationRenamed"
+    name: str
+
+
+class ConversationDeleted(_ConversationEvent):
+    """Nobody sees the conversation any more and no message continues it; its runs stay what they were."""
+
+    type: Literal["ConversationDeleted"] = "ConversationDeleted"
+
+
+class ConversationVariableSet(_ConversationEvent):
+    """A conversation variable was given a value from outside; messages that are accepted later begin with it."""
+
+    type: Literal["ConversationVariableSet"] = "ConversationVariableSet"
+    name: str
+    value: JsonValue = None
+    value_type: str
+
+
+class MessageRated(_ConversationEvent):
+    """What a user thinks of an answer; None takes it back."""
+
+    type: Literal["MessageRated"] = "MessageRated"
+    app_id: str
+    message_id: str
+    rating: Literal["like", "dislike"] | None = None
+    content: str | None = None
+    caller: Caller
+
+
 # --- run events: the run ---------------------------------------------------------------------------------------------
+
+
+class Mark(BaseModel):
+    """Where an event of a conversation stands: who reads from `offset` on with the state `(epoch, n)` meets it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    offset: int
+    epoch: int
+    n: int
+    kind: Literal["accepted", "started", "ended", "edited"]
+    of: str
+    """The run; for `edited` the cause of the record (`command:<offset>`)."""
+
+
+class VariableForm(BaseModel):
+    """What is said of a conversation variable besides its value."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str
+    value_type: str
+    description: str = ""
 
 
 class RunAccepted(_Event):
@@ -109,15 +172,36 @@ class RunAccepted(_Event):
     """The node that runs alone; a container with its body. Absent: the whole graph."""
     variables: Values | None = None
     """Values that are there from the beginning, by node and name: `[value]` or `[value, declared type]`."""
+    dialogue_count: int | None = None
+    """Chatflows: which message of the conversation it answers, from 1."""
+    earlier: tuple[Mark, ...] | None = None
+    """Chatflows: the events whose fold is the conversation as this run finds it; absent for the first message."""
+    conversation: Values | None = None
+    """Chatflows: the conversation as the tables held it, when the partition's fold had forgotten it."""
+    conversation_name: str | None = None
+    """Chatflows, first message: how the conversation is called."""
+    introduction: str | None = None
+    """Chatflows, first message: what the app says before it."""
 
 
 class RunStarted(_Event):
-    """The run was admitted and runs. Carries the limits in force, so that a replay meets the same ones."""
+    """The run was admitted and runs. Carries the limits in force, so that a replay meets the same ones.
+
+    Of a chatflow it carries the conversation as well, as it was when the run was accepted: what a run works with is
+    in its own events.
+    """
 
     type: Literal["RunStarted"] = "RunStarted"
     max_steps: int
     max_time_s: float = 0
     """0: none."""
+    conversation_id: str | None = None
+    variables: Values | None = None
+    """Chatflows: conversation variables by name, as the run finds them."""
+    forms: dict[str, VariableForm] | None = None
+    """Chatflows: id, type and description of the conversation variables, by name."""
+    history: JsonValue = None
+    """Chatflows: earlier messages with their answers, oldest first: `[[query, answer], ...]`."""
 
 
 class StopRequested(_Event):
@@ -177,6 +261,16 @@ class LimitExceeded(_Event):
     message: str
 
 
+class VariableUpdate(BaseModel):
+    """A value that was written under another selector than the writer's own (assigner)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    selector: tuple[str, ...]
+    value: JsonValue = None
+    value_type: str
+
+
 class _RunEnded(_Event):
     outputs: Values = Field(default_factory=dict)
     error: str | None = None
@@ -184,6 +278,9 @@ class _RunEnded(_Event):
     total_tokens: int = 0
     exceptions_count: int = 0
     elapsed_s: float = 0.0
+    conversation_id: str | None = None
+    updates: tuple[VariableUpdate, ...] | None = None
+    """Chatflows: conversation variables that the run has written; the conversation holds their values from here on."""
 
 
 class RunSucceeded(_RunEnded):
@@ -253,16 +350,6 @@ class _NodeResult(_AttemptEvent):
     """Execution metadata: `total_tokens`, `total_price`, `currency`, `tool_info`, `error_strategy`, ..."""
     elapsed_s: float = 0.0
     """Of this attempt."""
-
-
-class VariableUpdate(BaseModel):
-    """A value that a node wrote under another selector (assigner)."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    selector: tuple[str, ...]
-    value: JsonValue = None
-    value_type: str
 
 
 class NodeSucceeded(_NodeResult):
@@ -411,12 +498,24 @@ RunEvent = (
     | RoundStarted
     | RoundFinished
 )
+ConversationEvent = ConversationRenamed | ConversationDeleted | ConversationVariableSet | MessageRated
 PartitionEvent = (
-    PartitionClaimed | PartitionReleased | OwnerConfirmed | CommandRejected | CheckpointWritten | RunSnapshotted
+    PartitionClaimed
+    | PartitionReleased
+    | OwnerConfirmed
+    | CommandRejected
+    | CheckpointWritten
+    | RunSnapshotted
+    | ConversationEvent
 )
 Event = RunEvent | PartitionEvent
 
 EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
+
+
+CONVERSATION_EVENT_TYPES = frozenset(
+    {"ConversationRenamed", "ConversationDeleted", "ConversationVariableSet", "MessageRated"}
+)
 
 
 def _types(union: Any) -> dict[str, type[Any]]:

@@ -18,7 +18,7 @@ Rules (the reference engine's, except where `docs/compatibility.md` says otherwi
     form, or somebody asked for a pause. Whatever was answered first in the log counts: submission or expiry.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, assert_never
 
@@ -75,6 +75,7 @@ from libs.workflow.state import (
     Key,
     RunState,
 )
+from libs.workflow.variables import fits
 
 SOURCE_HANDLE = "source"
 FAIL_HANDLE = "fail-branch"
@@ -85,10 +86,11 @@ FAIL_HANDLE = "fail-branch"
 
 @dataclass(slots=True, frozen=True)
 class Begin:
-    """Admit the run."""
+    """Admit the run. `conversation`: what `libs.workflow.conversation.opening` says, for chatflows."""
 
     max_steps: int
     max_time_s: float = 0.0
+    conversation: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -163,10 +165,10 @@ class Due(NamedTuple):
 def decide(state: RunState, command: Command) -> RunEvent | Rejection:
     """The one fact that `command` causes, or why it does not apply. Never raises, never changes the state."""
     match command:
-        case Begin(max_steps, max_time_s):
+        case Begin(max_steps, max_time_s, conversation):
             if state.status != PENDING or state.ending:
                 return Rejection(f"run {state.run_id} cannot begin: it is {state.status}")
-            return RunStarted(max_steps=max_steps, max_time_s=max_time_s)
+            return RunStarted(max_steps=max_steps, max_time_s=max_time_s, **(conversation or {}))
         case StartAttempt():
             return _start(state, command)
         case CompleteAttempt():
@@ -466,7 +468,22 @@ def _totals(state: RunState) -> dict[str, Any]:
         "total_tokens": state.total_tokens,
         "exceptions_count": state.exceptions_count,
         "elapsed_s": state.spent_us(state.at_us) / 1e6,
+        **_left_to_the_conversation(state),
     }
+
+
+def _left_to_the_conversation(state: RunState) -> dict[str, Any]:
+    accepted = state.accepted
+    if accepted is None or accepted.mode != "advanced-chat" or accepted.conversation_id is None:
+        return {}
+    pool = state.pool
+    found = ((("conversation", name), kind) for name, kind in state.written.items())
+    updates = (
+        VariableUpdate(selector=selector, value=segment.value, value_type=kind)
+        for selector, kind in found
+        if (segment := pool.get(selector)) is not None
+    )
+    return {"conversation_id": accepted.conversation_id, "updates": tuple(updates) or None}
 
 
 def _end(state: RunState) -> RunEvent:
@@ -503,7 +520,7 @@ def apply(state: RunState, event: RunEvent, at_us: int, epoch: int) -> None:
         case NodeSucceeded():
             _on_finished(state, event, "succeeded", at_us)
             for update in event.updates:
-                _write(state.frames[event.path].pool, update)
+                _write(state, event.path, update)
             if state.definition.nodes[event.node_id].type == "loop-end":
                 containers.on_loop_end(state, event)
             _leave(state, event.path, event.node_id, event.handle, event.outputs, event.output_types)
@@ -570,10 +587,12 @@ def apply(state: RunState, event: RunEvent, at_us: int, epoch: int) -> None:
             assert_never(event)
 
 
-def _write(pool: Pool, update: VariableUpdate) -> None:
+def _write(state: RunState, path: str, update: VariableUpdate) -> None:
     """Conversation variables live with the conversation; every other write stays in its round and vanishes with it."""
+    pool = state.frames[path].pool
     if update.selector[0] == "conversation":
         pool.update(update.selector, update.value, update.value_type)
+        state.written[update.selector[1]] = update.value_type
     else:
         node_id, name = update.selector
         pool.set(node_id, name, update.value, update.value_type)
@@ -611,13 +630,22 @@ def system_variables(run_id: str, event: RunAccepted, at_us: int) -> dict[str, J
         "timestamp": at_us // 1_000_000,
     }
     if event.mode == "advanced-chat":
-        values |= {"query": event.query or "", "conversation_id": event.conversation_id or "", "dialogue_count": 1}
+        values |= {
+            "query": event.query or "",
+            "conversation_id": event.conversation_id or "",
+            "dialogue_count": event.dialogue_count or 1,
+        }
     return values
 
 
 def _on_run_started(state: RunState, event: RunStarted, at_us: int) -> None:
     state.status, state.started_us = RUNNING, at_us
     state.max_steps, state.max_time_s = event.max_steps, event.max_time_s
+    state.history = event.history
+    for variable in state.definition.conversation:
+        if event.variables is not None and variable.name in event.variables:
+            value = event.variables[variable.name]
+            state.pool.set("conversation", variable.name, value, variable.type if fits(value, variable.type) else None)
     _make_ready(state, state.frames[ROOT], state.definition.root, None)
     for node_id in state.definition.inactive_roots:
         _make_skippable(state, state.frames[ROOT], node_id, None, None)

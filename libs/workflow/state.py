@@ -207,6 +207,10 @@ class RunState:
     total_tokens: int = 0
     exceptions_count: int = 0
     outputs: dict[str, JsonValue] = field(default_factory=dict)
+    history: JsonValue = None
+    """Earlier messages of the conversation with their answers, as `RunStarted` carries them."""
+    written: dict[str, str] = field(default_factory=dict)
+    """Conversation variables that the run has written -> type."""
     stop_reason: str | None = None
     limit: str | None = None
     failed_node: str | None = None
@@ -255,8 +259,8 @@ class RunState:
 
 _PLAIN = (
     "status", "seq", "at_us", "accepted_us", "started_us", "ended_us", "max_steps", "max_time_s", "steps",
-    "total_steps", "total_tokens", "exceptions_count", "outputs", "stop_reason", "limit", "failed_node", "error",
-    "pause_reason", "paused_since_us", "paused_us",
+    "total_steps", "total_tokens", "exceptions_count", "outputs", "history", "written", "stop_reason", "limit",
+    "failed_node", "error", "pause_reason", "paused_since_us", "paused_us",
 )  # fmt: skip
 
 

@@ -47,6 +47,8 @@ class Variable:
     type: str
     value: JsonValue
     selector: tuple[str, ...]
+    id: str = ""
+    description: str = ""
 
 
 def read_variables(
@@ -88,7 +90,11 @@ def _variable(entry: object, scope: str, at: str, findings: Findings) -> Variabl
     value = _value(name, declared, entry.get("value"), at, findings)
     if value is None:
         return None
-    return Variable(name, declared, value, (scope, name))
+    return Variable(name, declared, value, (scope, name), _text(entry.get("id")), _text(entry.get("description")))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _value(name: str, declared: str, value: Any, at: str, findings: Findings) -> JsonValue:
@@ -104,14 +110,7 @@ def _value(name: str, declared: str, value: Any, at: str, findings: Findings) ->
     if len(json.dumps(value, ensure_ascii=False).encode(errors="replace")) > MAX_VARIABLE_BYTES:
         findings.error(f"{at}.value", f'variable "{name}" is larger than {MAX_VARIABLE_BYTES} bytes', "Make it smaller")
         return None
-    try:
-        if declared in ("integer", "float"):
-            typed(value, "number")
-        else:
-            typed(value, declared)
-    except TypeMismatch:
-        if _is_loose_array(value, declared):
-            return value  # type: ignore[no-any-return]  # a list, as just checked
+    if not fits(value, declared):
         findings.error(
             f"{at}.value",
             f'variable "{name}" is declared as {declared}, its value is {kind_of(value)}',
@@ -119,6 +118,15 @@ def _value(name: str, declared: str, value: Any, at: str, findings: Findings) ->
         )
         return None
     return value  # type: ignore[no-any-return]  # JSON: it comes from the parsed document
+
+
+def fits(value: JsonValue, declared: str) -> bool:
+    """Whether a variable that is declared as `declared` may hold the value."""
+    try:
+        typed(value, "number" if declared in _NUMBERS else declared)
+    except TypeMismatch:
+        return _is_loose_array(value, declared)
+    return True
 
 
 def _is_loose_array(value: object, declared: str) -> bool:

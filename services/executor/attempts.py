@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from libs.events.chunks import Chunk
+from libs.workflow.conversation import turns
 from libs.workflow.definition import Node, NodeKind
 from libs.workflow.machine import Due
 from libs.workflow.outcome import Failed, Outcome
@@ -19,6 +20,8 @@ from services.executor.live import LiveRun
 from services.executor.nodes.port import Attempt, Handler
 
 SLOT_KINDS = ("wait", "process")
+REMEMBERING = frozenset({"llm", "question-classifier", "parameter-extractor", "agent"})
+"""Node types whose handlers may look at the conversation's earlier messages."""
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -127,6 +130,7 @@ def _attempt(run: LiveRun, state: RunState, item: Due, node: Node, emitter: Emit
         key=f"{run.run_id}/{node.id}/{item.key.path}/{item.attempt}",
         pool=state.frames[item.key.path].pool,
         emit=emitter.emit,
+        history=tuple(turns(state.history)) if node.type in REMEMBERING else (),
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from libs.events.blobs import Blobs
 from libs.events.claim_check import restore
@@ -37,6 +38,11 @@ class LiveRun:
     timer_us: int = 0
     queued: bool = False
     hydrating: bool = False
+    placed: bool = True
+    """Whether its `RunAccepted` is in the log, and so is what it says came before it."""
+    opening: dict[str, Any] | None = None
+    """What its `RunStarted` will say of the conversation (`libs.workflow.conversation.opening`)."""
+    recalling: bool = False
     waits_for: set[str] = field(default_factory=set)
     """Slot kinds it will be woken for."""
 

@@ -16,7 +16,7 @@ One event loop; blocking reads go to threads.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from enum import Enum
 from functools import partial
@@ -33,10 +33,12 @@ from libs.events.model import (
     RUN_END_TYPES,
     CheckpointWritten,
     Event,
+    Mark,
     NodeStopped,
     OwnerConfirmed,
     PartitionClaimed,
     PartitionReleased,
+    RunAccepted,
     RunEvent,
     RunFailed,
     RunSnapshotted,
@@ -44,6 +46,7 @@ from libs.events.model import (
     StopRequested,
 )
 from libs.workflow.catalog import DefinitionMissing
+from libs.workflow.conversation import opening, recall
 from libs.workflow.definition import DefinitionInvalid
 from libs.workflow.machine import (
     Begin,
@@ -67,7 +70,7 @@ from services.executor.attempts import SLOT_KINDS, Plan, perform, plan
 from services.executor.live import LiveRun, load_run
 from services.executor.outbox import Outbox, Outgoing
 from services.executor.partition import COMMAND_BYTES, NEEDS_BODY, PartitionFold, Position
-from services.executor.recovery import PartitionReader, pointer_record, read_to, recover
+from services.executor.recovery import PartitionReader, pointer_record, read_marked, read_to, recover
 
 if TYPE_CHECKING:
     from services.executor.executor import Executor
@@ -356,11 +359,14 @@ class PartitionOwner:
             if run is None and run_id in self._fold.runs and out.seq == 1:
                 run = self._runs[run_id] = LiveRun(run_id, self._fold.runs[run_id].digest)
                 run.ahead.append((event, out.at_us))  # type: ignore[arg-type]  # sequence 1 is a RunAccepted
+                if isinstance(event, RunAccepted) and event.earlier:
+                    run.placed = False
+                    self._outbox.when_confirmed(out, partial(self._placed, run))
             if run is not None:
                 self._queue(run)
             elif isinstance(event, StopRequested):
                 # Set aside: nothing of it runs, and nothing of it can be folded. Its end can be recorded all the same.
-                self._emit(run_id, RunStopped(error=event.reason), "derived")
+                self._emit(run_id, RunStopped(error=event.reason, **self._talk_of(run_id)), "derived")
 
     def _decide_outcomes(self) -> None:
         while self._outcomes:
@@ -420,13 +426,28 @@ class PartitionOwner:
         event, cause = derived(state), "derived"
         if event is None and self.phase is Phase.ACTIVE:
             if state.status == "pending":
-                event, cause = decide(state, Begin(self._x.max_steps, self._x.max_time_s)), "owner"  # type: ignore[assignment]
+                event, cause = self._admission(run, state), "owner"
             else:
                 event, cause = self._overdue(state, now_us), "timer"
         if event is None or isinstance(event, Rejection):
             return False
         self._emit(run.run_id, event, cause, run)
         return True
+
+    def _admission(self, run: LiveRun, state: RunState) -> RunEvent | None:
+        """The run's beginning; None while the conversation that it continues is being read."""
+        accepted = state.accepted
+        assert accepted is not None
+        if accepted.mode == "advanced-chat" and accepted.conversation_id is not None and run.opening is None:
+            if accepted.earlier:
+                if run.placed and not run.recalling:
+                    run.recalling = True
+                    self._spawn(self._recall(run, state, accepted.earlier))
+                return None
+            told = recall((), accepted.conversation) if accepted.conversation is not None else None
+            run.opening = opening(state.definition, accepted.conversation_id, told)
+        event = decide(state, Begin(self._x.max_steps, self._x.max_time_s, run.opening))
+        return None if isinstance(event, Rejection) else event
 
     def _overdue(self, state: RunState, now_us: int) -> RunEvent | None:
         """What an instant that has passed causes."""
@@ -482,7 +503,12 @@ class PartitionOwner:
         self._x.quarantine(run_id, reason)
         entry = self._fold.runs.get(run_id)
         if entry is not None and entry.stopping:
-            self._emit(run_id, RunStopped(error=reason), "derived")
+            self._emit(run_id, RunStopped(error=reason, **self._talk_of(run_id)), "derived")
+
+    def _talk_of(self, run_id: str) -> dict[str, Any]:
+        """What an end that is made without the run's state says of its conversation."""
+        entry = self._fold.runs.get(run_id)
+        return {} if entry is None or entry.conversation_id is None else {"conversation_id": entry.conversation_id}
 
     # --- attempts ----------------------------------------------------------------------------------------------------
 
@@ -551,6 +577,35 @@ class PartitionOwner:
     def _publish(self, chunks: list[Chunk]) -> None:
         self._x.log.publish(Topic.CHUNKS, self.partition, [encode_chunk(chunk) for chunk in chunks])
 
+    # --- conversations -----------------------------------------------------------------------------------------------
+
+    def _placed(self, run: LiveRun) -> None:
+        run.placed = True
+        if self._lives(run):
+            self._queue(run)
+
+    async def _recall(self, run: LiveRun, state: RunState, earlier: Sequence[Mark]) -> None:
+        """Read what the run's conversation is made of, as of its acceptance."""
+        assert state.accepted is not None
+        assert state.accepted.conversation_id is not None
+        try:
+            events = await self._x.blocking(read_marked, self._x.log, self._x.blobs, self.partition, earlier)
+            run.opening = opening(state.definition, state.accepted.conversation_id, recall(events))
+        except (BlobError, LogTruncated) as error:
+            self._set_aside(run, error)
+            return
+        except LogError as error:
+            # As with hydration: says nothing about the run.
+            logger.warning("conversation_not_read", extra={"run_id": run.run_id, "problem": str(error)})
+            await asyncio.sleep(HYDRATE_AGAIN_S)
+        except Exception as error:  # one run's fold throws: only that run is set aside
+            self._set_aside(run, error)
+            return
+        finally:
+            run.recalling = False
+        if self._lives(run):
+            self._queue(run)
+
     # --- hydration and timers ----------------------------------------------------------------------------------------
 
     def _hydrated(self, run: LiveRun) -> RunState | None:
@@ -596,7 +651,7 @@ class PartitionOwner:
     def _fail(self, run: LiveRun, code: str, error: str) -> None:
         """End a run whose document cannot be run at all."""
         if self._lives(run) and self.phase is not Phase.LEAVING:
-            self._emit(run.run_id, RunFailed(code=code, error=error), "owner", run)
+            self._emit(run.run_id, RunFailed(code=code, error=error, **self._talk_of(run.run_id)), "owner", run)
             self._finish(run)
             self.wake()
 

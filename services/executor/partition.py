@@ -12,15 +12,33 @@ from typing import Any, NamedTuple, assert_never
 from pydantic import JsonValue
 from pydantic_core import to_json
 
-from libs.events.commands import AnyCommand, PauseRun, ResumeRun, StartRun, StopRun, SubmitForm
+from libs.events.commands import (
+    AnyCommand,
+    ConversationCommand,
+    DeleteConversation,
+    PauseRun,
+    RateMessage,
+    RenameConversation,
+    ResumeRun,
+    SetConversationVariable,
+    StartRun,
+    StopRun,
+    SubmitForm,
+)
 from libs.events.ids import partition_of, task_id_of
 from libs.events.model import (
+    CONVERSATION_EVENT_TYPES,
     RUN_END_TYPES,
     CommandRejected,
+    ConversationDeleted,
+    ConversationEvent,
+    ConversationRenamed,
+    ConversationVariableSet,
     Event,
     FormExpired,
     FormOpened,
     FormSubmitted,
+    MessageRated,
     PartitionClaimed,
     PauseRequested,
     ResumeRequested,
@@ -29,9 +47,10 @@ from libs.events.model import (
     StopRequested,
 )
 from libs.events.validity import Validity
+from services.executor.conversations import Conversations
 
 KEY_LIFETIME_US = 24 * 3600 * 1_000_000
-"""How long an idempotency key is kept."""
+"""How long an idempotency key is kept, and what is known of a conversation that nothing happens in."""
 
 CHECKPOINT_PART_BYTES = 400_000
 """JSON of the table in one checkpoint part: well under the largest record that the log takes."""
@@ -86,6 +105,8 @@ class RunEntry:
         """When its first form expires."""
         return min((form.due_us for form in self.forms.values()), default=None)
 
+    conversation_id: str | None = None
+
 
 class KeyEntry(NamedTuple):
     """What a first start with an idempotency key did."""
@@ -96,10 +117,18 @@ class KeyEntry(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The fact a command causes; `run_id` is empty for a rejection."""
+    """The fact a command causes; `run_id` is empty for one that belongs to no run."""
 
     run_id: str
-    event: RunAccepted | StopRequested | PauseRequested | ResumeRequested | FormSubmitted | CommandRejected
+    event: (
+        RunAccepted
+        | StopRequested
+        | PauseRequested
+        | ResumeRequested
+        | FormSubmitted
+        | CommandRejected
+        | ConversationEvent
+    )
 
 
 @dataclass(slots=True)
@@ -114,6 +143,7 @@ class PartitionFold:
     last_at_us: int = 0
     runs: dict[str, RunEntry] = field(default_factory=dict)
     keys: dict[tuple[str, str], KeyEntry] = field(default_factory=dict)
+    conversations: Conversations = field(default_factory=Conversations)
 
     # --- deciding ---
 
@@ -121,6 +151,8 @@ class PartitionFold:
         """The one fact that the command at `offset` of the commands partition causes. Changes nothing."""
         if _partition_or_none(command.run_id) != self.partition:
             return self._reject(command, offset, "misrouted", f"partition {self.partition} does not hold this run")
+        if isinstance(command, ConversationCommand):
+            return self._decide_change(command, offset)
         if isinstance(command, StartRun):
             return self._decide_start(command, offset, now_us)
         entry = self.runs.get(command.run_id)
@@ -175,12 +207,39 @@ class PartitionFold:
         if now_us > command.not_after_us:
             late_s = (now_us - command.not_after_us) / 1e6
             return self._reject(command, offset, "expired", f"the start came {late_s:.1f} s after its deadline")
+        found = self.conversations.of_start(command)
+        if isinstance(found, str):
+            text = f"conversation {command.conversation_id} cannot be continued from what is known here"
+            return self._reject(command, offset, found, text)
         accepted = RunAccepted(
             command_offset=offset,
             task_id=task_id_of(command.run_id),
             **{name: getattr(command, name) for name in _COPIED},
+            **found,
         )
         return Decision(command.run_id, accepted)
+
+    def _decide_change(self, command: ConversationCommand, offset: int) -> Decision:
+        """Who sends it has seen that the conversation is there; here it may have been deleted meanwhile."""
+        place: dict[str, Any] = {"command_offset": offset, "conversation_id": command.conversation_id}
+        event: ConversationEvent
+        if self.conversations.deleted(command.conversation_id):
+            text = f"conversation {command.conversation_id} was deleted"
+            return self._reject(command, offset, "conversation_not_found", text)
+        match command:
+            case RenameConversation():
+                event = ConversationRenamed(**place, name=command.name)
+            case DeleteConversation():
+                event = ConversationDeleted(**place)
+            case SetConversationVariable():
+                given = {name: getattr(command, name) for name in ("name", "value", "value_type")}
+                event = ConversationVariableSet(**place, **given)
+            case RateMessage():
+                names = ("app_id", "message_id", "rating", "content", "caller")
+                event = MessageRated(**place, **{name: getattr(command, name) for name in names})
+            case _:
+                assert_never(command)
+        return Decision("", event)
 
     def reject_unreadable(self, offset: int, message: str) -> Decision:
         """The answer to a command record that cannot be decoded."""
@@ -209,6 +268,9 @@ class PartitionFold:
             case RunAccepted():
                 self.next_command = max(self.next_command, event.command_offset + 1)
                 self.runs[run_id] = RunEntry(1, event.app_id, event.digest, before)
+                if event.mode == "advanced-chat" and event.conversation_id is not None:
+                    self.runs[run_id].conversation_id = event.conversation_id
+                    self.conversations.accepted(run_id, event, at_us, before)
                 if event.idempotency_key is not None:
                     key = (event.app_id, event.idempotency_key)
                     self.keys[key] = KeyEntry(run_id, event.body_digest, at_us + KEY_LIFETIME_US)
@@ -224,6 +286,10 @@ class PartitionFold:
                 return
             case RunSnapshotted():
                 return
+            case ConversationRenamed() | ConversationDeleted() | ConversationVariableSet() | MessageRated():
+                self.next_command = max(self.next_command, event.command_offset + 1)
+                self.conversations.changed(event, at_us, before)
+                return
             case StopRequested() | PauseRequested() | ResumeRequested() | FormSubmitted():
                 self.next_command = max(self.next_command, event.command_offset + 1)
         entry = self.runs.get(run_id)
@@ -235,13 +301,17 @@ class PartitionFold:
     def count(self, event_type: str, run_id: str, before: Position) -> None:
         """Fold a run event of which only the headers were read (types that `NEEDS_BODY` does not name)."""
         if event_type in RUN_END_TYPES:
-            self.runs.pop(run_id, None)
+            ended = self.runs.pop(run_id, None)
+            if ended is not None and ended.conversation_id is not None:
+                self.conversations.ended(ended.conversation_id, run_id, self.last_at_us, before)
         elif (entry := self.runs.get(run_id)) is not None:
             if entry.seq == entry.snapshot_seq:
                 entry.since = before
             entry.seq += 1
             if event_type == "RunStarted":
                 entry.started = True
+                if entry.conversation_id is not None:
+                    self.conversations.started(entry.conversation_id, run_id, before)
             if event_type != "PauseRequested":  # a paused run that is to pause stays as it is
                 entry.parked = event_type == "RunPaused"
 
@@ -252,6 +322,7 @@ class PartitionFold:
 
     def forget_old_keys(self, now_us: int) -> None:
         self.keys = {key: entry for key, entry in self.keys.items() if entry.expires_us > now_us}
+        self.conversations.forget(now_us - KEY_LIFETIME_US)
 
     # --- checkpoints ---
 
@@ -271,6 +342,7 @@ class PartitionFold:
                 _form_rows(e),
                 e.held,
                 e.parked,
+                e.conversation_id,
             ]
             for run_id, e in self.runs.items()
         ]
@@ -280,24 +352,28 @@ class PartitionFold:
             "next_command": self.next_command,
             "last_at_us": self.last_at_us,
         }
-        return [head, *_parts("runs", rows), *_parts("keys", keys)]
+        talks = self.conversations.dump()
+        return [head, *_parts("runs", rows), *_parts("keys", keys), *_parts("conversations", talks)]
 
     def load(self, parts: list[Any]) -> None:
         """Take over what `dump` wrote; the validity state stays the reader's."""
         head, *rest = parts
         self.commands_topic_id, self.next_command = head["commands_topic_id"], head["next_command"]
         self.last_at_us = head["last_at_us"]
-        self.runs, self.keys = {}, {}
+        self.runs, self.keys, self.conversations = {}, {}, Conversations()
         for part in rest:
             for run_id, seq, app_id, digest, since, *more in part.get("runs", ()):
-                flags, paused = more[:4], more[4:]
+                flags, paused, talk = more[:4], more[4:7], more[7:]
                 entry = self.runs[run_id] = RunEntry(seq, app_id, digest, Position(*since), *flags)
                 if paused:  # absent in tables of releases that know no pause
                     forms, entry.held, entry.parked = paused
                     for form_id, path, node_id, due_us, actions in forms:
                         entry.forms[form_id] = FormEntry(path, node_id, due_us, tuple(actions))
+                if talk:  # as above, of conversations
+                    (entry.conversation_id,) = talk
             for app_id, key, *entry in part.get("keys", ()):
                 self.keys[app_id, key] = KeyEntry(*entry)
+            self.conversations.load(part.get("conversations", ()))
 
     def scan_from(self, now: Position) -> Position:
         """Where a recovery must begin to read, with a checkpoint that is written at `now`."""
@@ -310,12 +386,14 @@ NEEDS_BODY = frozenset(
         "RunAccepted", "CommandRejected", "StopRequested", "PauseRequested", "ResumeRequested", "FormOpened",
         "FormSubmitted", "FormExpired", "PartitionClaimed", "CheckpointWritten", "RunSnapshotted",
     }
+    | CONVERSATION_EVENT_TYPES
 )  # fmt: skip
 """Event types whose body the fold reads; of the others it needs only type and run."""
 
 _COPIED = (
     "app_id", "workflow_id", "version", "digest", "mode", "inputs", "files", "query", "conversation_id", "caller",
     "invoke_from", "triggered_from", "idempotency_key", "body_digest", "pins", "only", "variables",
+    "conversation_name", "introduction",
 )  # fmt: skip
 
 

@@ -7,13 +7,24 @@ thread.
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from libs.events.blobs import Blobs
+from libs.events.claim_check import restore
 from libs.events.codec import CodecError, decode_event, run_of, stamp_of, type_of
 from libs.events.log import Log, LogTruncated, Record, Topic
-from libs.events.model import RUN_END_TYPES, RUN_EVENT_TYPES, CheckpointWritten, PartitionClaimed, RunSnapshotted
+from libs.events.model import (
+    RUN_END_TYPES,
+    RUN_EVENT_TYPES,
+    CheckpointWritten,
+    Event,
+    Mark,
+    PartitionClaimed,
+    RunSnapshotted,
+)
+from libs.events.validity import Validity
 from services.executor.partition import NEEDS_BODY, PartitionFold, Position
 
 logger = logging.getLogger(__name__)
@@ -127,6 +138,50 @@ def recover(log: Log, partition: int) -> PartitionReader:
         reader = PartitionReader(PartitionFold(partition))
         read_to(log, reader)
     return reader
+
+
+APART = 500
+"""Offsets between two marked events from which on they are read by themselves."""
+
+
+def read_marked(log: Log, blobs: Blobs, partition: int, marks: Sequence[Mark]) -> list[tuple[str, Event]]:
+    """(run, event) of every mark, in the order of the marks, with all values. Blocking.
+
+    Raises LogTruncated when one of them is not there, LogError, CodecError.
+    """
+    places = sorted({(mark.offset, mark.epoch, mark.n) for mark in marks})
+    wanted = {(str(mark.kind), mark.of): mark for mark in marks}
+    found: dict[tuple[str, str], Record] = {}
+    while places:
+        begin = places.pop(0)
+        if all(key in found for key, mark in wanted.items() if (mark.offset, mark.epoch, mark.n) == begin):
+            continue
+        near = [key for key, mark in wanted.items() if begin[0] <= mark.offset < begin[0] + APART]
+        validity = Validity(begin[1], begin[2])
+        for records in log.read(Topic.EVENTS, partition, begin[0], batch=APART):
+            for record in records:
+                if validity.admit(stamp_of(record)) and (key := _identity_of(record)) in wanted:
+                    found.setdefault(key, record)
+            if all(key in found for key in near):
+                break
+    missing = next((key for key in wanted if key not in found), None)
+    if missing is not None:
+        raise LogTruncated(f"{Topic.EVENTS}[{partition}]: {' of '.join(missing)} is gone. Restore the topic")
+    decoded = {key: decode_event(record) for key, record in found.items()}
+    keys = [(str(mark.kind), mark.of) for mark in marks]
+    return [(decoded[key].run_id, restore(decoded[key].event, blobs)) for key in keys]
+
+
+_MARKED = {"RunAccepted": "accepted", "RunStarted": "started", "ConversationVariableSet": "edited"} | dict.fromkeys(
+    RUN_END_TYPES, "ended"
+)
+
+
+def _identity_of(record: Record) -> tuple[str, str]:
+    kind = _MARKED.get(type_of(record), "")
+    if kind == "edited":
+        return kind, (record.headers.get("ce_cause") or b"").decode("utf-8", "replace")
+    return kind, run_of(record)
 
 
 def read_pointer(log: Log, partition: int) -> dict[str, Any] | None:

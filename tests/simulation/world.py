@@ -153,6 +153,8 @@ class World:
         self.blobs = _NoBlobs()
         self.catalog = Catalog(self.documents.get)
         self.landed = 0
+        self.finished = 0
+        """Starts that were refused: no run of theirs will end."""
         self._runs = 0
         self._owners = 0
 
@@ -252,7 +254,9 @@ class World:
 
     def _unfinished(self) -> bool:
         records = self._valid_records()
-        return len({run_of(record) for record in records if type_of(record) in RUN_END_TYPES}) < self._runs
+        return (
+            len({run_of(record) for record in records if type_of(record) in RUN_END_TYPES}) + self.finished < self._runs
+        )
 
     # --- commands and what became of them ---
 
@@ -269,21 +273,20 @@ class World:
             workflow_id="workflow",
             version="1",
             digest=digest,
-            caller=Caller(id="caller", user="somebody"),
             not_after_us=self.now_us() + 60_000_000,
-            **fields,
+            **{"caller": Caller(id="caller", user="somebody")} | fields,
         )
-        self._command(command)
+        self.command(command)
         return run_id
 
     def stop(self, run_id: str) -> None:
-        self._command(StopRun(run_id=run_id))
+        self.command(StopRun(run_id=run_id))
 
     def pause(self, run_id: str) -> None:
-        self._command(PauseRun(run_id=run_id))
+        self.command(PauseRun(run_id=run_id))
 
     def resume(self, run_id: str) -> None:
-        self._command(ResumeRun(run_id=run_id))
+        self.command(ResumeRun(run_id=run_id))
 
     def open_forms(self, run_id: str) -> list[FormOpened]:
         """Forms of the run that the log says are open."""
@@ -296,9 +299,9 @@ class World:
         return list(forms.values())
 
     def submit_form(self, run_id: str, form_id: str, action: str = "ok", **inputs: str) -> None:
-        self._command(SubmitForm(run_id=run_id, form_id=form_id, action=action, inputs=dict(inputs)))
+        self.command(SubmitForm(run_id=run_id, form_id=form_id, action=action, inputs=dict(inputs)))
 
-    def _command(self, command: AnyCommand) -> None:
+    def command(self, command: AnyCommand) -> None:
         """Append a command; its sender has the acknowledgement, so no crash of an executor loses it."""
         assert not self.log.waiting()
         self.log.send(Topic.COMMANDS, 0, encode_command(command))

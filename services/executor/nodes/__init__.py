@@ -17,6 +17,7 @@ from services.executor.nodes.if_else import IfElseHandler
 from services.executor.nodes.list_operator import ListOperatorHandler
 from services.executor.nodes.llm import LlmHandler
 from services.executor.nodes.loop_end import LoopEndHandler
+from services.executor.nodes.memory import ConversationMemory
 from services.executor.nodes.outside import OutsideHandler
 from services.executor.nodes.parameter_extractor import ParameterExtractorHandler
 from services.executor.nodes.port import Handler
@@ -45,6 +46,7 @@ class NodeHandlers:
         http = GuardedHttp(settings.http_allow)
         models = Models(settings.providers, offline=settings.models == "offline")
         outside = OutsideHandler()
+        memory = ConversationMemory()
         aggregator = VariableAggregatorHandler()
         by_type: dict[str, Handler] = {
             "start": StartHandler(),
@@ -58,9 +60,9 @@ class NodeHandlers:
             "template-transform": TemplateTransformHandler(sandbox),
             "code": CodeHandler(sandbox),
             "http-request": HttpRequestHandler(http, files),
-            "llm": LlmHandler(models, sandbox.render, files=files),
-            "question-classifier": QuestionClassifierHandler(models, files=files),
-            "parameter-extractor": ParameterExtractorHandler(models, files=files),
+            "llm": LlmHandler(models, sandbox.render, history=memory, files=files),
+            "question-classifier": QuestionClassifierHandler(models, history=memory, files=files),
+            "parameter-extractor": ParameterExtractorHandler(models, history=memory, files=files),
             "variable-aggregator": aggregator,
             "variable-assigner": aggregator,
             "assigner": AssignerHandler(),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from libs.workflow.conversation import Turn
 from libs.workflow.definition import Definition, Node
 from libs.workflow.outcome import Outcome
 from libs.workflow.pool import Pool
@@ -32,6 +33,8 @@ class Attempt:
     """Values the run has produced, as of the attempt's start. Read only; read before the first `await`."""
     emit: Callable[[str, str], None]
     """`emit(output name, text)`: text to be streamed at once. Only appends; the outcome's outputs are what holds."""
+    history: tuple[Turn, ...] = ()
+    """Chatflows: earlier messages of the conversation with their answers, oldest first; for nodes with a memory."""
 
 
 class Handler:

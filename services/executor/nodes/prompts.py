@@ -62,7 +62,10 @@ class History(Protocol):
     """The conversation so far, for chatflows."""
 
     async def recent(self, attempt: Attempt, limit: int | None) -> Sequence[Message]:
-        """The last `limit` messages before this run's own (None: as many as are kept), oldest first."""
+        """The last `limit` messages of the user with their answers (None: as many as are kept), oldest first.
+
+        Without this run's own.
+        """
         ...
 
 

@@ -1,0 +1,43 @@
+"""A small chatflow for tests: a model with a memory, an assigner that counts, an answer that says both."""
+
+from typing import Any
+
+from tests.documents import document, edges, node, start
+
+COUNTING = [
+    {"id": "a3a1b2c4-0000-4000-8000-000000000001", "name": "count", "value_type": "number", "value": 0,
+     "description": "messages so far"},
+    {"id": "a3a1b2c4-0000-4000-8000-000000000002", "name": "topics", "value_type": "array[string]", "value": []},
+]  # fmt: skip
+
+
+def llm(**data: Any) -> dict[str, Any]:
+    whole: dict[str, Any] = {
+        "model": {"provider": "openai", "name": "m", "mode": "chat", "completion_params": {}},
+        "prompt_template": [{"role": "system", "text": "Be brief."}],
+        "context": {"enabled": False, "variable_selector": []},
+        "vision": {"enabled": False},
+        "memory": {"window": {"enabled": True, "size": 2}, "query_prompt_template": "{{#sys.query#}}"},
+    }
+    return node("llm", "llm", **(whole | data))
+
+
+def counting(variables: list[dict[str, Any]] | None = None, *, inputs: tuple[str, ...] = (), **workflow: Any) -> str:
+    """start > llm > assigner (count += 1, topics append the query) > answer."""
+    items = [
+        {"variable_selector": ["conversation", "count"], "operation": "+=", "input_type": "constant", "value": 1},
+        {"variable_selector": ["conversation", "topics"], "operation": "append", "input_type": "variable",
+         "value": ["sys", "query"]},
+    ]  # fmt: skip
+    return document(
+        [
+            start(*inputs),
+            llm(),
+            node("assign", "assigner", version="2", items=items),
+            node("answer", "answer", answer="{{#llm.text#}} #{{#conversation.count#}}"),
+        ],
+        edges("start > llm > assign > answer"),
+        mode="advanced-chat",
+        conversation_variables=COUNTING if variables is None else variables,
+        **workflow,
+    )
