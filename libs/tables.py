@@ -1,8 +1,9 @@
 """The SQL tables that the projector fills and the API reads: SQLAlchemy Core metadata, and how an engine is opened.
 
-Promises: every column of `workflow_runs`, `workflow_node_executions` and `dead_letters` is a function of the log's
-records and their positions. No default, sequence or clock of the database takes part, so dropping the tables and
-reading the log again gives the same rows. Record shapes follow the reference's; JSON columns are text.
+Promises: every column of the tables of runs, node executions, conversations, messages, feedback, conversation variables
+and dead letters is a function of the log's records and their positions. No default, sequence or clock of the database
+takes part, so dropping the tables and reading the log again gives the same rows. Record shapes follow the reference's;
+JSON columns are text.
 
 Does not: know events. What a record means for a row is in `services/projector/projection.py`.
 
@@ -39,7 +40,7 @@ from libs.events.codec import from_rfc3339, rfc3339
 TENANT_ID = "00000000-0000-0000-0000-000000000001"
 """The only tenant there is; records carry it because the reference's do."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -156,6 +157,98 @@ workflow_node_executions = Table(
     Index("node_executions_by_node_and_time", "tenant_id", "workflow_id", "node_id", "created_at"),
 )
 
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text),
+    Column("app_id", Text),
+    Column("name", Text),
+    Column("inputs", Text, comment="JSON: start inputs of the first message"),
+    Column("introduction", Text),
+    Column("status", Text, comment="normal"),
+    Column("invoke_from", Text),
+    Column("dialogue_count", BigInteger, comment="messages so far"),
+    Column("created_by_role", Text),
+    Column("created_by", Text, comment="id of the end user or account"),
+    Column("created_by_user", Text, comment="the caller's own name for its user"),
+    Column("created_at", Moment),
+    Column("updated_at", Moment, comment="last message or change of the name"),
+    Column("deleted_at", Moment),
+    Column("changed_by", BigInteger, comment="offset of the last command that set a variable from outside"),
+    Column("partition", Integer),
+    Column("first_offset", BigInteger),
+    Column("last_offset", BigInteger),
+    Index("conversations_by_user_and_update", "app_id", "created_by", "updated_at", "id"),
+    Index("conversations_by_user_and_time", "app_id", "created_by", "created_at", "id"),
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("id", Text, primary_key=True, comment="libs.events.ids.message_id_of its run"),
+    Column("tenant_id", Text),
+    Column("app_id", Text),
+    Column("conversation_id", Text),
+    Column("workflow_run_id", Text),
+    Column("number", BigInteger, comment="of the conversation's messages, from 1"),
+    Column("inputs", Text, comment="JSON: start inputs"),
+    Column("query", Text),
+    Column("files", Text, comment="JSON: files given with the message"),
+    Column("answer", Text, comment="JSON: a text; absent until the run ends"),
+    Column("status", Text, comment="normal, or error"),
+    Column("error", Text),
+    Column("total_tokens", BigInteger),
+    Column("invoke_from", Text),
+    Column("created_by_role", Text),
+    Column("created_by", Text),
+    Column("created_by_user", Text),
+    Column("created_at", Moment),
+    Column("finished_at", Moment),
+    Column("partition", Integer),
+    Column("first_offset", BigInteger),
+    Column("last_offset", BigInteger),
+    Index("messages_by_conversation", "conversation_id", "created_at", "id"),
+)
+
+message_feedbacks = Table(
+    "message_feedbacks",
+    metadata,
+    Column("id", Text, primary_key=True, comment="one per message and who rates it"),
+    Column("tenant_id", Text),
+    Column("app_id", Text),
+    Column("conversation_id", Text),
+    Column("message_id", Text),
+    Column("rating", Text, comment="like or dislike; absent: taken back"),
+    Column("content", Text),
+    Column("from_source", Text, comment="user or admin"),
+    Column("from_end_user_id", Text),
+    Column("from_account_id", Text),
+    Column("created_at", Moment),
+    Column("updated_at", Moment),
+    Column("partition", Integer),
+    Column("last_offset", BigInteger),
+    Index("message_feedbacks_by_app", "app_id", "created_at", "id"),
+    Index("message_feedbacks_by_message", "message_id"),
+)
+
+workflow_conversation_variables = Table(
+    "workflow_conversation_variables",
+    metadata,
+    Column("conversation_id", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("tenant_id", Text),
+    Column("id", Text, comment="of the variable in the document"),
+    Column("value_type", Text),
+    Column("description", Text),
+    Column("initial", Text, comment="JSON: what the first message that had it began with"),
+    Column("value", Text, comment="JSON: what was written since; absent: nothing was"),
+    Column("created_at", Moment),
+    Column("updated_at", Moment, comment="of `value`"),
+    Column("partition", Integer),
+    Column("last_offset", BigInteger),
+)
+
 dead_letters = Table(
     "dead_letters",
     metadata,
@@ -188,7 +281,16 @@ schema = Table(
     Column("generation", BigInteger, nullable=False, comment="counts rebuilds; a change restarts projectors"),
 )
 
-FILLED = (workflow_runs, workflow_node_executions, dead_letters, positions)
+FILLED = (
+    workflow_runs,
+    workflow_node_executions,
+    conversations,
+    messages,
+    message_feedbacks,
+    workflow_conversation_variables,
+    dead_letters,
+    positions,
+)
 """The tables that a rebuild fills anew."""
 
 

@@ -9,10 +9,13 @@ from sqlalchemy.engine import Engine
 
 from libs.events.codec import Recorded, encode_event
 from libs.events.commands import Caller
-from libs.events.ids import RunId, new_run_id, task_id_of
+from libs.events.ids import RunId, message_id_of, new_conversation_id, new_run_id, task_id_of
 from libs.events.log import Entry, Log, Topic
 from libs.events.model import (
+    ConversationRenamed,
+    ConversationVariableSet,
     Event,
+    MessageRated,
     NodeRestarted,
     NodeRetryScheduled,
     NodeSkipped,
@@ -23,8 +26,10 @@ from libs.events.model import (
     RunFailed,
     RunStarted,
     RunSucceeded,
+    VariableForm,
+    VariableUpdate,
 )
-from libs.tables import dead_letters, workflow_node_executions, workflow_runs
+from libs.tables import FILLED, positions
 
 START_US = 1_767_000_000_000_000
 
@@ -166,5 +171,48 @@ def dump(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
             table.name: sorted(
                 (tuple(row) for row in connection.execute(select(table))), key=lambda row: tuple(map(str, row[:2]))
             )
-            for table in (workflow_runs, workflow_node_executions, dead_letters)
+            for table in FILLED
+            if table is not positions
         }
+
+
+TALK = new_conversation_id(0, START_US, 9)
+
+
+def said(run: str, number: int, answer: str) -> list[Event]:
+    """The events of a run that answers a message and counts it in a conversation variable."""
+    opened = {"conversation_name": "first words", "introduction": "hello"} if number == 1 else {}
+    count = VariableUpdate(selector=("conversation", "count"), value=number, value_type="integer")
+    return [
+        accepted(
+            run, mode="advanced-chat", query=f"question {number}", conversation_id=TALK, dialogue_count=number, **opened
+        ),
+        RunStarted(
+            max_steps=100,
+            conversation_id=TALK,
+            variables={"count": number - 1, "none": None},
+            forms={name: VariableForm(id=f"id-{name}", value_type="number") for name in ("count", "none")},
+            history=[],
+        ),
+        node("n0", 1),
+        NodeSucceeded(node_id="n0", outputs={"text": answer}, updates=(count,)),
+        RunSucceeded(outputs={"answer": answer}, total_tokens=7, conversation_id=TALK, updates=(count,)),
+    ]
+
+
+def conversation(owner: Owner) -> Iterator[Recorded]:
+    """Two messages; the second fails. Between them somebody renames, sets a variable, and rates twice."""
+    first, second = run_id(500), run_id(501)
+    rated = {"app_id": "app", "message_id": message_id_of(first), "caller": Caller(id="u", user="ann")}
+    yield owner.claim()
+    for event in said(first, 1, "yes \0 no"):
+        yield owner.record(first, event)
+    yield owner.record("", MessageRated(command_offset=3, conversation_id=TALK, rating="like", content="ok", **rated))
+    yield owner.record("", ConversationRenamed(command_offset=4, conversation_id=TALK, name="renamed"))
+    yield owner.record(
+        "", ConversationVariableSet(command_offset=5, conversation_id=TALK, name="count", value=40, value_type="number")
+    )
+    for event in said(second, 2, "never")[:3]:
+        yield owner.record(second, event)
+    yield owner.record("", MessageRated(command_offset=6, conversation_id=TALK, rating=None, **rated))
+    yield owner.record(second, RunFailed(error="boom", node_id="n0", conversation_id=TALK))

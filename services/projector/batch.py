@@ -17,9 +17,21 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from libs.events.codec import CodecError, Recorded, decode_event, run_of, stamp_of, type_of
 from libs.events.log import Record
-from libs.tables import FILLED, dead_letters, positions, workflow_node_executions, workflow_runs, writing
+from libs.tables import (
+    FILLED,
+    conversations,
+    dead_letters,
+    message_feedbacks,
+    messages,
+    positions,
+    workflow_conversation_variables,
+    workflow_node_executions,
+    workflow_runs,
+    writing,
+)
 from services.projector.position import Position, advance
-from services.projector.projection import Row, RunContext, clean, project, unknown_runs
+from services.projector.projection import Changes, RunContext, project, unknown_runs
+from services.projector.rows import Row, clean
 from services.projector.writer import TableWriter
 
 DATABASE_ERRORS = (SQLAlchemyError, psycopg2.Error)
@@ -61,12 +73,16 @@ class TableSet:
 
     runs: Table
     nodes: Table
+    conversations: Table
+    messages: Table
+    feedbacks: Table
+    variables: Table
     dead: Table
     positions: Table
 
     @classmethod
     def live(cls) -> "TableSet":
-        return cls(workflow_runs, workflow_node_executions, dead_letters, positions)
+        return cls(*_LIVE)
 
     @classmethod
     def beside(cls, suffix: str) -> "TableSet":
@@ -75,10 +91,23 @@ class TableSet:
         copies = {table.name: table.to_metadata(beside, name=table.name + suffix) for table in FILLED}
         for copy in copies.values():
             copy.indexes.clear()
-        return cls(*(copies[t.name] for t in (workflow_runs, workflow_node_executions, dead_letters, positions)))
+        return cls(*(copies[table.name] for table in _LIVE))
 
     def all(self) -> tuple[Table, ...]:
-        return (self.runs, self.nodes, self.dead, self.positions)
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+
+_LIVE = (
+    workflow_runs,
+    workflow_node_executions,
+    conversations,
+    messages,
+    message_feedbacks,
+    workflow_conversation_variables,
+    dead_letters,
+    positions,
+)
+"""In the order of `TableSet`."""
 
 
 def read(records: Sequence[Record], at: Mapping[int, Position]) -> Batch:
@@ -111,9 +140,12 @@ class BatchWriter:
     def __init__(self, engine: Engine, tables: TableSet | None = None) -> None:
         self._engine = engine
         self._tables = tables or TableSet.live()
-        self._runs = TableWriter(self._tables.runs, workflow_runs.name)
-        self._nodes = TableWriter(self._tables.nodes, workflow_node_executions.name)
-        self._dead = TableWriter(self._tables.dead)
+        made = dict(zip(TableSet.__slots__, _LIVE, strict=True))
+        self._writers = {
+            name: TableWriter(getattr(self._tables, name), table.name)
+            for name, table in made.items()
+            if table is not positions
+        }
         self._known: dict[str, RunContext] = {}
 
     def apply(self, records: Sequence[Record], at: dict[int, Position]) -> Batch:
@@ -152,9 +184,9 @@ class BatchWriter:
                 advance(connection, batch.before[partition], batch.after[partition], self._tables.positions)
             looked_up = self._look_up(connection, unknown_runs(batch.events, self._known))
             changes = project(batch.events, ChainMap(looked_up, self._known))
-            self._runs.write(connection, list(changes.runs.values()))
-            self._nodes.write(connection, list(changes.nodes.values()))
-            self._dead.write(connection, [letter.row() for letter in batch.dead])
+            for name, rows in _rows(changes).items():
+                self._writers[name].write(connection, rows)
+            self._writers["dead"].write(connection, [letter.row() for letter in batch.dead])
         self._remember(looked_up | changes.contexts)
 
     def _look_up(self, connection: Connection, run_ids: set[str]) -> dict[str, RunContext]:
@@ -176,6 +208,19 @@ class BatchWriter:
         excess = len(self._known) - _KNOWN_RUNS
         for run_id in list(islice(self._known, excess)) if excess > 0 else ():
             del self._known[run_id]
+
+
+def _rows(changes: Changes) -> dict[str, list[Row]]:
+    """Changed rows by table, in one order everywhere: two projectors cannot deadlock."""
+    talks = changes.talks
+    return {
+        "runs": list(changes.runs.values()),
+        "nodes": list(changes.nodes.values()),
+        "conversations": list(talks.conversations.values()),
+        "messages": list(talks.messages.values()),
+        "feedbacks": list(talks.feedbacks.values()),
+        "variables": list(talks.variables.values()),
+    }
 
 
 def _refused(error: Exception) -> bool:

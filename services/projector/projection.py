@@ -1,22 +1,15 @@
 """What an event means for the tables. Pure: events in, row changes out.
 
-A change is a dict of columns for one row. Changes of a batch are folded per row before anything is written, by the
-same three rules that the upsert applies in SQL (`services/projector/writer.py`):
-
-  kept      the first value stays: where and when the row began;
-  replaced  the last change decides, also when it says None: a retry that succeeds takes the error away;
-  others    a None leaves the column as it is.
+How changes of a row come together: `services/projector/rows.py`.
 
 Promises: the rows are the same however the log is cut into batches (tests/unit/test_projection.py).
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import unquote
 
 from pydantic import JsonValue
-from pydantic_core import to_json
 
 from libs.events.codec import Recorded
 from libs.events.ids import execution_id
@@ -36,16 +29,8 @@ from libs.events.model import (
     RunSucceeded,
 )
 from libs.tables import TENANT_ID
-
-Row = dict[str, Any]
-
-KEPT = frozenset({"created_at", "first_seq", "first_offset", "predecessor_node_id"})
-REPLACED = {
-    "workflow_runs": frozenset[str](),
-    "workflow_node_executions": frozenset(
-        {"error", "error_type", "outputs", "process_data", "execution_metadata", "finished_at"}
-    ),
-}
+from services.projector.rows import REPLACED, Row, as_json, clean, fold
+from services.projector.talks import TalkChanges, project_talk
 
 _STATUS = {
     NodeSucceeded: "succeeded",
@@ -75,6 +60,7 @@ class Changes:
 
     runs: dict[str, Row] = field(default_factory=dict)
     nodes: dict[str, Row] = field(default_factory=dict)
+    talks: TalkChanges = field(default_factory=TalkChanges)
     contexts: dict[str, RunContext] = field(default_factory=dict)
     """Of the runs that were accepted in the batch."""
 
@@ -90,6 +76,7 @@ def project(events: Iterable[Recorded], contexts: Mapping[str, RunContext]) -> C
     """The row changes that `events` cause, in order. `contexts`: the runs of `unknown_runs`, as far as they exist."""
     changes = Changes()
     for recorded in events:
+        project_talk(changes.talks, recorded)
         if recorded.seq:
             _project_one(changes, contexts, recorded)
     return changes
@@ -132,7 +119,7 @@ def _project_one(changes: Changes, contexts: Mapping[str, RunContext], recorded:
             _change_node(changes, recorded, event.path, event.node_id, stopped)
         case _:
             pass  # stop requests, limits, skips and rounds move the run's sequence on and change nothing else
-    _fold(changes.runs, run, REPLACED["workflow_runs"])
+    fold(changes.runs, run, REPLACED["workflow_runs"])
 
 
 def _accepted(event: RunAccepted, recorded: Recorded) -> Row:
@@ -263,27 +250,4 @@ def _change_node(changes: Changes, recorded: Recorded, path: str, node_id: str, 
         **dict.fromkeys(REPLACED["workflow_node_executions"]),
         **columns,
     }
-    _fold(changes.nodes, row, REPLACED["workflow_node_executions"])
-
-
-def _fold(rows: dict[str, Row], change: Row, replaced: frozenset[str]) -> None:
-    row = rows.get(change["id"])
-    if row is None:
-        rows[change["id"]] = change
-        return
-    for column, value in change.items():
-        if column in KEPT:
-            if row.get(column) is None:
-                row[column] = value
-        elif value is not None or column in replaced:
-            row[column] = value
-
-
-def clean(text: str | None) -> str | None:
-    """`text` without NUL characters, which PostgreSQL cannot store."""
-    return text.replace("\0", "") if text is not None and "\0" in text else text
-
-
-def as_json(value: JsonValue) -> str | None:
-    """JSON text, or None for None. A NUL inside a string stays visible as its escape."""
-    return None if value is None else to_json(value).decode()
+    fold(changes.nodes, row, REPLACED["workflow_node_executions"])

@@ -76,7 +76,7 @@ def _flip(connection: Connection, tables: TableSet) -> int:
     postgresql = connection.dialect.name == "postgresql"
     there = set(inspect(connection).get_table_names())
     by_name = {copy.name.removesuffix(_SUFFIX): copy for copy in tables.all()}
-    names = ["projection_positions", "workflow_runs", "workflow_node_executions", "dead_letters"]
+    names = ["projection_positions", *(table.name for table in FILLED if table.name != "projection_positions")]
     if postgresql and (old := [f'"{name}"' for name in names if name in there]):
         connection.exec_driver_sql(f"LOCK TABLE {', '.join(old)} IN ACCESS EXCLUSIVE MODE")
     for name in names:

@@ -1,4 +1,4 @@
-"""Writes row changes: one upsert per table and batch, by the rules of `services/projector/projection.py`.
+"""Writes row changes: one upsert per table and batch, by the rules of `services/projector/rows.py`.
 
 PostgreSQL: COPY into a temporary table, then one INSERT ... SELECT ... ON CONFLICT (about ten times the speed of an
 executemany upsert). SQLite: executemany upsert. Both inside the caller's transaction; nothing here commits.
@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from libs.events.codec import rfc3339
 from libs.tables import Moment
-from services.projector.projection import KEPT, REPLACED, Row
+from services.projector.rows import KEPT, REPLACED, Row
 
 _COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 

@@ -24,6 +24,7 @@ from tests.projections import (
     accepted,
     append,
     broken,
+    conversation,
     dump,
     entry,
     failing_story,
@@ -341,6 +342,27 @@ def test_a_rebuild_gives_the_same_rows(log: MemoryLog, engine: Engine) -> None:
     project_all(log, engine)
     assert dump(engine) == before
     assert rebuild(log, engine).generation == 3
+
+
+def test_a_rebuild_gives_the_same_rows_of_conversations(log: MemoryLog, engine: Engine, tmp_path: Path) -> None:
+    records = [entry(one) for one in conversation(Owner())]
+    projector = Projector(log, engine)
+    projector.start()
+    try:
+        for record in records:
+            append(log, [record])
+            wait_until(lambda: caught_up(projector))
+    finally:
+        projector.stop()
+    before = dump(engine)
+    sizes = {"conversations": 1, "messages": 2, "message_feedbacks": 1, "workflow_conversation_variables": 2}
+    assert {name: len(before[name]) for name in sizes} == sizes
+    rebuild(log, engine)
+    assert dump(engine) == before
+    at_once = open_engine(sqlite_url(tmp_path / "other.db"))
+    project_all(log, at_once)
+    assert dump(at_once) == before
+    at_once.dispose()
 
 
 def test_a_rebuild_heals_tables_that_were_changed_by_hand(log: MemoryLog, engine: Engine) -> None:

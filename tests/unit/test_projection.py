@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from libs.events.codec import Recorded
 from libs.events.ids import execution_id
 from libs.events.model import NodeRestarted, NodeStarted, NodeSucceeded, RunStarted
-from services.projector.projection import KEPT, REPLACED, Changes, Row, RunContext, project, unknown_runs
-from tests.projections import Owner, accepted, failing_story, interleaved, node, run_id, story
+from services.projector.projection import Changes, RunContext, project, unknown_runs
+from services.projector.rows import KEPT, REPLACED, Row
+from tests.projections import TALK, Owner, accepted, conversation, failing_story, interleaved, node, run_id, story
 
 RUN = run_id(1)
 
@@ -105,13 +107,13 @@ def test_runs_whose_acceptance_is_elsewhere_are_asked_for_when_a_node_starts() -
     assert unknown_runs(history(accepted(RUN), node("a", 1)), {}) == set()
 
 
-def upsert(table: str, rows: dict[str, Row], changes: dict[str, Row]) -> None:
+def upsert(table: str, rows: dict[Any, Row], changes: dict[Any, Row]) -> None:
     """What the SQL of services/projector/writer.py does, by the same three rules."""
     for row_id, change in changes.items():
         row = rows.setdefault(row_id, {})
         for column, value in change.items():
             keep_old = column in KEPT and row.get(column) is not None
-            if not keep_old and (value is not None or column in REPLACED[table] or column not in row):
+            if not keep_old and (value is not None or column in REPLACED.get(table, ()) or column not in row):
                 row[column] = value
 
 
@@ -133,6 +135,37 @@ def test_rows_are_the_same_however_the_log_is_cut_into_batches(cuts: list[int], 
     assert set_columns(nodes_table) == set_columns(whole.nodes)
 
 
-def set_columns(rows: dict[str, Row]) -> dict[str, Row]:
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_conversation_show_what_was_said_named_written_and_rated() -> None:
+    talks = rows(list(conversation(Owner()))).talks
+    row = talks.conversations[TALK]
+    assert (row["name"], row["introduction"], row["dialogue_count"], row["changed_by"]) == ("renamed", "hello", 2, 5)
+    first, second = talks.messages.values()
+    assert (first["query"], json.loads(first["answer"]), first["status"]) == ("question 1", "yes \0 no", "normal")
+    assert (second["status"], second["error"], second["number"], second["answer"]) == ("error", "boom", 2, '""')
+    count, none = (talks.variables[TALK, name] for name in ("count", "none"))
+    assert (count["initial"], count["value"], count["id"]) == ("0", "40", "id-count")
+    assert (none["initial"], none.get("value")) == ("null", None)
+    (rated,) = talks.feedbacks.values()
+    assert (rated["rating"], rated["content"], rated["from_source"]) == (None, None, "user")
+    assert rated["created_at"] < rated["updated_at"]
+
+
+@given(cuts=st.lists(st.integers(0, 16), max_size=8))
+def test_rows_of_a_conversation_are_the_same_however_the_log_is_cut(cuts: list[int]) -> None:
+    events = list(conversation(Owner()))
+    whole = project(events, {}).talks
+    tables: dict[str, dict[Any, Row]] = {name: {} for name in ("conversations", "messages", "feedbacks", "variables")}
+    for start, stop in pairwise(sorted({0, len(events), *(cut for cut in cuts if cut < len(events))})):
+        part = project(events[start:stop], {}).talks
+        for name, table in tables.items():
+            upsert("message_feedbacks" if name == "feedbacks" else "conversations", table, getattr(part, name))
+    for name, table in tables.items():
+        assert set_columns(table) == set_columns(getattr(whole, name))
+
+
+def set_columns(rows: dict[Any, Row]) -> dict[Any, Row]:
     """Without None: a column that is None and one that was never named are the same in a table."""
     return {key: {name: value for name, value in row.items() if value is not None} for key, row in rows.items()}

@@ -1,0 +1,178 @@
+"""What an event means for the tables of conversations: conversations, messages, feedback, variables. Pure.
+
+A conversation's row begins with its first message, a message's with the acceptance of its run. Variables have the
+value that the first run which had them began with, until one is written: by a run, which leaves it when it ends, or
+from outside.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import JsonValue
+from pydantic_core import to_json
+
+from libs.events.blobs import is_ref
+from libs.events.codec import Recorded
+from libs.events.ids import execution_id, message_id_of
+from libs.events.model import (
+    ConversationDeleted,
+    ConversationRenamed,
+    ConversationVariableSet,
+    MessageRated,
+    RunAccepted,
+    RunFailed,
+    RunPartiallySucceeded,
+    RunStarted,
+    RunStopped,
+    RunSucceeded,
+)
+from libs.tables import TENANT_ID
+from services.projector.rows import REPLACED, Row, as_json, clean, fold
+
+_NONE = frozenset[str]()
+
+
+@dataclass(slots=True)
+class TalkChanges:
+    """Row changes of a batch, by what tells rows apart."""
+
+    conversations: dict[str, Row] = field(default_factory=dict)
+    messages: dict[str, Row] = field(default_factory=dict)
+    feedbacks: dict[str, Row] = field(default_factory=dict)
+    variables: dict[tuple[str, str], Row] = field(default_factory=dict)
+
+
+def project_talk(changes: TalkChanges, recorded: Recorded) -> None:
+    """The row changes that one event causes."""
+    event = recorded.event
+    match event:
+        case RunAccepted() if event.mode == "advanced-chat" and event.conversation_id is not None:
+            _on_accepted(changes, event, event.conversation_id, recorded)
+        case RunStarted() if event.conversation_id is not None:
+            for name in event.forms or {}:
+                _on_found(changes, event, event.conversation_id, name, recorded)
+        case RunSucceeded() | RunPartiallySucceeded() | RunFailed() | RunStopped() if event.conversation_id is not None:
+            _on_ended(changes, event, recorded)
+            for update in event.updates or ():
+                _on_written(changes, event.conversation_id, update.selector[1], update.value, recorded)
+        case ConversationVariableSet():
+            _on_written(changes, event.conversation_id, event.name, event.value, recorded)
+            _change(changes, event.conversation_id, recorded, changed_by=event.command_offset)
+        case ConversationRenamed():
+            _change(changes, event.conversation_id, recorded, name=clean(event.name), updated_at=recorded.at_us)
+        case ConversationDeleted():
+            _change(changes, event.conversation_id, recorded, deleted_at=recorded.at_us)
+        case MessageRated():
+            _on_rated(changes, event, recorded)
+        case _:
+            pass
+
+
+def _place(recorded: Recorded) -> Row:
+    return {"tenant_id": TENANT_ID, "partition": recorded.partition, "last_offset": recorded.offset}
+
+
+def _change(changes: TalkChanges, conversation_id: str, recorded: Recorded, **columns: Any) -> None:
+    row = {"id": clean(conversation_id), **_place(recorded), **columns}
+    fold(changes.conversations, row, _NONE)
+
+
+def _on_accepted(changes: TalkChanges, event: RunAccepted, conversation_id: str, recorded: Recorded) -> None:
+    common: Row = {
+        "app_id": clean(event.app_id),
+        "invoke_from": clean(event.invoke_from),
+        "created_by_role": event.caller.role,
+        "created_by": clean(event.caller.id),
+        "created_by_user": clean(event.caller.user),
+        "created_at": recorded.at_us,
+        "first_offset": recorded.offset,
+    }
+    number = event.dialogue_count or 1
+    begins: Row = {}
+    if number == 1:
+        begins = {
+            "name": clean(event.conversation_name) or "",
+            "introduction": clean(event.introduction) or "",
+            "inputs": as_json(event.inputs),
+            "status": "normal",
+            **common,
+        }
+    _change(changes, conversation_id, recorded, **begins, dialogue_count=number, updated_at=recorded.at_us)
+    message = {
+        "id": message_id_of(recorded.run_id),
+        **_place(recorded),
+        **common,
+        "conversation_id": clean(conversation_id),
+        "workflow_run_id": recorded.run_id,
+        "number": number,
+        "inputs": as_json(event.inputs),
+        "query": clean(event.query) or "",
+        "files": as_json(list(event.files)),
+        "status": "normal",
+        "total_tokens": 0,
+    }
+    fold(changes.messages, message, _NONE)
+
+
+def _on_found(changes: TalkChanges, event: RunStarted, conversation_id: str, name: str, recorded: Recorded) -> None:
+    form = (event.forms or {})[name]
+    values = event.variables or {}
+    row = {
+        **_variable(conversation_id, name, recorded),
+        "id": clean(form.id),
+        "value_type": clean(form.value_type),
+        "description": clean(form.description) or "",
+        # All of them in one blob, for more small variables than an event can hold: the reference says where.
+        "initial": _json(values if is_ref(values) else values.get(name)),
+        "created_at": recorded.at_us,
+    }
+    fold(changes.variables, row, _NONE, (conversation_id, name))
+
+
+def _on_written(changes: TalkChanges, conversation_id: str, name: str, value: JsonValue, recorded: Recorded) -> None:
+    row = {**_variable(conversation_id, name, recorded), "value": _json(value), "updated_at": recorded.at_us}
+    fold(changes.variables, row, _NONE, (conversation_id, name))
+
+
+def _variable(conversation_id: str, name: str, recorded: Recorded) -> Row:
+    return {"conversation_id": clean(conversation_id), "name": clean(name), **_place(recorded)}
+
+
+def _on_ended(
+    changes: TalkChanges, event: RunSucceeded | RunPartiallySucceeded | RunFailed | RunStopped, recorded: Recorded
+) -> None:
+    outputs: Any = event.outputs
+    row = {
+        "id": message_id_of(recorded.run_id),
+        **_place(recorded),
+        "answer": _json(outputs if is_ref(outputs) else outputs.get("answer", "")),
+        "status": "error" if isinstance(event, RunFailed) else "normal",
+        "error": clean(event.error) if isinstance(event, RunFailed) else None,
+        "total_tokens": event.total_tokens,
+        "finished_at": recorded.at_us,
+    }
+    fold(changes.messages, row, _NONE)
+
+
+def _on_rated(changes: TalkChanges, event: MessageRated, recorded: Recorded) -> None:
+    end_user = event.caller.role == "end_user"
+    row = {
+        "id": execution_id(event.message_id, event.caller.role, event.caller.id),
+        **_place(recorded),
+        "app_id": clean(event.app_id),
+        "conversation_id": clean(event.conversation_id),
+        "message_id": clean(event.message_id),
+        "rating": event.rating,
+        "content": clean(event.content) if event.rating is not None else None,
+        "from_source": "user" if end_user else "admin",
+        "from_end_user_id": clean(event.caller.id) if end_user else None,
+        "from_account_id": None if end_user else clean(event.caller.id),
+        "created_at": recorded.at_us,
+        "updated_at": recorded.at_us,
+    }
+    fold(changes.feedbacks, row, REPLACED["message_feedbacks"])
+
+
+def _json(value: JsonValue) -> str:
+    """As `as_json`; None is a value of its own here."""
+    return to_json(value).decode()
