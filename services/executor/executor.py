@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from libs.events.blobs import Blobs
-from libs.events.log import Ack, Log, LogError, Record, Topic
+from libs.events.log import Ack, Log, LogError, LogTruncated, Record, Topic
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition
 from services.executor.nodes.port import Handler
@@ -98,7 +98,7 @@ class Executor:
         self._placed: set[int] = set()
         """Partitions that placement wants here; what is being released may be among them again."""
         self._stopping = False
-        self._ticked_at = self.monotonic()
+        self._ticked_at = self._thawed_at = self.monotonic()
 
     async def start(self) -> None:
         self._loop = loop = asyncio.get_running_loop()
@@ -171,9 +171,16 @@ class Executor:
         """Whether the loop makes progress; asked from other threads."""
         return self.monotonic() - self._ticked_at < LOOP_SILENCE_S
 
+    def ran_since(self, instant: float) -> bool:
+        """Whether this process has run since `instant` of its clock without a gap of a session time-out."""
+        return self._thawed_at <= instant and self.monotonic() - self._ticked_at <= self.session_timeout_s
+
     async def _tick(self) -> None:
         while True:
-            self._ticked_at = self.monotonic()
+            now = self.monotonic()
+            if now - self._ticked_at > self.session_timeout_s:
+                self._thawed_at = now
+            self._ticked_at = now
             await asyncio.sleep(0.25)
 
     def _own(self, partitions: set[int]) -> None:
@@ -200,6 +207,11 @@ class Executor:
                 again = await owner.own()
                 if partition in self.health.alarms:
                     return
+            except LogTruncated as error:
+                # Numbering anew behind what is gone would hide it: a person must look first.
+                self.alarm(partition, f"{error}. Restore the topic, then restart this process")
+                logger.error("partition_truncated", extra={"partition": partition, "problem": str(error)})
+                return
             except LogError as error:
                 again = True
                 logger.warning("partition_unavailable", extra={"partition": partition, "problem": str(error)})

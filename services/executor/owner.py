@@ -570,9 +570,16 @@ class PartitionOwner:
         self.wake()
 
     async def _still_owner(self) -> None:
-        """Confirm again when the last proof of ownership is older than a session time-out (the process was frozen)."""
+        """Confirm again when the last proof of ownership is older than a session time-out.
+
+        A proof that is old when it comes is as good as a log that slow allows, unless this process was frozen
+        meanwhile: then others had reason to take the partition.
+        """
         while self._x.monotonic() - self._outbox.proven_at > self._x.session_timeout_s:
+            asked_at = self._x.monotonic()
             await self._outbox.confirmed(self._emit("", OwnerConfirmed(), "owner"))
+            if self._x.ran_since(asked_at):
+                return
 
     def _publish(self, chunks: list[Chunk]) -> None:
         self._x.log.publish(Topic.CHUNKS, self.partition, [encode_chunk(chunk) for chunk in chunks])

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from libs.events.log import LogError, Topic
-from libs.events.model import CheckpointWritten, CommandRejected, NodeSucceeded, PartitionReleased
+from libs.events.model import (
+    CheckpointWritten,
+    CommandRejected,
+    NodeStarted,
+    NodeSucceeded,
+    OwnerConfirmed,
+    PartitionReleased,
+)
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from services.executor.nodes.port import Attempt, Handler
 from services.executor.recovery import recover
@@ -347,6 +354,69 @@ def test_an_outage_of_hours_does_not_wear_the_owner_out() -> None:
     executor = world.start_executor()
     world.run(until=lambda: executor.owned == {0: "active"}, horizon_s=20_000)
     assert executor.owned == {0: "active"}
+    world.close()
+
+
+def _land_slowly(world: World, latency_s: float) -> None:
+    """Everything that waits lands, and its acknowledgements come, after `latency_s`; the executor runs meanwhile."""
+    until = world.loop.time() + latency_s
+    while (timer := world.loop.next_timer()) is not None and timer < until:
+        world.loop.advance(timer)
+        world.loop.settle()
+    world.loop.advance(until)
+    world.loop.settle()
+    world.log.land()
+    world.log.deliver()
+    world.loop.settle()
+
+
+def test_a_log_slower_than_a_session_holds_effects_up_and_does_not_stop_them() -> None:
+    world = World(delay_s=0.1)
+    run_id = world.submit(world.add("document", chain(2)))
+    world.start_executor()
+    for _ in range(40):
+        _land_slowly(world, 3.0)
+    assert world.fold(run_id).status == "succeeded"
+    assert world.effects.started == ["n1", "n2"]
+    world.close()
+
+
+def test_an_owner_that_was_frozen_before_its_effect_confirms_again_first() -> None:
+    world = World()
+    run_id = world.submit(world.add("document", chain(1)))
+    world.start_executor()
+    started = lambda: [out.event.node_id for out in world.events(run_id) if isinstance(out.event, NodeStarted)]  # noqa: E731
+    while "n1" not in started():
+        assert not world.effects.started
+        world.loop.settle()
+        world.log.land(1)
+        if "n1" in started():
+            world.loop.advance(world.loop.time() + 30)  # frozen before it hears that its start is in the log
+        world.log.deliver()
+    world.loop.settle()
+    assert world.log.waiting(), "nothing was asked of the log"
+    assert not world.effects.started
+    world.log.land()
+    world.log.deliver()
+    world.loop.settle()
+    assert world.effects.started == ["n1"]
+    assert any(isinstance(out.event, OwnerConfirmed) for out in world.events())
+    world.close()
+
+
+def test_records_that_vanished_before_recovery_stop_the_partition_and_raise_the_alarm() -> None:
+    world = World()
+    world.submit(world.add("document", chain(1)))
+    world.start_executor()
+    world.run()
+    world.crash()
+    world.store.truncate(Topic.EVENTS, 0, 3)
+    end = world.log.bounds(Topic.EVENTS, 0)[1]
+    executor = world.start_executor()
+    world.loop.advance(60)
+    world.loop.settle()
+    assert "Restore the topic" in executor.health.alarms[0]
+    assert (world.log.waiting(), world.log.bounds(Topic.EVENTS, 0)[1]) == (0, end), "it wrote behind what is gone"
     world.close()
 
 
