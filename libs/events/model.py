@@ -182,6 +182,8 @@ class RunAccepted(_Event):
     """Chatflows, first message: how the conversation is called."""
     introduction: str | None = None
     """Chatflows, first message: what the app says before it."""
+    not_after_us: int | None = None
+    """Until when the start was wanted; the same command, read once more, makes no second run."""
 
 
 class RunStarted(_Event):

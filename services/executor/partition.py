@@ -106,6 +106,8 @@ class RunEntry:
         return min((form.due_us for form in self.forms.values()), default=None)
 
     conversation_id: str | None = None
+    not_after_us: int = 0
+    """Until when its start, read once more, would be in time."""
 
 
 class KeyEntry(NamedTuple):
@@ -144,6 +146,8 @@ class PartitionFold:
     runs: dict[str, RunEntry] = field(default_factory=dict)
     keys: dict[tuple[str, str], KeyEntry] = field(default_factory=dict)
     conversations: Conversations = field(default_factory=Conversations)
+    ended: dict[str, int] = field(default_factory=dict)
+    """Runs that have ended although their start, read once more, would be in time -> until when it is."""
 
     # --- deciding ---
 
@@ -202,7 +206,7 @@ class PartitionFold:
                     return self._reject(command, offset, "idempotency_key_reused", message)
                 message = f"run {known.run_id} was started with this idempotency key"
                 return self._reject(command, offset, "duplicate", message, duplicate_of=known.run_id)
-        if command.run_id in self.runs:
+        if command.run_id in self.runs or command.run_id in self.ended:
             return self._reject(command, offset, "run_exists", f"run {command.run_id} exists already")
         if now_us > command.not_after_us:
             late_s = (now_us - command.not_after_us) / 1e6
@@ -267,7 +271,9 @@ class PartitionFold:
         match event:
             case RunAccepted():
                 self.next_command = max(self.next_command, event.command_offset + 1)
-                self.runs[run_id] = RunEntry(1, event.app_id, event.digest, before)
+                self.runs[run_id] = RunEntry(
+                    1, event.app_id, event.digest, before, not_after_us=event.not_after_us or 0
+                )
                 if event.mode == "advanced-chat" and event.conversation_id is not None:
                     self.runs[run_id].conversation_id = event.conversation_id
                     self.conversations.accepted(run_id, event, at_us, before)
@@ -302,6 +308,8 @@ class PartitionFold:
         """Fold a run event of which only the headers were read (types that `NEEDS_BODY` does not name)."""
         if event_type in RUN_END_TYPES:
             ended = self.runs.pop(run_id, None)
+            if ended is not None and ended.not_after_us > self.last_at_us:
+                self.ended[run_id] = ended.not_after_us
             if ended is not None and ended.conversation_id is not None:
                 self.conversations.ended(ended.conversation_id, run_id, self.last_at_us, before)
         elif (entry := self.runs.get(run_id)) is not None:
@@ -322,6 +330,7 @@ class PartitionFold:
 
     def forget_old_keys(self, now_us: int) -> None:
         self.keys = {key: entry for key, entry in self.keys.items() if entry.expires_us > now_us}
+        self.ended = {run_id: until_us for run_id, until_us in self.ended.items() if until_us > now_us}
         self.conversations.forget(now_us - KEY_LIFETIME_US)
 
     # --- checkpoints ---
@@ -343,6 +352,7 @@ class PartitionFold:
                 e.held,
                 e.parked,
                 e.conversation_id,
+                e.not_after_us,
             ]
             for run_id, e in self.runs.items()
         ]
@@ -353,14 +363,16 @@ class PartitionFold:
             "last_at_us": self.last_at_us,
         }
         talks = self.conversations.dump()
-        return [head, *_parts("runs", rows), *_parts("keys", keys), *_parts("conversations", talks)]
+        ended: list[JsonValue] = [[run_id, until_us] for run_id, until_us in self.ended.items()]
+        tables = (("runs", rows), ("keys", keys), ("conversations", talks), ("ended", ended))
+        return [head, *(part for name, lines in tables for part in _parts(name, lines))]
 
     def load(self, parts: list[Any]) -> None:
         """Take over what `dump` wrote; the validity state stays the reader's."""
         head, *rest = parts
         self.commands_topic_id, self.next_command = head["commands_topic_id"], head["next_command"]
         self.last_at_us = head["last_at_us"]
-        self.runs, self.keys, self.conversations = {}, {}, Conversations()
+        self.runs, self.keys, self.conversations, self.ended = {}, {}, Conversations(), {}
         for part in rest:
             for run_id, seq, app_id, digest, since, *more in part.get("runs", ()):
                 flags, paused, talk = more[:4], more[4:7], more[7:]
@@ -369,11 +381,12 @@ class PartitionFold:
                     forms, entry.held, entry.parked = paused
                     for form_id, path, node_id, due_us, actions in forms:
                         entry.forms[form_id] = FormEntry(path, node_id, due_us, tuple(actions))
-                if talk:  # as above, of conversations
-                    (entry.conversation_id,) = talk
+                if talk:  # as above, of conversations and deadlines
+                    entry.conversation_id, entry.not_after_us = talk
             for app_id, key, *entry in part.get("keys", ()):
                 self.keys[app_id, key] = KeyEntry(*entry)
             self.conversations.load(part.get("conversations", ()))
+            self.ended.update(part.get("ended", ()))
 
     def scan_from(self, now: Position) -> Position:
         """Where a recovery must begin to read, with a checkpoint that is written at `now`."""
@@ -393,7 +406,7 @@ NEEDS_BODY = frozenset(
 _COPIED = (
     "app_id", "workflow_id", "version", "digest", "mode", "inputs", "files", "query", "conversation_id", "caller",
     "invoke_from", "triggered_from", "idempotency_key", "body_digest", "pins", "only", "variables",
-    "conversation_name", "introduction",
+    "conversation_name", "introduction", "not_after_us",
 )  # fmt: skip
 
 

@@ -57,6 +57,22 @@ def test_a_start_is_accepted_with_everything_the_run_needs() -> None:
     assert fold.runs[RUN].seq == 1
 
 
+def test_a_start_that_is_read_again_when_its_run_has_ended_makes_no_second_run() -> None:
+    fold = PartitionFold(2)
+    command = _start(not_after_us=NOW + 30_000_000)
+    _accepted(fold, command, offset=0)
+    fold.count("RunSucceeded", RUN, HERE)
+    recovered = PartitionFold(2)
+    recovered.load(fold.dump())
+    for each in (fold, recovered):
+        assert _rejection(each, command, 5, NOW + 20_000_000).code == "run_exists"
+        each.forget_old_keys(NOW + 29_000_000)
+        assert _rejection(each, command, 6, NOW + 29_000_000).code == "run_exists"
+        each.forget_old_keys(NOW + 31_000_000)
+        assert not each.ended
+        assert _rejection(each, command, 7, NOW + 31_000_000).code == "expired"
+
+
 def test_a_repeat_with_the_same_key_names_the_first_run() -> None:
     fold = PartitionFold(2)
     _accepted(fold, _start(key="k"))
@@ -221,4 +237,5 @@ def test_a_checkpoint_of_a_release_without_pauses_is_read() -> None:
     runs["runs"][0] = runs["runs"][0][:9]  # type: ignore[call-overload,index]  # JSON
     other = PartitionFold(2)
     other.load([head, runs, *keys])
+    fold.runs[RUN].not_after_us = 0  # nor deadlines
     assert other.runs == fold.runs
