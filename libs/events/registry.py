@@ -410,11 +410,16 @@ class RegistryTail(Registry):
                     self._pause(max(0.0, self._refreshed_at + REFRESH_EVERY_S - self._monotonic()))
                 self._refreshed_at = self._monotonic()
                 _, self._refreshed_to = self._from.bounds(Topic.DEFINITIONS, 0)
-            if not self.wait_for(self._refreshed_to - 1, timeout_s):
-                raise LogError(
-                    f"{Topic.DEFINITIONS}[0]: read up to {self.position} of {self._refreshed_to} in {timeout_s:g} s. "
-                    "Try again"
-                )
+            self._reach(self._refreshed_to, timeout_s)
+
+    def catch_up(self, timeout_s: float = 2.0) -> None:
+        """As `refresh`, but asks the log at once: for people who are known, and who wait. Blocking. Raises LogError."""
+        _, end = self._from.bounds(Topic.DEFINITIONS, 0)
+        self._reach(end, timeout_s)
+
+    def _reach(self, end: int, timeout_s: float) -> None:
+        if not self.wait_for(end - 1, timeout_s):
+            raise LogError(f"{Topic.DEFINITIONS}[0]: read up to {self.position} of {end} in {timeout_s:g} s. Try again")
 
     def close(self) -> None:
         self._tail.close()

@@ -25,6 +25,8 @@ from services.api.about import about_routes
 from services.api.absent import absent_routes
 from services.api.access import Access
 from services.api.apps import app_routes
+from services.api.console import console_routes
+from services.api.drafting import Drafting
 from services.api.edge import Edge
 from services.api.errors import CODES, ApiError, invalid_param, unavailable
 from services.api.files import file_routes
@@ -110,6 +112,8 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     app.include_router(absent_routes(parts))
     app.include_router(app_routes(parts))
     app.include_router(run_routes(parts))
+    for router in console_routes(parts):
+        app.include_router(router)
     app.include_router(health_routes(parts, metrics))
     _handle_errors(app)
     app.add_middleware(Edge, version=deps.version, metrics=metrics)
@@ -160,6 +164,7 @@ def _build(deps: ApiDependencies) -> Parts:
         random_bits=deps.random_bits,
         keys_per_app=limits.keys_per_app,
     )
+    drafting = Drafting(publisher, deps.registry, threads, now_us=deps.now_us, new_uuid=deps.new_uuid)
     return Parts(
         log=deps.log,
         blobs=deps.blobs,
@@ -179,10 +184,13 @@ def _build(deps: ApiDependencies) -> Parts:
         # Every replica has the admin token already; a link that was signed with another one is refused.
         signer=Signer(deps.admin_token, deps.now_us, deps.random_bits),
         publisher=publisher,
+        drafting=drafting,
         pinger=pinger,
         instance_id=deps.instance_id,
         models=deps.models,
         version=deps.version,
+        now_us=deps.now_us,
+        new_uuid=deps.new_uuid,
     )
 
 

@@ -1,5 +1,6 @@
 """What the routes work with, built once by `create_app`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from libs.events.blobs import Blobs
@@ -7,6 +8,7 @@ from libs.events.log import Log
 from libs.events.registry import RegistryTail
 from libs.workflow.catalog import Catalog
 from services.api.access import Access
+from services.api.drafting import Drafting
 from services.api.folds import Folds
 from services.api.publishing import Publisher
 from services.api.reads import Reads
@@ -65,7 +67,10 @@ class Parts:
     uploads: Uploads
     signer: Signer
     publisher: Publisher
+    drafting: Drafting
     pinger: Pinger
     instance_id: str
     models: str
     version: str
+    now_us: Callable[[], int]
+    new_uuid: Callable[[], str]

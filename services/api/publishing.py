@@ -137,7 +137,9 @@ class Publisher:
             letters.append(KEY_LETTERS[index])
         return "".join(letters)
 
-    async def publish(self, app: AppCreated, definition: Definition, text: str, name: str, comment: str) -> None:
+    async def publish(
+        self, app: AppCreated, definition: Definition, text: str, name: str, comment: str
+    ) -> VersionPublished:
         """Make the document, whose definition is given, the newest version of the app. Raises ApiError."""
         facts: list[Fact] = []
         if self._registry.document(definition.digest) is None:
@@ -155,6 +157,7 @@ class Publisher:
                 )
             )
         await self.record(facts)
+        return version
 
     def _draft_of(self, app: AppCreated, definition: Definition) -> DraftSaved:
         """What editors open: the document that was imported."""

@@ -57,13 +57,17 @@ async def _drop(arriving: AsyncIterator[bytes]) -> None:
                     return
 
 
-async def read_json(request: Request, limit_bytes: int, *, optional: bool = False) -> Json:
-    """The JSON object in the body. Raises ApiError 413, 415, 400. `optional`: no body counts as `{}`."""
+async def read_json(request: Request, limit_bytes: int, *, optional: bool = False, beacon: bool = False) -> Json:
+    """The JSON object in the body. Raises ApiError 413, 415, 400. `optional`: no body counts as `{}`.
+
+    `beacon`: a browser may have sent it when a page was left, and then calls it plain text.
+    """
     body = await read_body(request, limit_bytes)
     if optional and not body:
         return {}
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    if not is_json and not (beacon and kind == "text/plain"):
         raise ApiError(415, "unsupported_media_type", "Content-Type must be application/json")
     try:
         value = from_json(body, allow_inf_nan=False)

@@ -350,6 +350,7 @@ _ERRORS = {
     401: "No key, or an unknown one",
     403: "The key may not do this",
     404: "There is no such thing, or not for this key",
+    409: "Somebody else was faster",
     413: "The body is too large",
     415: "The body is of another media type than is taken here",
     422: "The Idempotency-Key was used with another body",
@@ -361,6 +362,12 @@ _ERRORS = {
 def answers(model: type[BaseModel], *error_statuses: int, status: int = 200) -> Responses:
     found: Responses = {status: {"model": model}}
     return found | errors(*error_statuses)
+
+
+def nothing(*error_statuses: int) -> Responses:
+    """204: done, and nothing to say about it."""
+    done: Responses = {204: {"description": "Done"}}
+    return done | errors(*error_statuses)
 
 
 def errors(*statuses: int) -> Responses:
@@ -422,4 +429,11 @@ def secured(*schemes: str) -> Doc:
 SECURITY_SCHEMES: Doc = {
     "app_key": {"type": "http", "scheme": "bearer", "description": "A key of one app: app-..."},
     "admin": {"type": "http", "scheme": "bearer", "description": "The admin token"},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": "access_token",
+        "description": "A login at the console; the header X-CSRF-Token repeats the cookie csrf_token",
+    },
+    "passport": {"type": "apiKey", "in": "header", "name": "X-App-Passport", "description": "Of GET /api/passport"},
 }

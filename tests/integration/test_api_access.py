@@ -28,6 +28,7 @@ REQUIRED = document(
     ],
     edges("start > end"),
 )
+CREATING = {("post", "/v1/apps/{app_id}/keys"), ("post", "/v1/files/upload")}
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000009"
 
 
@@ -392,7 +393,12 @@ def test_the_openapi_document_names_every_route_with_its_answers(server: Server)
     assert len(found["paths"]) >= 16
     for path, methods in found["paths"].items():
         for method, operation in methods.items():
-            assert operation["responses"]["200" if (method, path) != ("post", "/v1/apps/{app_id}/keys") else "201"]
+            if path.startswith("/console/"):
+                assert operation["responses"].keys() & {"200", "201", "204"}, path
+                assert operation["security"] or path == "/console/api/login", path
+                assert "401" in operation["responses"], path
+                continue
+            assert operation["responses"]["201" if (method, path) in CREATING else "200"]
             if path.startswith("/v1/") and path != "/v1/":
                 assert operation["security"], path
                 assert "401" in operation["responses"], path

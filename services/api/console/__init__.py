@@ -1,0 +1,18 @@
+"""The console's API (`/console/api`): apps, drafts, versions and runs, as the reference's editor asks for them.
+
+Every route needs the admin token, by header or by a session; keys of apps open none.
+"""
+
+from fastapi import APIRouter
+
+from services.api.console.apps import console_app_routes
+from services.api.console.drafts import draft_routes
+from services.api.console.imports import import_routes
+from services.api.console.session import session_routes
+from services.api.parts import Parts
+
+__all__ = ["console_routes"]
+
+
+def console_routes(parts: Parts) -> list[APIRouter]:
+    return [session_routes(parts), import_routes(parts), console_app_routes(parts), draft_routes(parts)]
