@@ -33,11 +33,12 @@ from libs.events.model import (
     RunStarted,
     RunSucceeded,
 )
+from libs.events.positions import Position
 from libs.events.registry import RegistryTail
 from libs.workflow.catalog import Catalog
 from services.api import ApiDependencies, Limits, create_app
 from services.api.records import Records
-from services.executor.partition import PartitionFold, Position
+from services.executor.partition import PartitionFold
 from tests.documents import document, edges, end, start
 from tests.unit.api.speaking import llm
 

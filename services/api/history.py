@@ -11,8 +11,8 @@ from libs.events.claim_check import restore
 from libs.events.codec import Recorded, decode_event, run_of, stamp_of, type_of
 from libs.events.log import Log, LogError, Record, Topic
 from libs.events.model import RUN_END_TYPES
+from libs.events.positions import Position
 from libs.events.validity import Validity
-from services.api.positions import Position
 
 BATCH = 500
 

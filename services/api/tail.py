@@ -22,9 +22,9 @@ from libs.events.chunks import decode_chunk
 from libs.events.codec import CodecError, decode_event, from_rfc3339, run_of, stamp_of, type_of
 from libs.events.log import Log, LogError, Record, Tail, Topic
 from libs.events.model import RUN_END_TYPES, CommandRejected
+from libs.events.positions import Position, Waymarks, start_positions
 from libs.events.validity import Validity
 from services.api.live import LiveRun
-from services.api.positions import Position, Waymarks, start_positions
 from services.api.threads import Threads
 
 logger = logging.getLogger(__name__)

@@ -8,23 +8,21 @@ continues it tells its state from the tables, and which change from outside is t
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import JsonValue
 from pydantic_core import from_json, to_json
 
 from libs.events.commands import StartRun
 from libs.events.model import ConversationDeleted, ConversationEvent, ConversationVariableSet, Mark, RunAccepted
-
-if TYPE_CHECKING:
-    from services.executor.partition import Position
+from libs.events.positions import Position
 
 MOST_MARKED = 1_000
 """Unrepeated events of one conversation; beyond them the oldest are left out. Messages in order never come near."""
 
 
 Place = tuple[int, int, int]
-"""As `services.executor.partition.Position`."""
+"""As `libs.events.positions.Position`."""
 
 
 class Unit(NamedTuple):
@@ -113,7 +111,7 @@ class Conversations:
 
     # --- folding ---
 
-    def accepted(self, run_id: str, event: RunAccepted, at_us: int, before: "Position") -> None:
+    def accepted(self, run_id: str, event: RunAccepted, at_us: int, before: Position) -> None:
         assert event.conversation_id is not None
         talk = self._talks.get(event.conversation_id)
         if talk is None or not talk.complete:
@@ -125,7 +123,7 @@ class Conversations:
         if event.conversation is not None:
             talk.base, talk.base_order = ("accepted", run_id, before), talk.order
 
-    def started(self, conversation_id: str, run_id: str, before: "Position") -> None:
+    def started(self, conversation_id: str, run_id: str, before: Position) -> None:
         """The run's `RunStarted` repeats what was there when the run was accepted."""
         talk = self._talks.get(conversation_id)
         if talk is None or run_id not in talk.open:
@@ -135,14 +133,14 @@ class Conversations:
             talk.base, talk.base_order = ("started", run_id, before), order
             talk.units = [unit for unit in talk.units if unit.order > order]
 
-    def ended(self, conversation_id: str, run_id: str, at_us: int, before: "Position") -> None:
+    def ended(self, conversation_id: str, run_id: str, at_us: int, before: Position) -> None:
         talk = self._talks.get(conversation_id)
         if talk is None or run_id not in talk.open:
             return
         _, accepted = talk.open.pop(run_id)
         self._happened(talk, Unit("ended", run_id, talk.order + 1, before, accepted), at_us)
 
-    def changed(self, event: ConversationEvent, at_us: int, before: "Position") -> None:
+    def changed(self, event: ConversationEvent, at_us: int, before: Position) -> None:
         talk = self._talks.get(event.conversation_id)
         if isinstance(event, ConversationDeleted):
             if talk is None:

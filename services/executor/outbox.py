@@ -18,9 +18,9 @@ from libs.events.claim_check import offload, oversized
 from libs.events.codec import encode_body, encode_event, stamp_of
 from libs.events.log import Ack, Appender, AppendRefused, Entry, Log, LogError, Topic
 from libs.events.model import Event, RunAccepted
+from libs.events.positions import Position
 from libs.events.validity import Validity
 from services.executor.confirm import Confirmer, Next
-from services.executor.partition import Position
 
 BATCH = 2_000
 REFUSED_WAIT_S = 0.02

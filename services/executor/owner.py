@@ -28,7 +28,7 @@ from libs.events.chunks import Chunk, encode_chunk
 from libs.events.claim_check import contains_ref
 from libs.events.codec import CodecError, decode_command, encode_event
 from libs.events.ids import form_token
-from libs.events.log import Ack, Entry, LogError, LogTruncated, Record, Topic
+from libs.events.log import Ack, LogError, LogTruncated, Record, Topic
 from libs.events.model import (
     RUN_END_TYPES,
     CheckpointWritten,
@@ -45,6 +45,7 @@ from libs.events.model import (
     RunStopped,
     StopRequested,
 )
+from libs.events.positions import Pointer, Position, pointer_entry
 from libs.workflow.catalog import DefinitionMissing
 from libs.workflow.conversation import opening, recall
 from libs.workflow.definition import DefinitionInvalid
@@ -69,8 +70,8 @@ from services.executor.answers import recordable
 from services.executor.attempts import SLOT_KINDS, Plan, perform, plan
 from services.executor.live import LiveRun, load_run
 from services.executor.outbox import Outbox, Outgoing
-from services.executor.partition import COMMAND_BYTES, NEEDS_BODY, PartitionFold, Position
-from services.executor.recovery import PartitionReader, pointer_record, read_marked, read_to, recover
+from services.executor.partition import COMMAND_BYTES, NEEDS_BODY, PartitionFold
+from services.executor.recovery import PartitionReader, read_marked, read_to, recover
 
 if TYPE_CHECKING:
     from services.executor.executor import Executor
@@ -770,8 +771,8 @@ class PartitionOwner:
     async def _send_pointer(self, before: Position, scan: Position) -> None:
         """A pointer that does not arrive costs the next owner time, nothing else."""
         try:
-            key, value = await self._x.blocking(pointer_record, self._x.log, self.partition, before, scan)
-            await asyncio.wrap_future(self._x.log.send(Topic.INDEX, 0, Entry(key, value)))
+            pointer = await self._x.blocking(pointer_entry, self._x.log, self.partition, Pointer(before, scan))
+            await asyncio.wrap_future(self._x.log.send(Topic.INDEX, 0, pointer))
         except LogError as error:
             logger.warning("checkpoint_pointer_failed", extra={"partition": self.partition, "problem": str(error)})
 

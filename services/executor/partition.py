@@ -46,6 +46,7 @@ from libs.events.model import (
     RunSnapshotted,
     StopRequested,
 )
+from libs.events.positions import Position
 from libs.events.validity import Validity
 from services.executor.conversations import Conversations
 
@@ -61,14 +62,6 @@ in the blobs."""
 
 SHOWN = 1_000
 """Characters of a refused command that its rejection repeats, at most."""
-
-
-class Position(NamedTuple):
-    """A place in the events partition: a reader that begins at `offset` begins with the state `(epoch, n)`."""
-
-    offset: int
-    epoch: int
-    n: int
 
 
 class FormEntry(NamedTuple):

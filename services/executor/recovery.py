@@ -5,7 +5,6 @@ the log written since about two checkpoints ago, not on the age of runs or of th
 thread.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +23,9 @@ from libs.events.model import (
     PartitionClaimed,
     RunSnapshotted,
 )
+from libs.events.positions import Position, exists, read_pointers
 from libs.events.validity import Validity
-from services.executor.partition import NEEDS_BODY, PartitionFold, Position
+from services.executor.partition import NEEDS_BODY, PartitionFold
 
 logger = logging.getLogger(__name__)
 
@@ -113,13 +113,10 @@ class PartitionReader:
 def start_reader(log: Log, partition: int) -> PartitionReader:
     """A reader at the place where recovery begins: the pointed checkpoint's, else offset 0."""
     fold = PartitionFold(partition)
-    pointer = read_pointer(log, partition)
-    if pointer is not None:
-        scan = Position(*pointer["scan"])
-        first, end = log.bounds(Topic.EVENTS, partition)
-        if first <= scan.offset <= end:
-            fold.validity.epoch, fold.validity.n = scan.epoch, scan.n
-            return PartitionReader(fold, next_offset=scan.offset, checkpoint_at=int(pointer["offset"]))
+    pointer = read_pointers(log).get(partition)
+    if pointer is not None and pointer.scan is not None and exists(log, partition, pointer.scan):
+        fold.validity.epoch, fold.validity.n = pointer.scan.epoch, pointer.scan.n
+        return PartitionReader(fold, next_offset=pointer.scan.offset, checkpoint_at=pointer.checkpoint.offset)
     return PartitionReader(fold)
 
 
@@ -182,33 +179,3 @@ def _identity_of(record: Record) -> tuple[str, str]:
     if kind == "edited":
         return kind, (record.headers.get("ce_cause") or b"").decode("utf-8", "replace")
     return kind, run_of(record)
-
-
-def read_pointer(log: Log, partition: int) -> dict[str, Any] | None:
-    """The newest index record of the partition, if it belongs to this incarnation of the events topic."""
-    key = b"%d" % partition
-    newest: Record | None = None
-    try:
-        first, end = log.bounds(Topic.INDEX, 0)
-        for records in log.read(Topic.INDEX, 0, first, end):
-            for record in records:
-                if record.key == key:
-                    newest = record
-        if newest is None:
-            return None
-        pointer = json.loads(newest.value or b"")
-        return pointer if pointer["topic_id"] == log.topic_id(Topic.EVENTS) else None
-    except (ValueError, KeyError, TypeError, LogTruncated):
-        return None
-
-
-def pointer_record(log: Log, partition: int, before: Position, scan: Position) -> tuple[bytes, bytes]:
-    """Key and value of the index record for a checkpoint whose first part stands at `before`."""
-    value = {
-        "offset": before.offset,
-        "epoch": before.epoch,
-        "n": before.n,
-        "scan": list(scan),
-        "topic_id": log.topic_id(Topic.EVENTS),
-    }
-    return b"%d" % partition, json.dumps(value).encode()

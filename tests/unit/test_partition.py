@@ -14,7 +14,8 @@ from libs.events.model import (
     RunAccepted,
     StopRequested,
 )
-from services.executor.partition import KEY_LIFETIME_US, PartitionFold, Position
+from libs.events.positions import Position
+from services.executor.partition import KEY_LIFETIME_US, PartitionFold
 
 NOW = 1_800_000_000_000_000
 RUN = new_run_id(2, NOW, 1)

@@ -9,7 +9,7 @@ from libs.events.codec import encode_event
 from libs.events.log import Entry, Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.model import PartitionClaimed
-from services.api.positions import Position, Waymarks, start_positions
+from libs.events.positions import Position, Waymarks, start_positions
 
 
 @pytest.fixture
