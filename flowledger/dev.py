@@ -1,8 +1,8 @@
 """The embedded mode: API, executor and projector in one process, over one data folder and no server.
 
 Same services, same log port, same semantics as on Kafka. The folder holds `log.db` (the truth), `tables.db` (can be
-deleted), `blobs/`, `admin-token` and, while it runs, `server.json` with the address. A lock on the folder decides who
-writes: a second process is refused.
+deleted), `blobs/`, `admin-token`, `secret-key` and, while it runs, `server.json` with the address. A lock on the folder
+decides who writes: a second process is refused.
 """
 
 import asyncio
@@ -22,7 +22,9 @@ import uvloop
 from libs.events.blobs import FolderBlobs
 from libs.events.log import LogError, Topic
 from libs.events.registry import RegistryTail
+from libs.events.sealing import Vault, stored_key
 from libs.events.sqlite import SqliteLog
+from libs.serving import hush_http
 from libs.settings import Settings
 from libs.tables import open_engine, sqlite_url
 from libs.workflow.catalog import Catalog
@@ -66,6 +68,7 @@ def start_embedded(data: Path, host: str, port: int, settings: Settings, *, exec
 
     Raises LogError when another process has the folder open, OSError when the port is taken.
     """
+    hush_http()
     data.mkdir(parents=True, exist_ok=True)
     started = threading.Event()
     found: list[Embedded | BaseException] = []
@@ -107,8 +110,14 @@ async def _serve(data: Path, host: str, port: int, settings: Settings, execute: 
         engine = open_engine(sqlite_url(data / "tables.db"))
         closing.callback(engine.dispose)
         blobs = FolderBlobs(data / "blobs")
-        registry = await asyncio.to_thread(RegistryTail, log)
+        key = stored_key(settings.secret_key, data, make=True)
+        await asyncio.to_thread(key)
+        vault = Vault(key)
+        registry = await asyncio.to_thread(RegistryTail, log, vault)
         closing.callback(registry.close)
+        if execute:  # who only reads sees masked values, with or without the key
+            await asyncio.to_thread(registry.refresh, START_TIMEOUT_S)
+            registry.check_sealed()
         catalog = Catalog(registry.document)
         projector = Projector(log, engine)
         closing.push_async_callback(asyncio.to_thread, projector.stop)
@@ -116,7 +125,7 @@ async def _serve(data: Path, host: str, port: int, settings: Settings, execute: 
         if execute:
             handlers = build_handlers(settings, log, blobs)
             closing.push_async_callback(handlers.close)
-            worker = build_executor(settings, log, catalog, registry.refresh, blobs, owner_name(), handlers)
+            worker = build_executor(settings, log, catalog, registry.refresh, blobs, vault, owner_name(), handlers)
             await worker.start()
             closing.push_async_callback(worker.stop, GRACE_S)
         instance_id = uuid.uuid4().hex
@@ -125,6 +134,7 @@ async def _serve(data: Path, host: str, port: int, settings: Settings, execute: 
             registry=registry,
             catalog=catalog,
             blobs=blobs,
+            vault=vault,
             records=Records(engine, log.topic_id(Topic.EVENTS)),
             admin_token=token,
             version=own_version(),

@@ -35,6 +35,7 @@ from libs.events.model import (
 )
 from libs.events.positions import Position
 from libs.events.registry import RegistryTail
+from libs.events.sealing import Vault
 from libs.workflow.catalog import Catalog
 from services.api import ApiDependencies, Limits, create_app
 from services.api.records import Records
@@ -43,6 +44,7 @@ from tests.documents import document, edges, end, start
 from tests.unit.api.speaking import llm
 
 ADMIN = "admin-token-of-the-tests"
+VAULT = Vault(lambda: "secret-key-of-the-tests")
 T0_US = 1_767_000_000_000_000
 
 Script = Callable[["ScriptedExecutor", str, RunAccepted], None]
@@ -213,12 +215,13 @@ class Server:
     """One API process: an app behind uvicorn, on a thread."""
 
     def __init__(self, log: Log, records: Records | None = None, limits: Limits | None = None, **more: Any) -> None:
-        self.registry = RegistryTail(log)
+        self.registry = RegistryTail(log, VAULT)
         deps = ApiDependencies(
             log=log,
             registry=self.registry,
             catalog=Catalog(self.registry.document),
             blobs=LogBlobs(log),
+            vault=VAULT,
             records=records,
             admin_token=ADMIN,
             instance_id="instance-1",

@@ -59,6 +59,7 @@ from libs.events.registry import (
     AppDeleted,
     DocumentStored,
     Fact,
+    FactSealed,
     KeyCreated,
     KeyRevoked,
     VersionDeleted,
@@ -210,6 +211,7 @@ COMMANDS: tuple[AnyCommand, ...] = (
 FACTS: tuple[Fact, ...] = (
     AppCreated(app_id=APP, name="Größe", description="d", icon="🤖", icon_background="#fff", created_at_us=1),
     DocumentStored(digest="sha256:00", document="app:\n  name: x\n"),
+    FactSealed(key="document/sha256:00", sealed="1.0a1b2c3d.c2VhbGVk"),
     VersionPublished(app_id=APP, workflow_id="w1", version="v1", digest="sha256:00", published_at_us=2),
     KeyCreated(key_id="k1", app_id=APP, hash="00" * 32, prefix="app-ab12", created_at_us=3),
     KeyRevoked(key_id="k1", app_id=APP, revoked_at_us=4),

@@ -10,10 +10,8 @@ size, and comes back as what it was. That is why `oversized` is also true for a 
 """
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from functools import lru_cache
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -22,6 +20,9 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from libs.events.blobs import BlobError, BlobRef, Blobs, is_ref
 from libs.events.codec import encode_body
+from libs.events.sealed_values import SENT, read_value
+from libs.events.sealing import Vault
+from libs.events.slots import Slot, fields_of, slots, with_values
 
 LIMIT_BYTES = 64 * 1024
 """What an event's JSON may have in the log."""
@@ -29,12 +30,7 @@ LIMIT_BYTES = 64 * 1024
 SMALLEST_BYTES = 1024
 """Values below it do not leave alone: their references would hardly be shorter."""
 
-_OBJECTS = ("inputs", "outputs", "process_data", "metadata", "variables", "pins", "form", "conversation")
-_WHOLE = ("state", "output", "history", "value")
 _MARK = b'"$blob"'
-
-Slot = tuple[str, str | int | None]
-"""A field, and in it a key (objects), a position (`updates`) or None (all of it)."""
 
 E = TypeVar("E", bound=BaseModel)
 
@@ -46,7 +42,7 @@ def oversized(body: bytes) -> bool:
 
 def contains_ref(event: BaseModel) -> bool:
     """Whether `restore` would have to fetch something."""
-    return any(is_ref(value) for _, value in _slots(event))
+    return any(is_ref(value) for _, value in slots(event))
 
 
 def offload(event: E, blobs: Blobs, run_id: str) -> "Future[E]":
@@ -66,16 +62,20 @@ def offload(event: E, blobs: Blobs, run_id: str) -> "Future[E]":
     return result
 
 
-def restore(event: E, blobs: Blobs) -> E:
-    """The event with all its values. Blocking when it has references. Raises LogError."""
+def restore(event: E, blobs: Blobs, vault: Vault | None = None) -> E:
+    """The event with all its values; sealed ones opened with `vault`, without it as readers are shown them.
+
+    Blocking when it has references. Raises LogError.
+    """
     fetched: dict[Slot, JsonValue] = {}
-    for slot, value in _slots(event):
+    for slot, value in slots(event):
         if is_ref(value):
             try:
-                fetched[slot] = from_json(blobs.get(value))
+                stored = from_json(blobs.get(value))
+                fetched[slot] = stored if isinstance(event, SENT) else read_value(stored, vault)
             except ValueError as error:
                 raise BlobError(f"{type(event).__name__}.{slot[0]}: the blob of {slot[1]!r} is no JSON") from error
-    return _with(event, fetched) if fetched else event
+    return with_values(event, fetched) if fetched else event
 
 
 class _Puts:
@@ -100,12 +100,14 @@ class _Puts:
             if failed is not None:
                 self._result.set_exception(failed)
             else:
-                self._result.set_result(_with(self._event, {slot: put.result() for slot, put in self._puts.items()}))
+                self._result.set_result(
+                    with_values(self._event, {slot: put.result() for slot, put in self._puts.items()})
+                )
 
 
 def _moves(event: BaseModel) -> dict[Slot, bytes]:
     """What has to leave: its JSON by its place."""
-    values = dict(_slots(event))
+    values = dict(slots(event))
     moves = {slot: _encode(value) for slot, value in values.items() if is_ref(value)}
     left = len(encode_body(event)) - _size(moves)
     if left <= LIMIT_BYTES:
@@ -123,57 +125,13 @@ def _moves(event: BaseModel) -> dict[Slot, bytes]:
 
 def _move_whole_fields(event: BaseModel, moves: dict[Slot, bytes], left: int) -> None:
     """Many small values: replace the moves of the largest object fields by moves of the fields."""
-    fields = {name: _encode(value) for name in _fields(type(event))[0] if (value := getattr(event, name))}
+    fields = {name: _encode(value) for name in fields_of(type(event))[0] if (value := getattr(event, name))}
     for name, data in sorted(fields.items(), key=lambda item: len(item[1]), reverse=True):
         if left <= LIMIT_BYTES:
             return
         its = {slot: moves.pop(slot) for slot in list(moves) if slot[0] == name}
         left -= len(data) - _size(its)
         moves[name, None] = data
-
-
-def _slots(event: BaseModel) -> Iterator[tuple[Slot, JsonValue]]:
-    """Every place where a reference may stand, with what stands there."""
-    objects, whole, updates = _fields(type(event))
-    for name in objects:
-        value = getattr(event, name)
-        if is_ref(value):
-            yield (name, None), value
-        elif value:
-            for key, item in value.items():
-                yield (name, key), item
-    for name in whole:
-        yield (name, None), getattr(event, name)
-    if updates:
-        for index, update in enumerate(getattr(event, "updates") or ()):  # noqa: B009  # known by name only
-            yield ("updates", index), update.value
-
-
-def _with(event: E, values: dict[Slot, JsonValue]) -> E:
-    """The event with other values in some of its places."""
-    changed: dict[str, Any] = {}
-    for (name, at), value in values.items():
-        if at is None:
-            changed[name] = value
-        elif isinstance(at, str):
-            changed.setdefault(name, dict(getattr(event, name)))[at] = value
-        else:
-            updates = changed.setdefault(name, list(getattr(event, name)))
-            updates[at] = updates[at].model_copy(update={"value": value})
-    if "updates" in changed:
-        changed["updates"] = tuple(changed["updates"])
-    return event.model_copy(update=changed)
-
-
-@lru_cache(maxsize=256)
-def _fields(model: type[BaseModel]) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
-    """(its fields that hold named values, its fields that leave as a whole, whether it has `updates`)."""
-    names = model.model_fields
-    return (
-        tuple(name for name in _OBJECTS if name in names),
-        tuple(name for name in _WHOLE if name in names),
-        "updates" in names,
-    )
 
 
 def _encode(value: Any) -> bytes:

@@ -29,6 +29,8 @@ from pydantic_core import PydanticSerializationError
 from libs.events.commands import COMMAND, AnyCommand
 from libs.events.log import Entry, Record
 from libs.events.model import EVENT_TYPES, RUN_EVENT_TYPES, Event
+from libs.events.sealed_values import MARK, read_sealed
+from libs.events.sealing import Vault
 
 _TYPE_PREFIX = "flowledger."
 _SPEC = ("ce_specversion", b"1.0")
@@ -169,8 +171,11 @@ def run_of(record: Record) -> str:
     return (record.headers.get("ce_subject") or b"").decode("utf-8", "replace")
 
 
-def decode_event(record: Record) -> Recorded:
-    """The event of a record that the validity rule admitted. Raises CodecError."""
+def decode_event(record: Record, vault: Vault | None = None) -> Recorded:
+    """The event of a record that the validity rule admitted. Raises CodecError.
+
+    Sealed values are opened with `vault` (raises SealError); without it they are what readers are shown.
+    """
     headers = record.headers
     try:
         name, version, model, is_run_event = _parse_type(headers["ce_type"])
@@ -188,6 +193,8 @@ def decode_event(record: Record) -> Recorded:
             event = model.model_validate(body)
         else:
             event = model.model_validate_json(record.value or b"")
+        if MARK in (record.value or b""):
+            event = read_sealed(event, vault)
         return Recorded(
             event,
             headers["ce_subject"].decode() if is_run_event else "",

@@ -14,9 +14,11 @@ are derived; the latest version of an app is the one with the highest offset. AP
 | `AppDeleted` | `app-deleted/<app id>` |
 | `VersionMarked` | `version-mark/<change id>` |
 | `VersionDeleted` | `version-deleted/<workflow id>` |
+| `FactSealed` | that of the fact in it |
 
-Drafts and pending imports: `libs.events.drafts`. A fact that nobody needs any more may be taken back by a record with
-its key and no value.
+A document that may hold secrets is sealed as a whole (`libs.events.sealing`): its text and its digest come back as
+they were. Drafts and pending imports: `libs.events.drafts`. A fact that nobody needs any more may be taken back by a
+record with its key and no value.
 """
 
 import hashlib
@@ -31,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from libs.events.drafts import DraftBook, DraftFact, key_of_draft_fact
 from libs.events.log import Entry, Log, LogError, Record, Topic
+from libs.events.sealing import SealError, Vault
 
 REFRESH_EVERY_S = 0.1
 """Who asks for what does not exist must not make us ask the log each time."""
@@ -159,6 +162,15 @@ class KeyRevoked(_Fact):
     revoked_at_us: int
 
 
+class FactSealed(_Fact):
+    """A fact that nobody reads without the deployment's key."""
+
+    type: Literal["FactSealed"] = "FactSealed"
+    key: str
+    """Record key of the fact in it."""
+    sealed: str
+
+
 Fact = (
     AppCreated
     | AppChanged
@@ -169,6 +181,7 @@ Fact = (
     | VersionDeleted
     | KeyCreated
     | KeyRevoked
+    | FactSealed
     | DraftFact
 )
 FACT: TypeAdapter[Fact] = TypeAdapter(Annotated[Fact, Field(discriminator="type")])
@@ -179,8 +192,25 @@ def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def encode_fact(fact: Fact) -> Entry:
-    """The record of a fact, for partition 0 of the definitions topic."""
+_TELLING = ("secret", "api_key", "api-key")
+"""A document without these words has no secret variable and no credential of its own."""
+
+
+def may_hold_secrets(fact: Fact) -> bool:
+    """Whether the fact carries a document that may have a secret in it. Sealing one too many costs nothing."""
+    document = getattr(fact, "document", "")
+    folded = document.casefold()
+    # An escape in a quoted scalar could spell those words without showing them.
+    return any(word in folded for word in _TELLING) or "\\x" in folded or "\\u" in folded
+
+
+def encode_fact(fact: Fact, vault: Vault | None = None) -> Entry:
+    """The record of a fact, for partition 0 of the definitions topic; sealed when it may hold secrets.
+
+    Raises SealError.
+    """
+    if vault is not None and may_hold_secrets(fact):
+        fact = FactSealed(key=_key_of(fact), sealed=vault.seal(fact.model_dump_json().encode()))
     headers = [
         ("ce_specversion", b"1.0"),
         ("content-type", b"application/json"),
@@ -214,6 +244,8 @@ def _key_of(fact: Fact) -> str:
             return f"version-mark/{fact.change_id}"
         case VersionDeleted():
             return f"version-deleted/{fact.workflow_id}"
+        case FactSealed():
+            return fact.key
         case _:
             return key_of_draft_fact(fact)
 
@@ -223,7 +255,11 @@ class Registry:
 
     # What look-ups walk over is replaced, never changed in place: that is all the thread safety there is.
 
-    def __init__(self) -> None:
+    def __init__(self, vault: Vault | None = None) -> None:
+        """`vault`: opens sealed documents; without one they are asked for in vain."""
+        self._vault = vault or Vault(lambda: None)
+        self._closed: dict[str, FactSealed] = {}
+        """By record key: what could not be opened."""
         self.position = 0
         """Offset of the next record to apply."""
         self.ignored = 0
@@ -249,7 +285,9 @@ class Registry:
                 place = {"topic": str(record.topic), "partition": record.partition, "offset": record.offset}
                 logger.warning("definition_unreadable", extra=place)
         elif record.key is not None:
-            self.drafts.forget(record.key.decode("utf-8", "replace"))
+            key = record.key.decode("utf-8", "replace")
+            self._closed.pop(key, None)
+            self.drafts.forget(key)
         self.position = record.offset + 1
 
     def _evolve(self, fact: Fact) -> None:
@@ -284,8 +322,24 @@ class Registry:
                 self._keys_by_hash[fact.hash] = fact
             case KeyRevoked():
                 self._revoked.add(fact.key_id)
+            case FactSealed():
+                self._unseal(fact)
             case _:
                 self.drafts.evolve(fact)
+
+    def _unseal(self, fact: FactSealed) -> None:
+        try:
+            self._evolve(FACT.validate_json(self._vault.open(fact.sealed)))
+        except SealError as error:
+            self._closed[fact.key] = fact
+            logger.error("definition_sealed", extra={"key": fact.key, "problem": str(error)})
+        else:
+            self._closed.pop(fact.key, None)
+
+    def check_sealed(self) -> None:
+        """Raises SealError when something is sealed with a key that this process does not have."""
+        for fact in tuple(self._closed.values()):
+            self._vault.open(fact.sealed)
 
     def _keep(self, app: AppCreated) -> None:
         if app.app_id in self._deleted:
@@ -331,6 +385,11 @@ class Registry:
         return self._versions.get(workflow_id)
 
     def document(self, digest: str) -> str | None:
+        """Raises SealError when it is there and cannot be opened."""
+        closed = self._closed.get(f"document/{digest}")
+        if closed is not None:
+            self._vault.open(closed.sealed)  # says what is wrong; the key may have come since
+            self._unseal(closed)
         return self._documents.get(digest)
 
     def keys(self, app_id: str) -> tuple[KeyCreated, ...]:
@@ -346,9 +405,9 @@ class Registry:
         return found.app_id
 
 
-def read_registry(log: Log) -> Registry:
+def read_registry(log: Log, vault: Vault | None = None) -> Registry:
     """The registry as of now, for a process that looks once (command line). Blocking. Raises LogError."""
-    registry = Registry()
+    registry = Registry(vault)
     first, _ = log.bounds(Topic.DEFINITIONS, 0)
     for batch in log.read(Topic.DEFINITIONS, 0, first):
         for record in batch:
@@ -362,11 +421,12 @@ class RegistryTail(Registry):
     def __init__(
         self,
         log: Log,
+        vault: Vault | None = None,
         *,
         monotonic: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        super().__init__()
+        super().__init__(vault)
         self._from = log
         self._monotonic = monotonic
         self._pause = pause

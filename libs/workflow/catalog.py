@@ -2,9 +2,11 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Lock
 
 from libs.workflow.definition import Definition, WorkflowError, compile_document
+from libs.workflow.segments import mask
 
 
 class DefinitionMissing(WorkflowError):
@@ -36,12 +38,33 @@ class Catalog:
         definition = self.cached(digest)
         if definition is not None:
             return definition
-        text = self._document(digest)
-        if text is None:
-            raise DefinitionMissing(f"no document with digest {digest} in the definitions topic")
-        definition = compile_document(text)
+        definition = self._make(digest)
         with self._lock:
             self._compiled[digest] = definition
             while len(self._compiled) > self._size:
                 self._compiled.popitem(last=False)
         return definition
+
+    def _make(self, digest: str) -> Definition:
+        text = self._document(digest)
+        if text is None:
+            raise DefinitionMissing(f"no document with digest {digest} in the definitions topic")
+        return compile_document(text)
+
+
+class ShownCatalog(Catalog):
+    """The same definitions for who shows runs and executes nothing: their secret variables have masked values."""
+
+    def __init__(self, catalog: Catalog, size: int = 256) -> None:
+        super().__init__(lambda digest: None, size)
+        self._catalog = catalog
+
+    def _make(self, digest: str) -> Definition:
+        definition = self._catalog.get(digest)
+        if all(each.type != "secret" for each in definition.environment):
+            return definition
+        shown = (
+            replace(each, value=mask(str(each.value))) if each.type == "secret" else each
+            for each in definition.environment
+        )
+        return replace(definition, environment=tuple(shown))

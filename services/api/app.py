@@ -20,7 +20,8 @@ from libs.events.codec import CodecError
 from libs.events.files import Files
 from libs.events.log import Log, LogError
 from libs.events.registry import RegistryTail
-from libs.workflow.catalog import Catalog
+from libs.events.sealing import Vault
+from libs.workflow.catalog import Catalog, ShownCatalog
 from services.api.about import about_routes
 from services.api.absent import absent_routes
 from services.api.access import Access
@@ -67,6 +68,8 @@ class ApiDependencies:
     registry: RegistryTail
     catalog: Catalog
     blobs: Blobs
+    vault: Vault
+    """Seals documents that may hold secrets; the same key in all services of a deployment."""
     records: Records | None
     """Read side of the tables; None: lists of runs are not available, everything else is."""
     admin_token: str = field(repr=False)
@@ -124,8 +127,9 @@ def create_app(deps: ApiDependencies) -> FastAPI:
 def _build(deps: ApiDependencies) -> Parts:
     limits = deps.limits
     threads = Threads()
+    catalog = ShownCatalog(deps.catalog)
     tables = None if deps.records is None else Tables(deps.records, limits.tables_s)
-    streams = RunStreams(deps.log, deps.blobs, deps.catalog, threads, limits.stream_buffer_bytes)
+    streams = RunStreams(deps.log, deps.blobs, catalog, threads, limits.stream_buffer_bytes)
     tail = EventTail(deps.log, threads, streams.make_live, streams.close)
     reads = Reads(deps.log, deps.blobs, tail, tables, threads, limits.fresh_s)
     streams.join(tail, reads)
@@ -141,10 +145,10 @@ def _build(deps: ApiDependencies) -> Parts:
     files = Files(deps.log, deps.blobs, now_us=deps.now_us, random_bits=deps.random_bits)
     uploads = Uploads(files, threads, limits.blocked_extensions)
     pinger = Pinger(limits.ping_s, limits.stuck_s)
-    folds = Folds(deps.log, deps.blobs, deps.catalog, reads, threads)
+    folds = Folds(deps.log, deps.blobs, catalog, reads, threads)
     starter = RunStarter(
         deps.registry,
-        deps.catalog,
+        catalog,
         deps.blobs,
         tail,
         streams,
@@ -157,6 +161,7 @@ def _build(deps: ApiDependencies) -> Parts:
     )
     publisher = Publisher(
         deps.log,
+        deps.vault,
         deps.registry,
         threads,
         now_us=deps.now_us,
@@ -169,7 +174,7 @@ def _build(deps: ApiDependencies) -> Parts:
         log=deps.log,
         blobs=deps.blobs,
         registry=deps.registry,
-        catalog=deps.catalog,
+        catalog=catalog,
         tables=tables,
         limits=limits,
         threads=threads,

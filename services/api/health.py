@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from libs.events.log import LogError, Topic
+from libs.events.sealing import SealError
 from services.api import schemas
 from services.api.errors import ApiError
 from services.api.metrics import ApiMetrics
@@ -56,6 +57,9 @@ async def _progress(parts: Parts) -> tuple[str | None, int | None]:
     try:
         ends = await parts.threads.run(_ends, parts)
         await parts.access.refresh()
+        parts.registry.check_sealed()
+    except SealError as error:
+        return str(error), None
     except (LogError, ApiError) as error:
         return f"the log cannot be read: {error}", None
     lag = parts.tail.lag(ends)

@@ -17,6 +17,7 @@ import uvloop
 from libs.events.blobs import LogBlobs
 from libs.events.log import LogError, Topic
 from libs.events.registry import RegistryTail
+from libs.events.sealing import Vault, stored_key
 from libs.serving import configure_logging, until_asked_to_stop
 from libs.settings import Settings, SettingsError, load_settings
 from libs.tables import open_engine
@@ -75,7 +76,10 @@ async def _serve(settings: Settings, kafka: str, database_url: str, listener: so
     engine = open_engine(database_url)
     registry: RegistryTail | None = None
     try:
-        registry = await asyncio.to_thread(RegistryTail, log)
+        key = stored_key(settings.secret_key, settings.data, make=True)
+        await asyncio.to_thread(key)  # made now, so that it can be given to the executors
+        vault = Vault(key)
+        registry = await asyncio.to_thread(RegistryTail, log, vault)
         topic_id = await asyncio.to_thread(log.topic_id, Topic.EVENTS)
         app = create_app(
             ApiDependencies(
@@ -83,6 +87,7 @@ async def _serve(settings: Settings, kafka: str, database_url: str, listener: so
                 registry=registry,
                 catalog=Catalog(registry.document),
                 blobs=LogBlobs(log),
+                vault=vault,
                 records=Records(engine, topic_id),
                 admin_token=settings.admin_token or stored_admin_token(settings.data),
                 version=own_version(),

@@ -29,6 +29,7 @@ from libs.events.registry import (
     hash_key,
     taken_back,
 )
+from libs.events.sealing import SealError, Vault
 from libs.workflow.definition import Definition, Problem, check_document
 from services.api.errors import ApiError, bad_request, not_found, unavailable
 from services.api.requests import is_app_key
@@ -55,6 +56,7 @@ class Publisher:
     def __init__(
         self,
         log: Log,
+        vault: Vault,
         registry: RegistryTail,
         threads: Threads,
         *,
@@ -64,6 +66,7 @@ class Publisher:
         keys_per_app: int,
     ) -> None:
         self._log = log
+        self._vault = vault
         self._registry = registry
         self._threads = threads
         self._now_us = now_us
@@ -227,8 +230,10 @@ class Publisher:
         try:
             offset = -1
             for fact in facts:
-                offset = await asyncio.wrap_future(self._log.send(Topic.DEFINITIONS, 0, encode_fact(fact)))
+                offset = await asyncio.wrap_future(self._log.send(Topic.DEFINITIONS, 0, encode_fact(fact, self._vault)))
             seen = await self._threads.run(self._registry.wait_for, offset, 5.0)
+        except SealError as error:
+            raise unavailable(str(error)) from error
         except LogError as error:
             raise unavailable(f"the change was not confirmed by the log: {error}") from error
         if not seen:

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from libs.events.blobs import Blobs, is_ref
+from libs.events.blobs import BlobRef, Blobs, is_ref
 from libs.events.codec import Recorded
 from libs.events.ids import created_at_us, partition_of
 from libs.events.log import Log, Topic
 from libs.events.model import RunAccepted, RunEnd, RunStarted
+from libs.events.sealed_values import read_value
 from services.api.frames import END_STATUS, Json, encode
 from services.api.history import Span, read_events, read_one
 from services.api.records import Found, RecordsUnavailable
@@ -195,8 +196,11 @@ class Reads:
         if '"$blob"' not in (text or ""):
             return dict(values)
         if is_ref(values):
-            return dict(json.loads(self._blobs.get(values)))
-        return {name: json.loads(self._blobs.get(each)) if is_ref(each) else each for name, each in values.items()}
+            return dict(self._stored(values))
+        return {name: self._stored(each) if is_ref(each) else each for name, each in values.items()}
+
+    def _stored(self, ref: BlobRef) -> Any:
+        return read_value(json.loads(self._blobs.get(ref)), None)
 
 
 def _summary_of(accepted: Recorded, started_us: int, end: Recorded | None, seq: int) -> RunSummary:

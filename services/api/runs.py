@@ -13,6 +13,7 @@ from libs.events.ids import execution_id, task_id_of
 from libs.events.log import LogError
 from libs.events.model import CommandRejected, RunAccepted
 from libs.events.registry import AppCreated
+from libs.events.sealing import SealError
 from libs.workflow.catalog import DefinitionMissing
 from libs.workflow.definition import Definition, DefinitionInvalid
 from libs.workflow.pins import PinsInvalid, parse_pins
@@ -237,7 +238,7 @@ def _definition(parts: Parts, history: list[Recorded]) -> Definition | None:
         return None
     try:
         return parts.catalog.get(history[0].event.digest)
-    except (DefinitionMissing, DefinitionInvalid):
+    except (DefinitionMissing, DefinitionInvalid, SealError):
         return None
 
 

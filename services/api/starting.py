@@ -18,6 +18,7 @@ from libs.events.commands import StartRun
 from libs.events.ids import created_at_us, execution_id, task_id_of
 from libs.events.log import LogError, Record
 from libs.events.registry import AppCreated, RegistryTail, VersionPublished
+from libs.events.sealing import SealError
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition, DefinitionInvalid
 from libs.workflow.inputs import InputInvalid, accepted_files, validate_inputs
@@ -102,6 +103,8 @@ class RunStarter:
             return definition
         try:
             return await self._threads.run(self._compile, version.digest)
+        except SealError as error:
+            raise unavailable(f"the workflow's document cannot be read: {error}") from error
         except (DefinitionMissing, LogError) as error:
             raise unavailable("the workflow's document cannot be looked up now. Try again") from error
         except DefinitionInvalid as error:

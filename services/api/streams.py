@@ -12,6 +12,7 @@ from libs.events.blobs import Blobs
 from libs.events.codec import CodecError, Recorded
 from libs.events.log import Log, LogError
 from libs.events.model import RunAccepted
+from libs.events.sealing import SealError
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition, DefinitionInvalid
 from services.api.frames import Cursor, Frame, FrameMaker, error_frame
@@ -144,7 +145,7 @@ class RunStreams:
         # Starts and fills have compiled it before, so this is a look-up; at worst it parses once more.
         try:
             return self._catalog.get(digest)
-        except (DefinitionMissing, DefinitionInvalid) as error:
+        except (DefinitionMissing, DefinitionInvalid, SealError) as error:
             logger.warning("definition_unusable", extra={"digest": digest, "problem": str(error)[:200]})
             return None
 

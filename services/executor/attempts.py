@@ -91,7 +91,7 @@ async def perform(
     try:
         if planned.effect:
             await still_owner()
-        outcome = await handler.run(_attempt(run, state, item, node, emitter))
+        outcome = await handler.run(_attempt(run, state, item, node, emitter.emit))
     except asyncio.CancelledError:
         emitter.drop()
         raise
@@ -116,7 +116,7 @@ def _pattern(run_id: str, epoch: int, item: Due, after: int) -> Chunk:
     )
 
 
-def _attempt(run: LiveRun, state: RunState, item: Due, node: Node, emitter: Emitter) -> Attempt:
+def _attempt(run: LiveRun, state: RunState, item: Due, node: Node, emit: Callable[[str, str], None]) -> Attempt:
     accepted = state.accepted
     assert accepted is not None
     return Attempt(
@@ -129,7 +129,7 @@ def _attempt(run: LiveRun, state: RunState, item: Due, node: Node, emitter: Emit
         number=item.attempt,
         key=f"{run.run_id}/{node.id}/{item.key.path}/{item.attempt}",
         pool=state.frames[item.key.path].pool,
-        emit=emitter.emit,
+        emit=run.secrets.withheld(emit) if run.secrets else emit,
         history=tuple(turns(state.history)) if node.type in REMEMBERING else (),
     )
 

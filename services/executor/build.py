@@ -8,6 +8,7 @@ from collections.abc import Callable
 from libs.events.blobs import Blobs
 from libs.events.files import Files
 from libs.events.log import Log
+from libs.events.sealing import Vault
 from libs.settings import Settings
 from libs.workflow.catalog import Catalog
 from services.executor.executor import Executor
@@ -33,6 +34,7 @@ def build_executor(
     catalog: Catalog,
     refresh_definitions: Callable[[], None],
     blobs: Blobs,
+    vault: Vault,
     owner_id: str,
     handlers: NodeHandlers,
 ) -> Executor:
@@ -42,6 +44,7 @@ def build_executor(
         refresh_definitions=refresh_definitions,
         handlers=handlers.by_type,
         blobs=blobs,
+        vault=vault,
         owner_id=owner_id,
         slots={"wait": WAITING_SLOTS, "process": PROCESS_SLOTS},
         max_steps=settings.max_steps,

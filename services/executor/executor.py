@@ -17,6 +17,7 @@ from typing import Any
 
 from libs.events.blobs import Blobs
 from libs.events.log import Ack, Log, LogError, LogTruncated, Record, Topic
+from libs.events.sealing import Vault
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition
 from services.executor.nodes.port import Handler
@@ -55,6 +56,7 @@ class Executor:
         refresh_definitions: Callable[[], None],
         handlers: Mapping[str, Handler],
         blobs: Blobs,
+        vault: Vault,
         owner_id: str,
         slots: Mapping[str, int],
         max_steps: int,
@@ -79,6 +81,7 @@ class Executor:
         self.catalog = catalog
         self.handlers = handlers
         self.blobs = blobs
+        self.vault = vault
         self.owner_id = owner_id
         self.slots = Slots(slots)
         self.max_steps = max_steps

@@ -10,10 +10,12 @@ from libs.events.claim_check import restore
 from libs.events.codec import decode_event
 from libs.events.log import Log, LogTruncated, Record, Topic
 from libs.events.model import RunEvent, RunSnapshotted
+from libs.events.sealing import Vault
 from libs.workflow.definition import Definition
 from libs.workflow.machine import apply, new_state
 from libs.workflow.pins import Pins, parse_pins
 from libs.workflow.state import Key, RunState, load_state
+from services.executor.secrets import Secrets
 
 
 @dataclass(slots=True, eq=False)
@@ -24,6 +26,8 @@ class LiveRun:
     digest: str
     state: RunState | None = None
     pins: Pins | None = None
+    secrets: Secrets | None = None
+    """Known with the state: until then nothing of a node is recorded."""
     snapshot: Record | None = None
     snapshot_offset: int | None = None
     """Where the newest snapshot stands that recovery did not meet on its way."""
@@ -46,8 +50,9 @@ class LiveRun:
     waits_for: set[str] = field(default_factory=set)
     """Slot kinds it will be woken for."""
 
-    def fold_ahead(self, state: RunState, epoch: int) -> None:
+    def fold_ahead(self, state: RunState, epoch: int, vault: Vault) -> None:
         """Fold this epoch's own events; from then on `state` is the run's state."""
+        self.secrets = Secrets.of(state.definition, vault)
         for event, at_us in self.ahead:
             apply(state, event, at_us, epoch)
         self.ahead.clear()
@@ -75,7 +80,13 @@ Ahead = list[tuple[RunEvent, int]]
 
 
 def load_run(
-    run: LiveRun, ahead: Ahead, log: Log, blobs: Blobs, partition: int, definition: Callable[[str], Definition]
+    run: LiveRun,
+    ahead: Ahead,
+    log: Log,
+    blobs: Blobs,
+    vault: Vault,
+    partition: int,
+    definition: Callable[[str], Definition],
 ) -> tuple[RunState, Ahead]:
     """The run's state from its snapshot and the events behind it; and `ahead` with its large values. Blocking.
 
@@ -90,12 +101,12 @@ def load_run(
             raise LogTruncated(f"{Topic.EVENTS}[{partition}]: the snapshot at {start} is gone. Restore the topic")
     state = new_state(compiled, run.run_id)
     if record is not None:
-        snapshot = restore(decode_event(record).event, blobs)
+        snapshot = restore(decode_event(record, vault).event, blobs, vault)
         assert isinstance(snapshot, RunSnapshotted)
         state = load_state(compiled, run.run_id, snapshot.state)
     for record in run.records:
-        recorded = decode_event(record)
+        recorded = decode_event(record, vault)
         if recorded.seq > state.seq:
-            event = restore(recorded.event, blobs)
+            event = restore(recorded.event, blobs, vault)
             apply(state, event, recorded.at_us, recorded.epoch)  # type: ignore[arg-type]  # a run event
     return state, [(restore(event, blobs), at_us) for event, at_us in ahead]

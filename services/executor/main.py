@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from libs.events.blobs import LogBlobs
 from libs.events.log import LogError
 from libs.events.registry import RegistryTail
+from libs.events.sealing import Vault, stored_key
 from libs.serving import HealthServer, configure_logging, until_asked_to_stop
 from libs.settings import Settings, SettingsError, load_settings
 from libs.workflow.catalog import Catalog
@@ -20,6 +21,8 @@ from services.executor.executor import Executor
 from services.executor.metrics import ExecutorMetrics
 
 GRACE_S = 5.0
+OPENING_S = 30.0
+"""How long reading the definitions may take at start."""
 
 
 def owner_name() -> str:
@@ -52,11 +55,14 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
     from libs.events.kafka import KafkaLog  # here: the embedded mode uses this module and no Kafka client
 
     log = KafkaLog(settings.kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
-    registry = await asyncio.to_thread(RegistryTail, log)
+    vault = Vault(stored_key(settings.secret_key, settings.data, make=False))
+    registry = await asyncio.to_thread(RegistryTail, log, vault)
+    await asyncio.to_thread(registry.refresh, OPENING_S)
+    registry.check_sealed()
     catalog = Catalog(registry.document)
     blobs = LogBlobs(log)
     handlers = build_handlers(settings, log, blobs)
-    executor = build_executor(settings, log, catalog, registry.refresh, blobs, owner_name(), handlers)
+    executor = build_executor(settings, log, catalog, registry.refresh, blobs, vault, owner_name(), handlers)
     metrics = CollectorRegistry()
     metrics.register(ExecutorMetrics(executor))
     health = HealthServer(host, port, lambda: problem_of(executor), lambda: generate_latest(metrics), "executor")

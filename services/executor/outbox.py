@@ -19,8 +19,11 @@ from libs.events.codec import encode_body, encode_event, stamp_of
 from libs.events.log import Ack, Appender, AppendRefused, Entry, Log, LogError, Topic
 from libs.events.model import Event, RunAccepted
 from libs.events.positions import Position
+from libs.events.sealed_values import MARK
+from libs.events.sealing import SealError
 from libs.events.validity import Validity
 from services.executor.confirm import Confirmer, Next
+from services.executor.secrets import Secrets
 
 BATCH = 2_000
 REFUSED_WAIT_S = 0.02
@@ -42,6 +45,7 @@ class Outgoing:
     seq: int
     at_us: int
     cause: str
+    secrets: Secrets | None = None
     body: bytes | None = None
     n: int = 0
 
@@ -114,8 +118,11 @@ class Outbox:
 
     # --- in ---
 
-    def put(self, event: Event, run_id: str, seq: int, at_us: int, cause: str) -> Outgoing:
-        out = Outgoing(event, run_id, seq, at_us, cause)
+    def put(
+        self, event: Event, run_id: str, seq: int, at_us: int, cause: str, secrets: Secrets | None = None
+    ) -> Outgoing:
+        """`secrets`: those of its run, which are not to be read in the log."""
+        out = Outgoing(event, run_id, seq, at_us, cause, secrets)
         self._queue.append(out)
         return out
 
@@ -142,7 +149,9 @@ class Outbox:
         batch: list[Entry] = []
         while self._queue and not self._offloading and len(batch) < BATCH:
             out = self._queue[0]
-            body = out.body if out.body is not None else encode_body(out.event)
+            body = out.body if out.body is not None else self._body(out)
+            if body is None:
+                return
             # `RunAccepted` repeats its command, whose large values the sender has moved out already: references in
             # it are real ones, and moving them out once more would hide the values behind two of them.
             if out.body is None and oversized(body) and not isinstance(out.event, RunAccepted):
@@ -155,6 +164,18 @@ class Outbox:
             self._hand_over(batch)
         if self._queue and not self._offloading and not self._refused:
             self._wake()
+
+    def _body(self, out: Outgoing) -> bytes | None:
+        """The event's JSON without a secret in it; None: the epoch is over, because secrets cannot be sealed here."""
+        body = encode_body(out.event)
+        if out.secrets is None or not (out.secrets or MARK in body):
+            return body
+        try:
+            out.event = out.secrets.sealed(out.event)
+        except SealError as error:
+            self._lost(str(error), again=True)
+            return None
+        return encode_body(out.event)
 
     def _encode(self, out: Outgoing, body: bytes) -> Entry:
         self._n += 1

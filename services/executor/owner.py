@@ -597,7 +597,9 @@ class PartitionOwner:
         assert state.accepted is not None
         assert state.accepted.conversation_id is not None
         try:
-            events = await self._x.blocking(read_marked, self._x.log, self._x.blobs, self.partition, earlier)
+            events = await self._x.blocking(
+                read_marked, self._x.log, self._x.blobs, self._x.vault, self.partition, earlier
+            )
             run.opening = opening(state.definition, state.accepted.conversation_id, recall(events))
         except (BlobError, LogTruncated) as error:
             self._set_aside(run, error)
@@ -626,16 +628,16 @@ class PartitionOwner:
             run.hydrating = True
             self._spawn(self._hydrate(run))
             return None
-        run.fold_ahead(new_state(definition, run.run_id), self._epoch)
+        run.fold_ahead(new_state(definition, run.run_id), self._epoch, self._x.vault)
         return run.state
 
     async def _hydrate(self, run: LiveRun) -> None:
         ahead = list(run.ahead)
         try:
-            arguments = (self._x.log, self._x.blobs, self.partition, self._x.definition)
+            arguments = (self._x.log, self._x.blobs, self._x.vault, self.partition, self._x.definition)
             state, ahead = await self._x.blocking(load_run, run, ahead, *arguments)
             run.ahead[: len(ahead)] = ahead
-            run.fold_ahead(state, self._epoch)
+            run.fold_ahead(state, self._epoch, self._x.vault)
         except (DefinitionMissing, DefinitionInvalid) as error:
             self._fail(run, "definition_invalid", str(error))
             return
@@ -681,9 +683,15 @@ class PartitionOwner:
 
     # --- facts -------------------------------------------------------------------------------------------------------
 
-    def _emit(self, run_id: str, event: Event, cause: str, run: LiveRun | None = None) -> Outgoing:
-        """Fold a fact into memory and put it into the outbox."""
+    def _emit(
+        self, run_id: str, event: Event, cause: str, run: LiveRun | None = None, *, of: LiveRun | None = None
+    ) -> Outgoing:
+        """Fold a fact into memory and put it into the outbox. `of`: the run that a partition event tells of."""
         fold = self._fold
+        about = run or of
+        secrets = None if about is None else about.secrets
+        if secrets:
+            event = secrets.without_errors(event)
         at_us = fold.last_at_us = max(self._x.now_us(), fold.last_at_us)
         name = type(event).__name__
         entry = fold.runs.get(run_id)
@@ -694,7 +702,7 @@ class PartitionOwner:
             fold.count(name, run_id, self._outbox.position)
         # A run that has ended has left the table: its entry still says the sequence before.
         seq = 0 if entry is None else entry.seq + (name in RUN_END_TYPES)
-        out = self._outbox.put(event, run_id, seq, at_us, cause)
+        out = self._outbox.put(event, run_id, seq, at_us, cause, secrets)
         if run is not None:
             if run.state is None:
                 run.ahead.append((event, at_us))  # type: ignore[arg-type]  # runs get run events only
@@ -710,7 +718,7 @@ class PartitionOwner:
 
     def _snapshot(self, run: LiveRun, state: RunState) -> None:
         seq = run.snapshot_seq = state.seq
-        out = self._emit("", RunSnapshotted(run_id=run.run_id, seq=seq, state=dump_state(state)), "owner")
+        out = self._emit("", RunSnapshotted(run_id=run.run_id, seq=seq, state=dump_state(state)), "owner", of=run)
         self._outbox.when_confirmed(out, partial(self._snapshot_confirmed, run, seq, out))
 
     def _snapshot_confirmed(self, run: LiveRun, seq: int, out: Outgoing) -> None:

@@ -24,6 +24,7 @@ from libs.events.model import (
     RunSnapshotted,
 )
 from libs.events.positions import Position, exists, read_pointers
+from libs.events.sealing import Vault
 from libs.events.validity import Validity
 from services.executor.partition import NEEDS_BODY, PartitionFold
 
@@ -141,7 +142,7 @@ APART = 500
 """Offsets between two marked events from which on they are read by themselves."""
 
 
-def read_marked(log: Log, blobs: Blobs, partition: int, marks: Sequence[Mark]) -> list[tuple[str, Event]]:
+def read_marked(log: Log, blobs: Blobs, vault: Vault, partition: int, marks: Sequence[Mark]) -> list[tuple[str, Event]]:
     """(run, event) of every mark, in the order of the marks, with all values. Blocking.
 
     Raises LogTruncated when one of them is not there, LogError, CodecError.
@@ -164,9 +165,9 @@ def read_marked(log: Log, blobs: Blobs, partition: int, marks: Sequence[Mark]) -
     missing = next((key for key in wanted if key not in found), None)
     if missing is not None:
         raise LogTruncated(f"{Topic.EVENTS}[{partition}]: {' of '.join(missing)} is gone. Restore the topic")
-    decoded = {key: decode_event(record) for key, record in found.items()}
+    decoded = {key: decode_event(record, vault) for key, record in found.items()}
     keys = [(str(mark.kind), mark.of) for mark in marks]
-    return [(decoded[key].run_id, restore(decoded[key].event, blobs)) for key in keys]
+    return [(decoded[key].run_id, restore(decoded[key].event, blobs, vault)) for key in keys]
 
 
 _MARKED = {"RunAccepted": "accepted", "RunStarted": "started", "ConversationVariableSet": "edited"} | dict.fromkeys(

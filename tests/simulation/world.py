@@ -19,6 +19,7 @@ from libs.events.ids import new_run_id
 from libs.events.log import Record, Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.model import RUN_END_TYPES, FormExpired, FormOpened, FormSubmitted
+from libs.events.sealing import Vault
 from libs.events.validity import Validity
 from libs.workflow.catalog import Catalog
 from libs.workflow.definition import compile_document
@@ -30,6 +31,7 @@ from services.executor.nodes.port import Attempt, Handler
 from tests.simulation.inline import inline_handlers
 
 EPOCH_S = 1_800_000_000
+VAULT = Vault(lambda: "secret-key-of-the-tests")
 
 
 class _NoWait(selectors.SelectSelector):
@@ -194,6 +196,7 @@ class World:
                 **self.handlers,
             },
             blobs=self.blobs,
+            vault=VAULT,
             owner_id=f"executor-{self._owners}",
             slots=self.slots,
             max_steps=self.max_steps,

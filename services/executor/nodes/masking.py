@@ -5,6 +5,7 @@ variables, where they are plain text.
 """
 
 import json
+from collections.abc import Iterable
 from urllib.parse import quote
 
 from pydantic import JsonValue
@@ -17,14 +18,58 @@ from libs.workflow.segments import as_text, mask
 _SHORTEST = 4
 
 
-class Masking:
+class Masks:
+    """Known secrets, and what records show in their place. Falsy when there are none."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        # Longest first: one secret may be the beginning of another.
+        longest_first = sorted({secret for secret in secrets if len(secret) >= _SHORTEST}, key=len, reverse=True)
+        self._masks = {form: mask(secret) for secret in longest_first for form in _forms(secret)}
+
+    def __bool__(self) -> bool:
+        return bool(self._masks)
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Every way in which a secret may stand in a text."""
+        return tuple(self._masks)
+
+    def hide(self, value: JsonValue) -> bool:
+        """Whether anything in the value would be masked."""
+        if not self._masks:
+            return False
+        match value:
+            case str():
+                return any(form in value for form in self._masks)
+            case list():
+                return any(map(self.hide, value))
+            case dict():
+                return any(self.hide(key) or self.hide(item) for key, item in value.items())
+        return False
+
+    def json(self, value: JsonValue) -> JsonValue:
+        """A value without the secrets in it."""
+        match value:
+            case str():
+                return self.text(value)
+            case list() if self._masks:
+                return [self.json(item) for item in value]
+            case dict() if self._masks:
+                return {self.text(key): self.json(item) for key, item in value.items()}
+        return value
+
+    def text(self, text: str) -> str:
+        for secret, masked in self._masks.items():
+            text = text.replace(secret, masked)
+        return text
+
+
+class Masking(Masks):
     """Writes text for records. Reads the pool: make it before the first `await`."""
 
     def __init__(self, pool: Pool) -> None:
+        super().__init__(pool.secrets())
         self._pool = pool
-        # Longest first: one secret may be the beginning of another.
-        secrets = sorted((secret for secret in pool.secrets() if len(secret) >= _SHORTEST), key=len, reverse=True)
-        self._masks = {form: mask(secret) for secret in secrets for form in _forms(secret)}
 
     def render(self, template: str) -> str:
         """As `render_text`, with masks."""
@@ -39,22 +84,6 @@ class Masking:
             else:
                 pieces.append(part if isinstance(part, str) else ".".join(part))
         return self.text("".join(pieces))
-
-    def json(self, value: JsonValue) -> JsonValue:
-        """A value without the secrets in it."""
-        match value:
-            case str():
-                return self.text(value)
-            case list() if self._masks:
-                return [self.json(item) for item in value]
-            case dict() if self._masks:
-                return {key: self.json(item) for key, item in value.items()}
-        return value
-
-    def text(self, text: str) -> str:
-        for secret, masked in self._masks.items():
-            text = text.replace(secret, masked)
-        return text
 
 
 def _forms(secret: str) -> tuple[str, ...]:

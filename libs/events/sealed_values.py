@@ -1,0 +1,42 @@
+"""Sealed values in events: `{"$sealed": token, "shown": masked}` in the place of a value that holds a secret.
+
+Whoever runs the nodes opens them; every other reader (API, tables, command line, outside consumers) sees `shown` and
+needs no key. A user's value that merely looks like one is sealed itself, so it comes back as what it was.
+"""
+
+from typing import TypeVar, cast
+
+from pydantic import BaseModel, JsonValue
+from pydantic_core import from_json, to_json
+
+from libs.events.model import ConversationVariableSet, FormSubmitted, RunAccepted
+from libs.events.sealing import Vault
+from libs.events.slots import Slot, is_sealed, slots, with_values
+
+MARK = b'"$sealed"'
+
+SENT = (RunAccepted, FormSubmitted, ConversationVariableSet)
+"""Events that repeat what a client sent: nothing of ours is sealed in them, whatever their values look like."""
+
+E = TypeVar("E", bound=BaseModel)
+
+
+def seal_value(value: JsonValue, shown: JsonValue, vault: Vault) -> JsonValue:
+    """What stands in the log for `value`. Raises SealError."""
+    return {"$sealed": vault.seal(to_json(value, inf_nan_mode="null")), "shown": shown}
+
+
+def read_value(value: JsonValue, vault: Vault | None) -> JsonValue:
+    """The value itself with the key, what it shows without one. Raises SealError."""
+    if not is_sealed(value):
+        return value
+    sealed = cast(dict[str, JsonValue], value)
+    return sealed["shown"] if vault is None else from_json(vault.open(str(sealed["$sealed"])))
+
+
+def read_sealed(event: E, vault: Vault | None) -> E:
+    """The event with its sealed values opened, or with what they show. Raises SealError."""
+    if isinstance(event, SENT):
+        return event
+    read: dict[Slot, JsonValue] = {slot: read_value(value, vault) for slot, value in slots(event) if is_sealed(value)}
+    return with_values(event, read) if read else event

@@ -1,0 +1,152 @@
+"""A planted secret: it does its work, and stands in no file of the data folder, no answer, stream or log line."""
+
+import http.server
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flowledger import Client
+from flowledger.dev import Embedded, start_embedded
+from libs.events.log import LogError
+from libs.settings import Settings
+from tests.documents import code, document, edges, end, node, start, template
+
+SECRET = "sk-live-0123456789-abcdefghij"
+PIECES = ("0123456789-abcdefghij", "sk-live-0123")
+
+
+def flow(port: int) -> str:
+    call = node(
+        "call",
+        "http-request",
+        method="get",
+        url=f"http://127.0.0.1:{port}/",
+        authorization={"type": "api-key", "config": {"type": "bearer", "api_key": "{{#env.key#}}"}},
+        headers="X-Made: {{#header.output#}}",
+        params="key:{{#env.key#}}",
+        body={"type": "none", "data": []},
+        timeout={},
+    )
+    joined = code(
+        "joined",
+        code="def main(key):\n    return {'result': key + '!'}\n",
+        variables=[{"variable": "key", "value_selector": ["env", "key"]}],
+    )
+    return document(
+        [start("q"), template("header", "made of {{ key }}", key="env.key"), joined, call,
+         end(status="call.status_code", header="header.output", joined="joined.result", key="env.key")],
+        edges("start > header > joined > call > end"),
+        environment_variables=[{"name": "key", "value_type": "secret", "value": SECRET}],
+    )  # fmt: skip
+
+
+@pytest.fixture
+def called() -> Iterator[tuple[int, list[Any]]]:
+    """A server, and the headers it got."""
+    seen: list[Any] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append((self.path, dict(self.headers)))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1], seen
+    server.shutdown()
+    server.server_close()
+
+
+def opened(folder: Path, key: str | None = None, *, executor: bool = True) -> Embedded:
+    settings = Settings(models="offline", data=folder, http_allow=("127.0.0.1",), secret_key=key, sandbox="process")
+    return start_embedded(folder, "127.0.0.1", 0, settings, executor=executor)
+
+
+def shows(text: str) -> bool:
+    return any(piece in text for piece in PIECES)
+
+
+def test_a_secret_does_its_work_and_stands_nowhere(
+    tmp_path: Path, called: tuple[int, list[Any]], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    port, seen = called
+    instance = opened(tmp_path)
+    client = Client(instance.url, instance.admin_token)
+    made = client.import_document(flow(port).encode())
+    run = client.start(made["app_id"], {"q": "x"})
+    frames = [event.raw for event in run.events()]
+    result = run.result()
+    path, headers = seen[0]
+    assert (headers["Authorization"], headers["X-Made"]) == (f"Bearer {SECRET}", f"made of {SECRET}")
+    assert path.endswith(f"key={SECRET}")
+    assert result.outputs["header"] == "made of sk-liv************ij"
+    assert result.outputs["status"] == 200
+    said = [frames, [line.raw for line in run.history()], run.state().raw, [one.raw for one in client.runs()], made]
+    with httpx.Client(base_url=instance.url, headers={"Authorization": f"Bearer {made['api_key']}"}) as asked:
+        body = {"inputs": {"q": "x"}, "response_mode": "blocking", "user": "u"}
+        said.append(asked.post("/v1/workflows/run", json=body).json())
+        said.append(asked.get(f"/v1/workflows/run/{run.id}").json())
+        said.append(asked.get(f"/v1/apps/{made['app_id']}").json())
+    client.close()
+    instance.stop()
+    assert not shows(json.dumps(said))
+    assert not shows(caplog.text)
+    assert not shows("".join(capfd.readouterr()))
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {"log.db", "tables.db", "secret-key"} <= {file.name for file in files}
+    assert [file.name for file in files if any(piece.encode() in file.read_bytes() for piece in PIECES)] == []
+    assert (tmp_path / "secret-key").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_answer_of_a_chatflow_shows_a_mask(tmp_path: Path) -> None:
+    chatflow = document(
+        [start(), node("answer", "answer", answer="it is {{#env.key#}}.", variables=[])],
+        edges("start > answer"),
+        mode="advanced-chat",
+        environment_variables=[{"name": "key", "value_type": "secret", "value": SECRET}],
+    )
+    instance = opened(tmp_path)
+    with Client(instance.url, instance.admin_token) as client:
+        made = client.import_document(chatflow.encode())
+        run = client.start(made["app_id"], query="hi")
+        events = list(run.events())
+        assert "".join(str(one.raw["answer"]) for one in events if one.event == "message") == (
+            "it is sk-liv************ij."
+        )
+        assert not shows(json.dumps([one.raw for one in events]))
+    instance.stop()
+
+
+def test_another_key_is_named_at_the_start_and_reading_goes_on_without(
+    tmp_path: Path, called: tuple[int, list[Any]]
+) -> None:
+    instance = opened(tmp_path)
+    with Client(instance.url, instance.admin_token) as client:
+        run = client.start(client.import_document(flow(called[0]).encode())["app_id"])
+        outputs = run.result().outputs
+    instance.stop()
+    with pytest.raises(LogError, match="FLOWLEDGER_SECRET_KEY") as refused:
+        opened(tmp_path, "another-key")
+    assert "another-key" not in str(refused.value)
+    reading = opened(tmp_path, "another-key", executor=False)
+    with Client(reading.url, reading.admin_token) as client:
+        assert client.state(run.id).outputs == outputs
+        ready = httpx.get(f"{reading.url}/readyz")
+        assert (ready.status_code, "FLOWLEDGER_SECRET_KEY" in ready.json()["problem"]) == (503, True)
+    reading.stop()
+    again = opened(tmp_path)
+    with Client(again.url, again.admin_token) as client:
+        assert client.start(client.apps()[0]["app_id"]).result().status == "succeeded"
+    again.stop()
