@@ -26,14 +26,14 @@ def described(**features: Any) -> str:
     return json.dumps(made)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def log() -> Iterator[MemoryLog]:
     made = MemoryLog(MemoryStore(partitions=1))
     yield made
     made.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(log: MemoryLog) -> Iterator[Server]:
     made = Server(log)
     yield made

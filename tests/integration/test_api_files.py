@@ -20,21 +20,21 @@ def wants(kind: str, **rules: Any) -> str:
     return document([node("start", "start", variables=[variable]), end(out="start.f")], edges("start > end"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def log() -> Iterator[MemoryLog]:
     made = MemoryLog(MemoryStore(partitions=2))
     yield made
     made.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def executor(log: MemoryLog) -> Iterator[ScriptedExecutor]:
     made = ScriptedExecutor(log)
     yield made
     made.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(log: MemoryLog, executor: ScriptedExecutor) -> Iterator[Server]:
     made = Server(log, limits=Limits(blocked_extensions=frozenset({"exe"})))
     yield made

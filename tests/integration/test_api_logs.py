@@ -1,6 +1,7 @@
 """The log of an app and its end users: filters, pages, and never older than what was answered before."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +27,26 @@ def script(executor: ScriptedExecutor, run_id: str, accepted: RunAccepted) -> No
         echo(executor, run_id, accepted)
 
 
-@pytest.fixture
-def log() -> Iterator[MemoryLog]:
-    made = MemoryLog(MemoryStore(partitions=3))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def projector(log: MemoryLog, tmp_path: Path) -> Iterator[Projector]:
-    engine = open_engine(sqlite_url(tmp_path / "tables.db"))
-    made = Projector(log, engine)
-    made.start()
-    yield made
-    made.stop()
-    engine.dispose()
-
-
-@pytest.fixture
-def server(log: MemoryLog, projector: Projector, tmp_path: Path) -> Iterator[Server]:
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[Server, Projector]]:
+    log = MemoryLog(MemoryStore(partitions=3))
+    engine = open_engine(sqlite_url(folder / "tables.db"))
+    projector = Projector(log, engine)
+    projector.start()
     executor = ScriptedExecutor(log, script)
-    engine = open_engine(sqlite_url(tmp_path / "tables.db"))
-    made = Server(log, Records(engine, log.topic_id(Topic.EVENTS)), Limits(tables_s=10))
-    yield made
-    made.close()
-    engine.dispose()
+    server = Server(log, Records(engine, log.topic_id(Topic.EVENTS)), Limits(tables_s=10))
+    yield server, projector
+    server.close()
     executor.close()
+    projector.stop()
+    engine.dispose()
+    log.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with served(tmp_path_factory.mktemp("tables")) as (made, _):
+        yield made
 
 
 @pytest.fixture
@@ -164,17 +159,18 @@ def test_a_wrong_query_is_invalid_param(server: Server, key: str, query: dict[st
     assert (answer.status_code, answer.json()["code"], answer.json()["status"]) == (400, "invalid_param", 400)
 
 
-def test_a_log_that_would_be_too_old_is_not_given(
-    server: Server, key: str, projector: Projector, log: MemoryLog
-) -> None:
-    ran(server, key)
-    projector.stop()
-    ran(server, key)
-    behind = Server(log, server.parts.tables._records, SHORT)  # noqa: SLF001  # the same tables, less patience
-    try:
-        answer = ask(behind, key)
-    finally:
-        behind.close()
+def test_a_log_that_would_be_too_old_is_not_given(tmp_path: Path) -> None:
+    with served(tmp_path) as (server, projector):
+        key = str(server.import_app()["api_key"])
+        ran(server, key)
+        projector.stop()
+        ran(server, key)
+        parts = server.parts
+        behind = Server(parts.log, parts.tables._records, SHORT)  # noqa: SLF001  # the same tables, less patience
+        try:
+            answer = ask(behind, key)
+        finally:
+            behind.close()
     assert (answer.status_code, answer.json()["code"]) == (503, "service_unavailable")
     assert answer.headers["retry-after"]
 
