@@ -23,6 +23,7 @@ class LiveRun:
     """One unfinished run. `state` is None until it is hydrated."""
 
     run_id: str
+    app_id: str
     digest: str
     state: RunState | None = None
     pins: Pins | None = None

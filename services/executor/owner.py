@@ -68,6 +68,7 @@ from libs.workflow.outcome import Asked, Outcome
 from libs.workflow.state import PAUSED, Key, RunState, dump_state
 from services.executor.answers import recordable
 from services.executor.attempts import SLOT_KINDS, Plan, perform, plan
+from services.executor.fair import FairQueue
 from services.executor.live import LiveRun, load_run
 from services.executor.outbox import Outbox, Outgoing
 from services.executor.partition import COMMAND_BYTES, NEEDS_BODY, PartitionFold
@@ -124,7 +125,7 @@ class PartitionOwner:
         self._missing_before = -1
         """Offset in front of which the tail seems to have left out commands."""
         self._outcomes: deque[tuple[LiveRun, Plan, Outcome]] = deque()
-        self._runnable: deque[LiveRun] = deque()
+        self._runnable: FairQueue[LiveRun] = FairQueue()
         self._scheduled = False
         self._checkpointing = False
         self._checkpoints = 0
@@ -210,7 +211,7 @@ class PartitionOwner:
             if run_id in reader.unreadable:
                 unreadable.append(run_id)
                 continue
-            run = LiveRun(run_id, entry.digest, snapshot=reader.snapshots.get(run_id))
+            run = LiveRun(run_id, entry.app_id, entry.digest, snapshot=reader.snapshots.get(run_id))
             run.records = reader.events.get(run_id, [])
             run.snapshot_seq, run.snapshot_offset = entry.snapshot_seq, entry.snapshot_offset
             self._runs[run_id] = run
@@ -244,8 +245,9 @@ class PartitionOwner:
             run.let_go()
         for planned in tuple(self._unbegun):
             self._give_up(planned)
-        for queue in (self._commands, self._outcomes, self._runnable):
-            queue.clear()
+        self._commands.clear()
+        self._outcomes.clear()
+        self._runnable.clear()
         self._runs.clear()
         for task in self._background:
             task.cancel()
@@ -358,7 +360,8 @@ class PartitionOwner:
             run = self._runs.get(run_id)
             out = self._emit(run_id, event, f"command:{record.offset}", run)
             if run is None and run_id in self._fold.runs and out.seq == 1:
-                run = self._runs[run_id] = LiveRun(run_id, self._fold.runs[run_id].digest)
+                entry = self._fold.runs[run_id]
+                run = self._runs[run_id] = LiveRun(run_id, entry.app_id, entry.digest)
                 run.ahead.append((event, out.at_us))  # type: ignore[arg-type]  # sequence 1 is a RunAccepted
                 if isinstance(event, RunAccepted) and event.earlier:
                     run.placed = False
@@ -394,7 +397,7 @@ class PartitionOwner:
     def _queue(self, run: LiveRun) -> None:
         if not run.queued:
             run.queued = True
-            self._runnable.append(run)
+            self._runnable.append(run.app_id, run)
             self.wake()
 
     def _advance(self, run: LiveRun) -> None:
@@ -474,7 +477,7 @@ class PartitionOwner:
                 break
         for kind in blocked - run.waits_for:
             run.waits_for.add(kind)
-            self._x.slots.wait(kind, partial(self._slot_free, run, kind))
+            self._x.slots.wait(kind, partial(self._slot_free, run, kind), run.app_id)
         if blocked and not started and most is not None:
             return self._start_due(run, state, now_us)
         return started > 0

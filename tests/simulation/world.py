@@ -266,13 +266,13 @@ class World:
     def submit(self, digest: str, *, key: str | None = None, body: str = "", **inputs: str) -> str:
         return self.request(digest, inputs=dict(inputs), idempotency_key=key, body_digest=body)
 
-    def request(self, digest: str, **fields: Any) -> str:
+    def request(self, digest: str, *, app_id: str = "app", **fields: Any) -> str:
         """Start a run; `fields`: those of the command that matter to the test."""
         self._runs += 1
         run_id = new_run_id(0, self.now_us(), self._runs)
         command = StartRun(
             run_id=run_id,
-            app_id="app",
+            app_id=app_id,
             workflow_id="workflow",
             version="1",
             digest=digest,
