@@ -46,6 +46,10 @@ class Settings:
     secret_key: str | None = field(default=None, repr=False)
     http_allow: tuple[str, ...] = ()
     """Hosts or networks that HTTP nodes may reach although they are private."""
+    key_requests_per_minute: int = 0
+    max_app_runs: int = 0
+    max_runs: int = 0
+    """0: no limit; runs are those under way at once."""
     upload_blocked: tuple[str, ...] = ()
     """Extensions of files that are not taken."""
 
@@ -97,6 +101,9 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
         sandbox_packages=words("SANDBOX_PACKAGES"),
         secret_key=text("SECRET_KEY"),
         http_allow=words("HTTP_ALLOW"),
+        key_requests_per_minute=int(number("KEY_REQUESTS_PER_MINUTE", 0, 0)),
+        max_app_runs=int(number("MAX_APP_RUNS", 0, 0)),
+        max_runs=int(number("MAX_RUNS", 0, 0)),
         upload_blocked=tuple(word.lower().lstrip(".") for word in words("UPLOAD_BLOCKED")),
     )
     if problems:

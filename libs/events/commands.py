@@ -57,6 +57,10 @@ class StartRun(_Command):
     """Run this node alone; a container with its body."""
     variables: dict[str, JsonValue] | None = None
     """Values that are there from the beginning, by node and name: `[value]` or `[value, declared type]`."""
+    max_app_runs: int | None = None
+    """Refuse it when the app has as many runs under way in this partition. None: no limit."""
+    full: bool | None = None
+    """There are too many runs elsewhere: only the repeat of an earlier start is answered."""
     continues: bool | None = None
     """The conversation has messages already: refuse the start when the partition's fold does not know it."""
     conversation: dict[str, JsonValue] | None = None

@@ -57,7 +57,7 @@ class CommandRejected(_Event):
     code: str
     """Stable: `duplicate`, `idempotency_key_reused`, `expired`, `not_running`, `run_exists`, `misrouted`,
     `unreadable`, `already_paused`, `not_paused`, `form_closed`, `unknown_action`, `conversation_unknown` (tell its
-    state), `conversation_not_found`."""
+    state), `conversation_not_found`, `too_many_requests`."""
     message: str
     duplicate_of: str | None = None
     """With `duplicate`: the run that the first start with this key made."""

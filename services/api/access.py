@@ -14,9 +14,10 @@ from starlette.requests import Request
 
 from libs.events.commands import Caller
 from libs.events.log import LogError
-from libs.events.registry import AppCreated, RegistryTail
+from libs.events.registry import AppCreated, RegistryTail, hash_key
 from libs.tables import TENANT_ID
 from services.api.errors import ApiError, forbidden, invalid_param, not_found, unauthorized, unavailable
+from services.api.rate import RequestRate
 from services.api.threads import Threads
 from services.api.tokens import Signer
 
@@ -52,8 +53,10 @@ def end_user_id(app_id: str, user: str) -> str:
 
 
 class Access:
-    def __init__(self, registry: RegistryTail, admin_token: str) -> None:
+    def __init__(self, registry: RegistryTail, admin_token: str, rate: RequestRate | None = None) -> None:
+        """`rate`: how often a key may ask; None: as often as it likes."""
         self._registry = registry
+        self._rate = rate
         self._admin_token = admin_token.encode()
         # Sessions and passports are signed with a key of their own: the same at every replica, gone with the token.
         self.signer = Signer(hmac.digest(self._admin_token or secrets.token_bytes(32), TOKEN_CONTEXT, "sha256"))
@@ -116,7 +119,10 @@ class Access:
         return bool(self._admin_token) and hmac.compare_digest(token.encode("utf-8", "replace"), self._admin_token)
 
     async def _app_of(self, token: str) -> AppCreated | None:
-        """The app that the key opens; None: it opens none. Raises ApiError 403 when the app is closed to all keys."""
+        """The app that the key opens; None: it opens none.
+
+        Raises ApiError: 403 when the app is closed to all keys, 429 when the key asks too often.
+        """
         app = self._known(token)
         if app is None and token.startswith("app-"):
             await self.refresh()
@@ -126,6 +132,8 @@ class Access:
                 raise forbidden("the app was deleted")
         if app is not None and not app.enable_api:
             raise forbidden("the app's API is switched off")
+        if app is not None and self._rate is not None:
+            self._rate.count(hash_key(token))
         return app
 
     def _known(self, token: str) -> AppCreated | None:

@@ -37,6 +37,7 @@ from services.api.logs import log_routes
 from services.api.metrics import ApiMetrics
 from services.api.parts import Limits, Parts
 from services.api.publishing import Publisher
+from services.api.rate import RequestRate
 from services.api.reads import Reads
 from services.api.records import Records
 from services.api.runs import run_routes
@@ -141,6 +142,8 @@ def _build(deps: ApiDependencies) -> Parts:
         random_bits=deps.random_bits,
         send_s=limits.send_s,
         lifetime_s=limits.start_lifetime_s,
+        max_app_runs=limits.max_app_runs,
+        max_runs=limits.max_runs,
     )
     files = Files(deps.log, deps.blobs, now_us=deps.now_us, random_bits=deps.random_bits)
     uploads = Uploads(files, threads, limits.blocked_extensions)
@@ -178,7 +181,7 @@ def _build(deps: ApiDependencies) -> Parts:
         tables=tables,
         limits=limits,
         threads=threads,
-        access=Access(deps.registry, deps.admin_token),
+        access=Access(deps.registry, deps.admin_token, RequestRate(limits.key_requests_per_minute, time.monotonic)),
         tail=tail,
         reads=reads,
         streams=streams,

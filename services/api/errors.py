@@ -63,6 +63,11 @@ def unavailable(message: str, retry_after_s: int = 1) -> ApiError:
     return ApiError(503, "service_unavailable", message, headers={"Retry-After": str(retry_after_s)})
 
 
+def too_many_requests(message: str, retry_after_s: int = 1) -> ApiError:
+    """Ask again: a limit is reached at the moment."""
+    return ApiError(429, "too_many_requests", message, headers={"Retry-After": str(retry_after_s)})
+
+
 CODES = {
     400: "bad_request",
     401: "unauthorized",

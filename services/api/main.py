@@ -131,7 +131,12 @@ def stored_admin_token(folder: Path) -> str:
 
 
 def limits_of(settings: Settings) -> Limits:
-    return Limits(blocked_extensions=frozenset(settings.upload_blocked))
+    return Limits(
+        key_requests_per_minute=settings.key_requests_per_minute,
+        max_app_runs=settings.max_app_runs,
+        max_runs=settings.max_runs,
+        blocked_extensions=frozenset(settings.upload_blocked),
+    )
 
 
 def own_version() -> str:

@@ -44,6 +44,10 @@ class Limits:
     max_lag_records: int = 10_000
     """Further behind than this the replica is not ready."""
     keys_per_app: int = 10
+    key_requests_per_minute: int = 0
+    max_app_runs: int = 0
+    max_runs: int = 0
+    """Runs of an app, and of all apps together, that may be under way at once. 0, here and above: any number."""
     blocked_extensions: frozenset[str] = frozenset()
     """Files with these extensions are not taken."""
 

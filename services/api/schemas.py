@@ -265,6 +265,7 @@ class RunItem(_Shape):
     created_at: str
     started_at: str | None
     finished_at: str | None
+    queue_time: float | None = Field(description="Seconds until it was admitted")
     elapsed_time: float
     total_steps: int
     total_tokens: int

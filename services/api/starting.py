@@ -192,7 +192,7 @@ class RunStarter:
         try:
             started = await self._submitter.start(
                 command,
-                answer_s=self._decide_s if command.idempotency_key is not None else STREAM_ANSWER_S,
+                answer_s=self._decide_s if self._may_refuse(command) else STREAM_ANSWER_S,
                 on_late_refusal=lambda error: outbox.fail(error.code, error.message),
             )
         except BaseException:
@@ -202,6 +202,10 @@ class RunStarter:
             return self._stream(command.run_id, outbox, None)
         self._abandon(command.run_id, outbox)
         return self.attach(started.run_id, after or Cursor())
+
+    def _may_refuse(self, command: StartRun) -> bool:
+        """Whether the owner may answer with something that belongs into the status of the answer."""
+        return command.idempotency_key is not None or self._submitter.limits_apps
 
     def _abandon(self, run_id: str, outbox: Outbox) -> None:
         self._streams.discard(outbox, run_id)

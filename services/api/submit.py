@@ -6,7 +6,8 @@ acknowledge in time is unknown, not failed: the caller is told to ask again with
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from libs.events.blobs import Blobs
@@ -16,7 +17,7 @@ from libs.events.commands import StartRun, StopRun
 from libs.events.ids import RunId, new_run_id, partition_for_key, partition_of
 from libs.events.log import Log, LogError, Topic
 from libs.events.model import CommandRejected
-from services.api.errors import ApiError, unavailable
+from services.api.errors import ApiError, too_many_requests, unavailable
 from services.api.tail import EventTail
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,10 @@ class Submitter:
         random_bits: Callable[[int], int],
         send_s: float,
         lifetime_s: float,
+        max_app_runs: int = 0,
+        max_runs: int = 0,
     ) -> None:
+        """`max_app_runs`, `max_runs`: how many runs an app, and all of them together, may have at once; 0: any."""
         self._log = log
         self._blobs = blobs
         self._tail = tail
@@ -57,12 +61,21 @@ class Submitter:
         self._random_bits = random_bits
         self._send_s = send_s
         self._lifetime_s = lifetime_s
+        self._max_app_runs = max_app_runs
+        self._max_runs = max_runs
+        self._starting = 0
+        """Starts that are under way here, so that a burst does not pass before the tail shows its first one."""
         self._late_answers: set[asyncio.Task[None]] = set()
 
     def new_run_id(self, app_id: str, idempotency_key: str | None) -> RunId:
-        """Starts with equal keys meet in one partition; others go anywhere."""
+        """Starts with equal keys meet in one partition; so do all of an app that has a limit, or nobody could count.
+
+        Others go anywhere.
+        """
         partitions = self._log.partitions
-        if idempotency_key is not None:
+        if self._max_app_runs:
+            partition = partition_for_key(app_id, "", partitions)
+        elif idempotency_key is not None:
             partition = partition_for_key(app_id, idempotency_key, partitions)
         else:
             partition = self._random_bits(32) % partitions
@@ -81,8 +94,8 @@ class Submitter:
         id is known; should it be refused after all, that is called.
         """
         partition = partition_of(command.run_id)
-        command = await self._light(command)
-        with self._tail.expecting(partition):
+        command = await self._light(self._limited(command))
+        with self._tail.expecting(partition), self._one_more():
             offset = await self._send(command, partition)
             try:
                 answer = await self._tail.answer(partition, offset, answer_s)
@@ -101,6 +114,31 @@ class Submitter:
         if answer.code == "duplicate" and answer.duplicate_of is not None:
             return Started(answer.duplicate_of, attached=True)
         raise _refused(answer)
+
+    @property
+    def limits_apps(self) -> bool:
+        return self._max_app_runs > 0
+
+    def _limited(self, command: StartRun) -> StartRun:
+        """The start with the limits in force. Raises ApiError 429 when it can be refused without asking its owner.
+
+        All runs together are counted by what this replica has read of the log: beyond the limit may go as many as the
+        other replicas are starting at the moment, and runs from before this process that have been silent since.
+        """
+        full = self._max_runs > 0 and self._tail.open_runs + self._starting >= self._max_runs
+        if full and command.idempotency_key is None:
+            raise too_many_requests(f"{self._max_runs} runs are under way, the most at once. Try again later")
+        if not full and not self._max_app_runs:
+            return command
+        return command.model_copy(update={"max_app_runs": self._max_app_runs or None, "full": full or None})
+
+    @contextmanager
+    def _one_more(self) -> Iterator[None]:
+        self._starting += 1
+        try:
+            yield
+        finally:
+            self._starting -= 1
 
     async def _light(self, command: StartRun) -> StartRun:
         """The command with large inputs moved to the blobs."""
@@ -151,5 +189,5 @@ def _refused(rejected: CommandRejected) -> ApiError:
     if rejected.code == "expired":
         return unavailable("the start came too late to the executor and was not carried out. Try again")
     if rejected.code == "too_many_requests":
-        return ApiError(429, "too_many_requests", rejected.message, headers={"Retry-After": "1"})
+        return too_many_requests(rejected.message)
     return ApiError(500, "internal_server_error", f"the start was refused: {rejected.code}")

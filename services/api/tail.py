@@ -96,6 +96,7 @@ class EventTail:
         self._live: OrderedDict[str, LiveRun] = OrderedDict()
         self._ends: dict[str, list[asyncio.Future[Record]]] = {}
         self._until_drop = 0
+        self._open: set[str] = set()
         self.problem: str | None = "the tail has not started"
         """Why nothing new arrives; None while all is well."""
 
@@ -103,6 +104,11 @@ class EventTail:
     def loop(self) -> asyncio.AbstractEventLoop:
         assert self._loop is not None
         return self._loop
+
+    @property
+    def open_runs(self) -> int:
+        """Runs under way, paused ones aside, as far as records that were read here tell."""
+        return len(self._open)
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -177,6 +183,10 @@ class EventTail:
 
     def _on_run_event(self, partition: _Partition, record: Record, name: str, run_id: str) -> None:
         self._outline(record, name, run_id)
+        if name in RUN_END_TYPES or name == "RunPaused":
+            self._open.discard(run_id)
+        elif name != "PauseRequested":  # a paused run that is to pause stays as it is
+            self._open.add(run_id)
         if partition.expecting and name in _ANSWERS:
             offset = _command_offset(record)
             if offset is not None:

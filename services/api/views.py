@@ -62,10 +62,15 @@ def blocking(run_id: str, task_id: str, workflow_id: str, created_us: int, end: 
 
 def listed(row: Mapping[str, Any]) -> Json:
     """An item of `GET /v1/runs`, from its row."""
-    item = dict(row)
+    item = dict(row) | {"queue_time": queue_s(row["created_at"], row["started_at"])}
     for name in ("created_at", "started_at", "finished_at"):
         item[name] = moment(item[name])
     return item
+
+
+def queue_s(created_us: int, started_us: int | None) -> float | None:
+    """How long the run waited to be admitted; None: it still waits, or has ended before."""
+    return None if started_us is None else max(started_us - created_us, 0) / 1e6
 
 
 def moment(at_us: int | None) -> str | None:
@@ -119,6 +124,7 @@ def _item(run: RunSummary) -> Json:
         "created_at": moment(run.created_us),
         "started_at": moment(run.started_us),
         "finished_at": moment(run.finished_us),
+        "queue_time": queue_s(run.created_us, run.started_us),
         "elapsed_time": run.elapsed_s,
         "total_steps": run.total_steps,
         "total_tokens": run.total_tokens,

@@ -138,6 +138,8 @@ class PartitionFold:
     last_at_us: int = 0
     runs: dict[str, RunEntry] = field(default_factory=dict)
     keys: dict[tuple[str, str], KeyEntry] = field(default_factory=dict)
+    of_app: dict[str, set[str]] = field(default_factory=dict, compare=False)
+    """Unfinished runs by app; follows from `runs`."""
     conversations: Conversations = field(default_factory=Conversations)
     ended: dict[str, int] = field(default_factory=dict)
     """Runs that have ended although their start, read once more, would be in time -> until when it is."""
@@ -208,6 +210,8 @@ class PartitionFold:
         if isinstance(found, str):
             text = f"conversation {command.conversation_id} cannot be continued from what is known here"
             return self._reject(command, offset, found, text)
+        if (excess := self._excess(command)) is not None:
+            return self._reject(command, offset, "too_many_requests", excess)
         accepted = RunAccepted(
             command_offset=offset,
             task_id=task_id_of(command.run_id),
@@ -238,6 +242,17 @@ class PartitionFold:
                 assert_never(command)
         return Decision("", event)
 
+    def _excess(self, command: StartRun) -> str | None:
+        """Which limit forbids one more run. Paused runs do not count: they wait for people and hold nothing."""
+        if command.full:
+            return "as many runs are under way as this deployment may have at once. Try again later"
+        if not command.max_app_runs:
+            return None
+        running = sum(not self.runs[run_id].parked for run_id in self.of_app.get(command.app_id, ()))
+        if running < command.max_app_runs:
+            return None
+        return f"app {command.app_id} has {running} runs under way, at most {command.max_app_runs}. Try again later"
+
     def reject_unreadable(self, offset: int, message: str) -> Decision:
         """The answer to a command record that cannot be decoded."""
         rejected = CommandRejected(command_offset=offset, command="unknown", code="unreadable", message=message[:SHOWN])
@@ -264,9 +279,8 @@ class PartitionFold:
         match event:
             case RunAccepted():
                 self.next_command = max(self.next_command, event.command_offset + 1)
-                self.runs[run_id] = RunEntry(
-                    1, event.app_id, event.digest, before, not_after_us=event.not_after_us or 0
-                )
+                added = RunEntry(1, event.app_id, event.digest, before, not_after_us=event.not_after_us or 0)
+                self._add(run_id, added)
                 if event.mode == "advanced-chat" and event.conversation_id is not None:
                     self.runs[run_id].conversation_id = event.conversation_id
                     self.conversations.accepted(run_id, event, at_us, before)
@@ -300,7 +314,7 @@ class PartitionFold:
     def count(self, event_type: str, run_id: str, before: Position) -> None:
         """Fold a run event of which only the headers were read (types that `NEEDS_BODY` does not name)."""
         if event_type in RUN_END_TYPES:
-            ended = self.runs.pop(run_id, None)
+            ended = self._remove(run_id)
             if ended is not None and ended.not_after_us > self.last_at_us:
                 self.ended[run_id] = ended.not_after_us
             if ended is not None and ended.conversation_id is not None:
@@ -315,6 +329,19 @@ class PartitionFold:
                     self.conversations.started(entry.conversation_id, run_id, before)
             if event_type != "PauseRequested":  # a paused run that is to pause stays as it is
                 entry.parked = event_type == "RunPaused"
+
+    def _add(self, run_id: str, entry: RunEntry) -> None:
+        self.runs[run_id] = entry
+        self.of_app.setdefault(entry.app_id, set()).add(run_id)
+
+    def _remove(self, run_id: str) -> RunEntry | None:
+        entry = self.runs.pop(run_id, None)
+        if entry is not None:
+            others = self.of_app[entry.app_id]
+            others.discard(run_id)
+            if not others:
+                del self.of_app[entry.app_id]
+        return entry
 
     def snapshotted(self, run_id: str, seq: int, offset: int, behind: Position) -> None:
         """The run's newest snapshot stands at `offset`; `behind` is the position right behind it."""
@@ -365,11 +392,12 @@ class PartitionFold:
         head, *rest = parts
         self.commands_topic_id, self.next_command = head["commands_topic_id"], head["next_command"]
         self.last_at_us = head["last_at_us"]
-        self.runs, self.keys, self.conversations, self.ended = {}, {}, Conversations(), {}
+        self.runs, self.of_app, self.keys, self.conversations, self.ended = {}, {}, {}, Conversations(), {}
         for part in rest:
             for run_id, seq, app_id, digest, since, *more in part.get("runs", ()):
                 flags, paused, talk = more[:4], more[4:7], more[7:]
-                entry = self.runs[run_id] = RunEntry(seq, app_id, digest, Position(*since), *flags)
+                entry = RunEntry(seq, app_id, digest, Position(*since), *flags)
+                self._add(run_id, entry)
                 if paused:  # absent in tables of releases that know no pause
                     forms, entry.held, entry.parked = paused
                     for form_id, path, node_id, due_us, actions in forms:

@@ -1,6 +1,6 @@
 """Apps share an executor: what one has queued does not hold up another."""
 
-from libs.events.model import NodeStarted, RunAccepted
+from libs.events.model import CommandRejected, NodeStarted, RunAccepted
 from tests.documents import code, document, edges, end, start
 from tests.simulation.world import World
 
@@ -30,6 +30,31 @@ def test_queued_runs_of_one_app_do_not_delay_anothers_first() -> None:
     # Those that have the slots already, and one turn of the crowd; without turns it would be all of them.
     assert len(before) <= SLOTS + 1
     world.close()
+
+
+def test_a_limit_of_runs_holds_when_the_owner_dies_at_any_append() -> None:
+    landings = 0
+    while _two_of_four_are_accepted(landings):
+        landings += 1
+    assert landings > 5
+
+
+def _two_of_four_are_accepted(landings: int) -> bool:
+    """The owner dies behind so many appends; whether it came to that."""
+    world = World()
+    digest = world.add("d", document([start("q"), code("a"), end()], edges("start > a > end")))
+    runs = [world.request(digest, max_app_runs=2) for _ in range(4)]
+    world.start_executor()
+    died = world.run(landings=landings, until=lambda: len(world.effects.calls) == 2)
+    if died:
+        world.crash()
+        world.start_executor()
+        world.run(until=lambda: len(world.effects.finished) == 2)
+    accepted = [one.run_id for one in world.events() if isinstance(one.event, RunAccepted)]
+    rejected = [one.event.code for one in world.events() if isinstance(one.event, CommandRejected)]
+    assert (accepted, rejected) == (runs[:2], ["too_many_requests"] * 2)
+    world.close()
+    return died
 
 
 def test_all_of_them_end() -> None:

@@ -22,13 +22,22 @@ RUN = new_run_id(2, NOW, 1)
 HERE = Position(10, 1, 4)
 
 
-def _start(run_id: str = RUN, *, key: str | None = None, body: str = "b", not_after_us: int = NOW) -> StartRun:
+def _start(
+    run_id: str = RUN,
+    *,
+    key: str | None = None,
+    body: str = "b",
+    not_after_us: int = NOW,
+    app: str = "app",
+    most: int = 0,
+) -> StartRun:
     return StartRun(
         run_id=run_id,
-        app_id="app",
+        app_id=app,
         workflow_id="w",
         version="1",
         digest="d",
+        max_app_runs=most or None,
         inputs={"q": "x"},
         caller=Caller(id="c", user="u"),
         idempotency_key=key,
@@ -240,3 +249,33 @@ def test_a_checkpoint_of_a_release_without_pauses_is_read() -> None:
     other.load([head, runs, *keys])
     fold.runs[RUN].not_after_us = 0  # nor deadlines
     assert other.runs == fold.runs
+
+
+def test_runs_of_an_app_are_counted_exactly_and_paused_ones_aside() -> None:
+    fold = PartitionFold(2)
+    runs = [new_run_id(2, NOW, number) for number in range(1, 7)]
+    for number, run_id in enumerate(runs[:3]):
+        _accepted(fold, _start(run_id, most=3), number)
+    rejected = _rejection(fold, _start(runs[3], most=3))
+    assert rejected.code == "too_many_requests"
+    assert "app app has 3 runs" in rejected.message
+    _accepted(fold, _start(runs[4], app="other", most=3))
+    fold.count("RunPaused", runs[0], HERE)
+    _accepted(fold, _start(runs[3], most=3), 5)
+    fold.count("ResumeRequested", runs[0], HERE)
+    assert _rejection(fold, _start(runs[5], most=3)).code == "too_many_requests"
+    again = PartitionFold(2)
+    again.load(fold.dump())
+    assert _rejection(again, _start(runs[5], most=3)).code == "too_many_requests"
+    for run_id in runs[:2]:
+        again.count("RunFailed", run_id, HERE)
+    _accepted(again, _start(runs[5], most=3))
+
+
+def test_a_start_that_is_not_to_be_admitted_is_answered_only_as_a_repeat() -> None:
+    fold = PartitionFold(2)
+    _accepted(fold, _start(key="k"))
+    late = _start(new_run_id(2, NOW, 9), key="k").model_copy(update={"full": True})
+    assert _rejection(fold, late).duplicate_of == RUN
+    other = _start(new_run_id(2, NOW, 9), key="l").model_copy(update={"full": True})
+    assert _rejection(fold, other).code == "too_many_requests"
