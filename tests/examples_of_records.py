@@ -1,9 +1,12 @@
 """One rich example of every event, command and registry fact; what the golden records were made from."""
 
+from typing import Any
+
 from libs.events.commands import (
     AnyCommand,
     Caller,
     DeleteConversation,
+    Origin,
     PauseRun,
     RateMessage,
     RenameConversation,
@@ -241,3 +244,21 @@ FACTS: tuple[Fact, ...] = (
     ),
     ImportPending(import_id="i1", app_id=APP, document="kind: app", changes={"name": "x"}, pending_since_us=12),
 )
+
+_FORK: dict[str, Any] = {
+    "app_id": APP,
+    "workflow_id": "w1",
+    "version": "v1",
+    "digest": "sha256:00",
+    "caller": CALLER,
+    "only": "each",
+    "variables": {"split": {"items": [["a", None]], "none": [None], "word": ["w", "secret"]}},
+    "forked_from": Origin(run_id=RUN, seq=12),
+    "prefix": [{"type": "NodeSkipped", "node_id": "other", "path": "", "by": "branch"}],
+}
+
+MORE: dict[str, Event | AnyCommand] = {
+    "RunAccepted-fork": RunAccepted(command_offset=8, task_id="t1", **_FORK),
+    "StartRun-fork": StartRun(run_id=RUN, not_after_us=1_762_000_060_000_000, **_FORK),
+}
+"""Fields that came later, by the name of their golden record."""

@@ -34,6 +34,8 @@ VERBS: dict[str, Verb] = {
     "watch": Verb("running", "Follow a run until it ends."),
     "history": Verb("reading", "The events of a run, from the log."),
     "stop": Verb("running", "Stop a run."),
+    "fork": Verb("time_travel", "A new run that shares a run's events up to one of them."),
+    "retry": Verb("time_travel", "Try again what made a run fail, as a new run."),
     "api": Verb("services", "The HTTP service (Kafka and database by settings)."),
     "executor": Verb("services", "The service that runs nodes (Kafka by settings)."),
     "projector": Verb("services", "The service that fills the tables (Kafka and database by settings)."),

@@ -27,6 +27,15 @@ class Caller(BaseModel):
     """The caller's own name for its user (`user` of the request); `sys.user_id` in the run."""
 
 
+class Origin(BaseModel):
+    """A place in another run."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run_id: str
+    seq: int
+
+
 class StartRun(_Command):
     """Start a run of one definition version."""
 
@@ -71,6 +80,10 @@ class StartRun(_Command):
     """Of a conversation that begins with this message."""
     introduction: str | None = None
     """What the app says before the first message; of a conversation that begins with this message."""
+    forked_from: Origin | None = None
+    """The run whose beginning this run shares, and up to where."""
+    prefix: JsonValue = None
+    """That beginning: bodies of events, recorded again before anything else happens."""
 
 
 class StopRun(_Command):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
-from libs.events.commands import Caller
+from libs.events.commands import Caller, Origin
 
 Values = dict[str, JsonValue]
 
@@ -184,6 +184,10 @@ class RunAccepted(_Event):
     """Chatflows, first message: what the app says before it."""
     not_after_us: int | None = None
     """Until when the start was wanted; the same command, read once more, makes no second run."""
+    forked_from: Origin | None = None
+    """The run whose beginning this run shares, and up to where."""
+    prefix: JsonValue = None
+    """That beginning: bodies of events, recorded again before anything else happens."""
 
 
 class RunStarted(_Event):

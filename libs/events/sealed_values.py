@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 from pydantic import BaseModel, JsonValue
 from pydantic_core import from_json, to_json
 
-from libs.events.model import ConversationVariableSet, FormSubmitted, RunAccepted
+from libs.events.model import EVENT, ConversationVariableSet, FormSubmitted, RunAccepted
 from libs.events.sealing import Vault
 from libs.events.slots import Slot, is_sealed, slots, with_values
 
@@ -32,6 +32,17 @@ def read_value(value: JsonValue, vault: Vault | None) -> JsonValue:
         return value
     sealed = cast(dict[str, JsonValue], value)
     return sealed["shown"] if vault is None else from_json(vault.open(str(sealed["$sealed"])))
+
+
+def read_copied(event: E, vault: Vault) -> E:
+    """A fork's start with the secrets of the events that it copies: those were copied sealed. Raises SealError.
+
+    Once only: what is open may look like a sealed value again.
+    """
+    if not isinstance(event, RunAccepted) or not isinstance(event.prefix, list):
+        return event
+    bodies = [read_sealed(EVENT.validate_python(body), vault).model_dump(mode="json") for body in event.prefix]
+    return event.model_copy(update={"prefix": bodies})
 
 
 def read_sealed(event: E, vault: Vault | None) -> E:

@@ -7,6 +7,7 @@ Invariants, each a property test of the same name in tests/property/test_machine
   fold_is_total              evolve never raises on a history that decide and derived produced
   due_is_derived             due needs only the state, so a restarted executor simply asks again
   every_prefix_goes_on       cut a history anywhere: derived and due still lead to the same end
+  a_fork_ends_alike          a run that shares another's beginning ends like it, for the same outcomes
   any_order_ends_alike       the order in which running nodes complete does not change how the run ends
   duplicates_change_nothing  a late or repeated outcome is rejected
 
@@ -18,6 +19,7 @@ Rules (the reference engine's, except where `docs/compatibility.md` says otherwi
     form, or somebody asked for a pause. Whatever was answered first in the log counts: submission or expiry.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, assert_never
@@ -27,6 +29,7 @@ from pydantic import JsonValue
 from libs.events.codec import Recorded
 from libs.events.ids import execution_id
 from libs.events.model import (
+    EVENT,
     FormExpired,
     FormOpened,
     FormSubmitted,
@@ -377,6 +380,8 @@ def derived(state: RunState) -> RunEvent | None:
         return _end(state)
     if state.status == PAUSED:
         return RunResumed() if _goes_on(state) else None
+    if state.prefix:
+        return EVENT.validate_python(state.prefix[0])  # type: ignore[return-value]  # what happened to nodes
     if state.steps > state.max_steps:
         message = f"Maximum execution steps exceeded: {state.steps} > {state.max_steps}"
         return LimitExceeded(limit="max_steps", message=message)
@@ -417,6 +422,11 @@ def _goes_on(state: RunState) -> bool:
     if state.pause_reason is not None:
         return False
     return bool(state.answered or state.ready or not state.forms or any(waiting(state)))
+
+
+def copying(state: RunState) -> bool:
+    """Whether `derived` tells what another run did, which this one shares."""
+    return bool(state.prefix) and state.status == RUNNING and not state.ending
 
 
 def due(state: RunState, epoch: int, now_us: int) -> Iterator[Due]:
@@ -514,6 +524,8 @@ def apply(state: RunState, event: RunEvent, at_us: int, epoch: int) -> None:
     """`evolve` for an event that has no place in the log yet."""
     state.seq += 1
     state.at_us = at_us
+    if state.prefix and event.type == state.prefix[0]["type"]:
+        state.prefix.popleft()
     match event:
         case NodeStarted():
             _on_started(state, event, at_us, epoch)
@@ -599,7 +611,10 @@ def _write(state: RunState, path: str, update: VariableUpdate) -> None:
 
 
 def _on_accepted(state: RunState, event: RunAccepted, at_us: int) -> None:
-    state.status, state.accepted, state.accepted_us = PENDING, event, at_us
+    state.status, state.accepted_us = PENDING, at_us
+    # What is copied leaves the state as it is recorded; kept in the start it would be in every snapshot.
+    state.accepted = event if event.prefix is None else event.model_copy(update={"prefix": None})
+    state.prefix = deque(event.prefix or ())  # type: ignore[arg-type]  # as `libs.workflow.fork` makes it
     if event.only is not None:
         state.definition = part_of(state.definition, event.only)
     pool = Pool()

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
+from libs.events.slots import is_sealed
 from libs.workflow.definition import Definition, Node, NodeKind
 from libs.workflow.inputs import InputInvalid, file_value, validate_inputs
 from libs.workflow.node_configs import ROOT_TYPES
@@ -187,18 +188,23 @@ def prepare(
 
 
 def _taken_over(definition: Definition, node_id: str, earlier: Mapping[str, JsonValue]) -> Variables:
-    """The values of an earlier run: without what the part makes itself, what is secret, and which run it was."""
+    """The values of an earlier run: without what the part makes itself, what is secret, and which run it was.
+
+    A sealed value is opened for the run it belongs to only; what the part reads of those must be given.
+    """
     own = {node_id, *definition.bodies.get(node_id, ())}
     taken: Variables = {}
     for source, names in earlier.items():
-        if source == "env" or (source in own and definition.nodes[node_id].type not in ROOT_TYPES):
-            continue
         assert isinstance(names, dict)
+        made_here = source in own and definition.nodes[node_id].type not in ROOT_TYPES
+        if source == "env" or "$sealed" in names or made_here:
+            continue
         kept: dict[str, JsonValue] = {
             name: entry
             for name, entry in names.items()
             if isinstance(entry, list)
             and entry
+            and not is_sealed(entry[0])
             and entry[1:] != ["secret"]
             and not (source == "sys" and name in _OF_THE_RUN)
         }

@@ -181,6 +181,8 @@ class RunState:
     """Nodes that may start, in order of becoming ready -> predecessor."""
     active: dict[Key, None] = field(default_factory=dict)
     """Executions that run, or wait for a retry or a person, in order of start."""
+    prefix: deque[dict[str, Any]] = field(default_factory=deque)
+    """Of a fork: events of the first run that are still to be recorded here."""
     to_skip: deque[tuple[Key, str | None, str | None]] = field(default_factory=deque)
     """Nodes whose last way in was ruled out, with the deciding node and handle."""
     containers: dict[Key, Container] = field(default_factory=dict)
@@ -278,6 +280,7 @@ def dump_state(state: RunState) -> JsonValue:
         "active": [list(key) for key in state.active],
         "to_skip": [[*key, by, handle] for key, by, handle in state.to_skip],
         "forms": [{name: getattr(form, name) for name in Form.__slots__} for form in state.forms.values()],
+        "prefix": list(state.prefix),
     }
 
 
@@ -313,6 +316,7 @@ def load_state(definition: Definition, run_id: str, data: JsonValue) -> RunState
         state.forms[key] = form
         if form.action is not None:
             state.answered[key] = None
+    state.prefix = deque(raw.get("prefix", ()))
     for execution in state.running():
         if execution.status == "running" and execution.key not in state.containers:
             state.epochs[execution.epoch] = state.epochs.get(execution.epoch, 0) + 1

@@ -32,6 +32,7 @@ from services.api.edge import Edge
 from services.api.errors import CODES, ApiError, invalid_param, unavailable
 from services.api.files import file_routes
 from services.api.folds import Folds
+from services.api.forks import fork_routes
 from services.api.health import health_routes
 from services.api.logs import log_routes
 from services.api.metrics import ApiMetrics
@@ -116,6 +117,7 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     app.include_router(absent_routes(parts))
     app.include_router(app_routes(parts))
     app.include_router(run_routes(parts))
+    app.include_router(fork_routes(parts))
     for router in console_routes(parts):
         app.include_router(router)
     app.include_router(health_routes(parts, metrics))

@@ -4,6 +4,7 @@ from libs.events.blobs import Blobs
 from libs.events.codec import Recorded
 from libs.events.log import Log
 from libs.events.model import RunAccepted
+from libs.events.sealing import Unopened
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition, DefinitionInvalid
 from libs.workflow.machine import evolve, new_state
@@ -23,23 +24,25 @@ class Folds:
         self._reads = reads
         self._threads = threads
 
-    async def history(self, run_id: str, principal: Principal) -> list[Recorded]:
+    async def history(self, run_id: str, principal: Principal, *, sealed: bool = False) -> list[Recorded]:
         """All events of the run as of now, with their large values; at least its first.
 
+        `sealed`: with secrets as they stand in the log, to be copied; else as readers are shown them.
         Raises ApiError 404 when there is no such run for this caller; LogError, CodecError.
         """
+        vault = Unopened() if sealed else None
         span = await self._reads.span(run_id)
         if span is not None:
             history = await self._threads.run(
-                lambda: [each for batch in read_events(self._log, self._blobs, span) for each in batch]
+                lambda: [each for batch in read_events(self._log, self._blobs, span, vault) for each in batch]
             )
             if history and principal.may_see(accepted_in(history).app_id):
                 return list(history)
         raise not_found(f'run "{run_id[:64]}" does not exist')
 
-    async def state(self, run_id: str, principal: Principal) -> RunState:
+    async def state(self, run_id: str, principal: Principal, *, sealed: bool = False) -> RunState:
         """The run as of now. Raises as `history`; ApiError 409 when its document cannot be read."""
-        history = await self.history(run_id, principal)
+        history = await self.history(run_id, principal, sealed=sealed)
         definition = await self._threads.run(self.definition, history)
         return await self._threads.run(fold, definition, history)
 

@@ -244,7 +244,8 @@ class FrameMaker:
         event, at_us = recorded.event, recorded.at_us
         match event:
             case RunAccepted():
-                self.accepted, self.accepted_us = event, at_us
+                # Frames need no copied events a second time: they come as the run's own.
+                self.accepted, self.accepted_us = event.model_copy(update={"prefix": None}), at_us
                 return []
             case RunStarted():
                 self.started_us = at_us

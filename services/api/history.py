@@ -12,6 +12,7 @@ from libs.events.codec import Recorded, decode_event, run_of, stamp_of, type_of
 from libs.events.log import Log, LogError, Record, Topic
 from libs.events.model import RUN_END_TYPES
 from libs.events.positions import Position
+from libs.events.sealing import Vault
 from libs.events.validity import Validity
 
 BATCH = 500
@@ -53,20 +54,23 @@ def read_records(log: Log, span: Span) -> Iterator[list[Record]]:
             yield found
 
 
-def read_events(log: Log, blobs: Blobs, span: Span) -> Iterator[list[Recorded]]:
-    """The run's events with all their values, from sequence 1 on. Raises LogError or CodecError."""
+def read_events(log: Log, blobs: Blobs, span: Span, vault: Vault | None = None) -> Iterator[list[Recorded]]:
+    """The run's events with all their values, from sequence 1 on; sealed ones as in `decode_event`.
+
+    Raises LogError or CodecError.
+    """
     seq = 0
     for records in read_records(log, span):
         events = []
         for record in records:
-            recorded = decode_event(record)
+            recorded = decode_event(record, vault)
             seq += 1
             if recorded.seq != seq:
                 raise HistoryBroken(
                     f"run {span.run_id}: sequence {recorded.seq} at events[{span.partition}]@{record.offset}, "
                     f"expected {seq}. Compare with: flowledger verify {span.run_id}"
                 )
-            events.append(restored(recorded, blobs))
+            events.append(restored(recorded, blobs, vault))
         yield events
 
 
@@ -78,9 +82,9 @@ def read_one(log: Log, blobs: Blobs, partition: int, offset: int) -> Recorded:
     raise LogError(f"events[{partition}]@{offset}: no such record")
 
 
-def restored(recorded: Recorded, blobs: Blobs) -> Recorded:
+def restored(recorded: Recorded, blobs: Blobs, vault: Vault | None = None) -> Recorded:
     """The event with its large values."""
-    event = restore(recorded.event, blobs)
+    event = restore(recorded.event, blobs, vault)
     if event is recorded.event:
         return recorded
     return Recorded(

@@ -53,6 +53,9 @@ class RunSummary:
     caller_role: str
     caller_id: str
     caller_user: str
+    only: str | None
+    forked_from: str | None
+    forked_at: int | None
 
     @property
     def ended(self) -> bool:
@@ -189,6 +192,9 @@ class Reads:
             caller_role=row["created_by_role"],
             caller_id=row["created_by"],
             caller_user=row["created_by_user"],
+            only=row["only"],
+            forked_from=row["forked_from"],
+            forked_at=row["forked_at"],
         )
 
     def _restored(self, text: str | None) -> Json:
@@ -240,6 +246,9 @@ def summarize(
         caller_role=accepted.caller.role,
         caller_id=accepted.caller.id,
         caller_user=accepted.caller.user,
+        only=accepted.only,
+        forked_from=accepted.forked_from.run_id if accepted.forked_from else None,
+        forked_at=accepted.forked_from.seq if accepted.forked_from else None,
     )
 
 

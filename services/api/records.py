@@ -19,7 +19,8 @@ from libs.tables import positions, workflow_runs
 
 LIST_COLUMNS = (
     "id", "app_id", "workflow_id", "version", "status", "error", "created_at", "started_at", "finished_at",
-    "elapsed_time", "total_steps", "total_tokens", "seq", "triggered_from",
+    "elapsed_time", "total_steps", "total_tokens", "seq", "triggered_from", "only",
+    "forked_from", "forked_at",
 )  # fmt: skip
 
 

@@ -63,6 +63,11 @@ class SpeechBody(_Shape):
     user: str | None = None
 
 
+class ForkBody(_Shape):
+    at: int = Field(description="Share the run's events up to this one", ge=1)
+    set: Values = Field(default_factory=dict, description="Other values: node.output -> value, of the same type")
+
+
 class KeyBody(_Shape):
     key: str | None = Field(default=None, description="An existing app-... key to bring along; absent: a new one")
 
@@ -271,6 +276,9 @@ class RunItem(_Shape):
     total_tokens: int
     seq: int
     triggered_from: str
+    only: str | None = Field(description="The node that ran alone; null: the whole graph")
+    forked_from: str | None = Field(description="The run whose beginning it shares")
+    forked_at: int | None
 
 
 class RunList(_Shape):
@@ -326,6 +334,15 @@ class Stopped(Result):
     status: RunStatus
 
 
+class Forked(_Shape):
+    id: str
+    task_id: str
+    forked_from: str
+    forked_at: int
+    again: list[str] = Field(description="Nodes that ran in the first run and run again")
+    first: list[str] = Field(description="Nodes that begin at once")
+
+
 class Health(_Shape):
     status: str
     service: str
@@ -351,7 +368,7 @@ _ERRORS = {
     401: "No key, or an unknown one",
     403: "The key may not do this",
     404: "There is no such thing, or not for this key",
-    409: "Somebody else was faster",
+    409: "Not possible as things are",
     413: "The body is too large",
     415: "The body is of another media type than is taken here",
     422: "The Idempotency-Key was used with another body",

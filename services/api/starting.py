@@ -176,7 +176,7 @@ class RunStarter:
         """(inputs, variables) of a run of a part. Raises PartInvalid, ApiError."""
         earlier = None
         if wanted.from_run is not None:
-            state = await self._folds.state(wanted.from_run, wanted.principal)
+            state = await self._folds.state(wanted.from_run, wanted.principal, sealed=True)
             earlier = state.pool.dump()
         prepared = prepare(definition, node_id, wanted.request.inputs, earlier)
         if prepared.unused and not wanted.lenient:

@@ -130,6 +130,9 @@ def _item(run: RunSummary) -> Json:
         "total_tokens": run.total_tokens,
         "seq": run.seq,
         "triggered_from": run.triggered_from,
+        "only": run.only,
+        "forked_from": run.forked_from,
+        "forked_at": run.forked_at,
     }
 
 

@@ -10,6 +10,7 @@ from libs.events.claim_check import restore
 from libs.events.codec import decode_event
 from libs.events.log import Log, LogTruncated, Record, Topic
 from libs.events.model import RunEvent, RunSnapshotted
+from libs.events.sealed_values import read_copied
 from libs.events.sealing import Vault
 from libs.workflow.definition import Definition
 from libs.workflow.machine import apply, new_state
@@ -55,7 +56,7 @@ class LiveRun:
         """Fold this epoch's own events; from then on `state` is the run's state."""
         self.secrets = Secrets.of(state.definition, vault)
         for event, at_us in self.ahead:
-            apply(state, event, at_us, epoch)
+            apply(state, read_copied(event, vault), at_us, epoch)
         self.ahead.clear()
         self.state = state
         if state.accepted is not None and state.accepted.pins:
@@ -108,6 +109,6 @@ def load_run(
     for record in run.records:
         recorded = decode_event(record, vault)
         if recorded.seq > state.seq:
-            event = restore(recorded.event, blobs, vault)
+            event = read_copied(restore(recorded.event, blobs, vault), vault)
             apply(state, event, recorded.at_us, recorded.epoch)  # type: ignore[arg-type]  # a run event
     return state, [(restore(event, blobs), at_us) for event, at_us in ahead]

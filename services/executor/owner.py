@@ -58,6 +58,7 @@ from libs.workflow.machine import (
     Rejection,
     StartAttempt,
     apply,
+    copying,
     decide,
     derived,
     due,
@@ -427,7 +428,8 @@ class PartitionOwner:
 
     def _follow(self, run: LiveRun, state: RunState, now_us: int) -> bool:
         """The next fact that follows without anybody's doing: derived, admission, expiry of a form, time limit."""
-        event, cause = derived(state), "derived"
+        cause = "copied" if copying(state) else "derived"
+        event = derived(state)
         if event is None and self.phase is Phase.ACTIVE:
             if state.status == "pending":
                 event, cause = self._admission(run, state), "owner"

@@ -195,9 +195,9 @@ class BatchWriter:
         wanted = sorted(run_ids)
         for start in range(0, len(wanted), 500):  # SQLite bounds the number of parameters
             rows = connection.execute(
-                select(runs.c.id, runs.c.app_id, runs.c.workflow_id, runs.c.created_by_role, runs.c.created_by).where(
-                    runs.c.id.in_(wanted[start : start + 500])
-                )
+                select(
+                    runs.c.id, runs.c.app_id, runs.c.workflow_id, runs.c.created_by_role, runs.c.created_by, runs.c.only
+                ).where(runs.c.id.in_(wanted[start : start + 500]))
             )
             found |= {row[0]: RunContext(*row[1:]) for row in rows}
         return found

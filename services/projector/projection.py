@@ -52,6 +52,7 @@ class RunContext:
     workflow_id: str | None
     created_by_role: str | None
     created_by: str | None
+    only: str | None = None
 
 
 @dataclass(slots=True)
@@ -95,7 +96,11 @@ def _project_one(changes: Changes, contexts: Mapping[str, RunContext], recorded:
     match event:
         case RunAccepted():
             changes.contexts[run_id] = RunContext(
-                clean(event.app_id), clean(event.workflow_id), event.caller.role, clean(event.caller.id)
+                clean(event.app_id),
+                clean(event.workflow_id),
+                event.caller.role,
+                clean(event.caller.id),
+                clean(event.only),
             )
             run |= _accepted(event, recorded)
         case RunStarted():
@@ -147,6 +152,9 @@ def _accepted(event: RunAccepted, recorded: Recorded) -> Row:
         "query": clean(event.query),
         "conversation_id": clean(event.conversation_id),
         "idempotency_key": clean(event.idempotency_key),
+        "only": clean(event.only),
+        "forked_from": clean(event.forked_from.run_id) if event.forked_from else None,
+        "forked_at": event.forked_from.seq if event.forked_from else None,
         "first_offset": recorded.offset,
     }
 
@@ -183,7 +191,7 @@ def _ended(event: RunSucceeded | RunPartiallySucceeded | RunFailed | RunStopped,
 def _node_started(event: NodeStarted, recorded: Recorded, context: RunContext | None) -> Row:
     row: Row = {
         "tenant_id": TENANT_ID,
-        "triggered_from": "workflow-run",
+        "triggered_from": "workflow-run" if context is None or context.only is None else "single-step",
         "workflow_run_id": recorded.run_id,
         "index": event.index,
         "predecessor_node_id": clean(event.predecessor_id),

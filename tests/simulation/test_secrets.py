@@ -1,11 +1,18 @@
 """Secrets through crashes: successors get them back from the log, and no record shows them."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from libs.events.claim_check import restore
+from libs.events.codec import decode_event
+from libs.events.commands import Origin
 from libs.events.log import Record, Topic
 from libs.events.model import RunSucceeded
+from libs.events.sealing import Unopened
+from libs.workflow.definition import compile_document
+from libs.workflow.fork import fork
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from services.executor.nodes.port import Attempt
 from tests.documents import code, document, edges, end, start, template
@@ -128,3 +135,25 @@ def test_streamed_text_ends_before_a_secret() -> None:
 
 def _ignore(error: Exception) -> None:
     raise error
+
+
+@pytest.mark.parametrize("snapshot_events", [2, 1_000])
+def test_a_fork_copies_secrets_sealed_and_works_with_them(snapshot_events: int) -> None:
+    world = World(script=speaking, snapshot_events=snapshot_events)
+    origin = world.submit(world.add("document", DOCUMENT), q="x")
+    world.start_executor()
+    world.run()
+    keep = Unopened()
+    shown: list[Any] = [restore(each.event, world.blobs) for each in world.events(origin)]
+    sealed: list[Any] = [
+        restore(decode_event(record, keep).event, world.blobs, keep) for record in world.records(origin)
+    ]
+    at = next(n for n, event in enumerate(shown, 1) if event.type == "NodeSucceeded" and event.node_id == "call")
+    made = fork(compile_document(DOCUMENT), shown, at, {"start.q": "y"}, sealed=sealed)
+    run_id = world.request("document", forked_from=Origin(run_id=origin, seq=at), prefix=made.prefix, inputs={"q": "y"})
+    world.run(landings=5)
+    world.crash()
+    world.start_executor()
+    world.run()
+    check(world, run_id)
+    world.close()

@@ -320,6 +320,10 @@ class World:
         """The valid events of the log, of one run or of all."""
         return [decode_event(each) for each in self._valid_records() if run_id is None or run_of(each) == run_id]
 
+    def records(self, run_id: str) -> list[Record]:
+        """The valid records of one run, as they stand in the log."""
+        return [each for each in self._valid_records() if run_of(each) == run_id]
+
     def _valid_records(self) -> list[Record]:
         validity = Validity()
         _, end = self.log.bounds(Topic.EVENTS, 0)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.events.codec import Recorded
+from libs.events.commands import Origin
 from libs.events.ids import execution_id
 from libs.events.model import NodeRestarted, NodeStarted, NodeSucceeded, RunStarted
 from services.projector.projection import Changes, RunContext, project, unknown_runs
@@ -169,3 +170,13 @@ def test_rows_of_a_conversation_are_the_same_however_the_log_is_cut(cuts: list[i
 def set_columns(rows: dict[Any, Row]) -> dict[Any, Row]:
     """Without None: a column that is None and one that was never named are the same in a table."""
     return {key: {name: value for name, value in row.items() if value is not None} for key, row in rows.items()}
+
+
+def test_a_run_of_one_node_and_a_fork_say_so_in_their_rows() -> None:
+    changes = rows(history(accepted(RUN, only="n0", forked_from=Origin(run_id=run_id(2), seq=7)), node("n0", 1)))
+    row = changes.runs[RUN]
+    assert (row["only"], row["forked_from"], row["forked_at"]) == ("n0", run_id(2), 7)
+    assert changes.nodes[execution_id(RUN, "", "n0")]["triggered_from"] == "single-step"
+    context = {RUN: RunContext("a", "w", "end_user", "u", "n0")}
+    later = project(history(accepted(RUN), node("n0", 1))[2:], context)
+    assert later.nodes[execution_id(RUN, "", "n0")]["triggered_from"] == "single-step"

@@ -1,0 +1,96 @@
+"""Verbs that go back in time: fork, retry."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flowledger.cli import output
+from flowledger.cli.exits import USAGE, Problem
+from flowledger.cli.lookup import complete_run, find_run
+from flowledger.cli.output import own_name, talk
+from flowledger.cli.running import follow_to_end, parse_value
+from flowledger.cli.target import Server, server, target_options
+
+
+@click.command()
+@click.argument("run", shell_complete=complete_run)
+@click.option("--at", required=True, type=click.IntRange(1), help="Share the run's events up to this sequence.")
+@click.option("--set", "pairs", multiple=True, metavar="NODE.OUTPUT=VALUE", help="Another value, of the same type.")
+@click.option("--watch", "watching", is_flag=True, help="Follow the new run to its end.")
+@click.option("--json", "as_json", is_flag=True, help="One object; with --watch the result after it.")
+@target_options
+def fork(
+    run: str, at: int, pairs: tuple[str, ...], watching: bool, as_json: bool, url: str | None, data: Path | None
+) -> int:
+    """Make a new run that shares a run's events up to one of them; what follows runs again.
+
+    What was done before that is not done again; attempts that were under way there begin anew. The run itself stays
+    as it is. With --set, nodes that run again read another value. VALUE is JSON where it parses, unless the value is a
+    text; NODE=start edits inputs.
+
+    \b
+    Examples:
+      flowledger history 0193
+      flowledger fork 0193 --at 8
+      flowledger fork 0193 --at 8 --set llm.text="a better summary" --watch
+    """
+    with server(url, data) as there:
+        run_id = find_run(there, run)
+        body = {"at": at, "set": _edits(there, run_id, at, pairs)}
+        made = there.post(f"/v1/runs/{run_id}/fork", body)
+        return _made(there, made, watching=watching, as_json=as_json)
+
+
+@click.command()
+@click.argument("run", shell_complete=complete_run)
+@click.option("--watch", "watching", is_flag=True, help="Follow the new run to its end.")
+@click.option("--json", "as_json", is_flag=True, help="One object; with --watch the result after it.")
+@target_options
+def retry(run: str, watching: bool, as_json: bool, url: str | None, data: Path | None) -> int:
+    """Try again what made a run fail: a new run, forked at the failed node. Prints its id.
+
+    \b
+    Examples:
+      flowledger retry 0193
+      flowledger retry 0193 --watch
+    """
+    with server(url, data) as there:
+        run_id = find_run(there, run)
+        made = there.post(f"/v1/runs/{run_id}/retry", {})
+        return _made(there, made, watching=watching, as_json=as_json)
+
+
+def _edits(there: Server, run_id: str, at: int, pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Values by `node.output`; a text stays one, also when it could be read as JSON."""
+    if not pairs:
+        return {}
+    there_is = there.get(f"/v1/runs/{run_id}/state", at=at).get("variables") or {}
+    edits: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or "." not in name:
+            raise Problem(f"--set {pair}: expected NODE.OUTPUT=VALUE", USAGE)
+        node, _, value = name.partition(".")
+        is_text = isinstance((there_is.get(node) or {}).get(value), str)
+        edits[name] = parse_value(text, "text-input" if is_text else None)
+    return edits
+
+
+def _made(there: Server, made: dict[str, Any], *, watching: bool, as_json: bool) -> int:
+    new = made["id"]
+    if as_json:
+        output.data(made)
+    else:
+        click.echo(new)
+        again = ", ".join(made["again"]) or "no node that had run before"
+        talk(f"forked behind event {made['forked_at']} of {made['forked_from']}. Runs again: {again}")
+    if watching:
+        return follow_to_end(there, new, quiet=as_json, as_json=as_json)
+    if not as_json:
+        rests = "rests until its folder is opened again" if there.embedded else "runs"
+        talk(f"It {rests}. Follow it: {own_name()} watch {new}{there.options}")
+    return 0
+
+
+COMMANDS: dict[str, click.Command] = {"fork": fork, "retry": retry}
