@@ -147,7 +147,7 @@ def _document(document: str | bytes | Path) -> bytes:
     """The text of a document: its file's, or itself."""
     if isinstance(document, bytes):
         return document
-    if isinstance(document, str) and "\n" in document:
+    if isinstance(document, str) and ("\n" in document or document.lstrip().startswith("{")):
         return document.encode()
     try:
         return Path(document).read_bytes()

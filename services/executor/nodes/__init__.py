@@ -41,10 +41,13 @@ class NodeHandlers:
     models: Models
 
     @classmethod
-    def build(cls, settings: Settings, files: FileStore | None = None) -> "NodeHandlers":
+    def build(
+        cls, settings: Settings, files: FileStore | None = None, *, models: Models | None = None
+    ) -> "NodeHandlers":
+        """`models`: in place of those that the settings name."""
         sandbox = Sandbox(settings.sandbox, settings.sandbox_packages)
         http = GuardedHttp(settings.http_allow)
-        models = Models(settings.providers, offline=settings.models == "offline")
+        models = models or Models(settings.providers, offline=settings.models == "offline")
         outside = OutsideHandler()
         memory = ConversationMemory()
         aggregator = VariableAggregatorHandler()
