@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.documents import document, edges, end, node, start
-from tests.e2e.deployment import ADMIN_TOKEN, Api, Service, deployment
+from tests.documents import code, document, edges, end, node, start
+from tests.e2e.deployment import ADMIN_TOKEN, Api, Service, deployment, frames
 from tests.e2e.test_front_door import CommandLine
 
 ECHO = document([start("q"), end(answer="start.q")], edges("start > end"))
@@ -20,6 +20,27 @@ EXTRACT = document(
     ],
     edges("start > read > end"),
 )
+
+
+CHARS = 400_000
+"""The longest text that a code node may answer."""
+
+
+def large(rounds: int) -> str:
+    """An iteration whose rounds answer long texts, all of them together the output."""
+    many = f"def main():\n    return {{'items': list(range({rounds}))}}\n"
+    long = f"def main():\n    return {{'result': 'x' * {CHARS}}}\n"
+    inside = {"isInIteration": True, "iteration_id": "each"}
+    nodes = [
+        start(),
+        code("list", code=many, outputs={"items": {"type": "array[number]", "children": None}}),
+        node("each", "iteration", iterator_selector=["list", "items"], output_selector=["text", "result"],
+             output_type="array[string]", start_node_id="begin"),
+        {**node("begin", "iteration-start", **inside), "parentId": "each"},
+        {**code("text", code=long, **inside), "parentId": "each"},
+        end(big="each.output"),
+    ]  # fmt: skip
+    return document(nodes, edges("start > list > each > end", "begin > text"))
 
 
 @pytest.fixture(
@@ -80,6 +101,21 @@ def test_the_log_shows_a_run_as_soon_as_it_was_answered(api: Api) -> None:
         assert [entry["workflow_run"]["id"] for entry in page["data"]] == [run_id]
         user = page["data"][0]["created_by_end_user"]
         assert api.http.get(f"/v1/end-users/{user['id']}", headers=bearer(app)).json()["session_id"] == f"user-{number}"
+
+
+def test_a_large_output_comes_back_whole_wherever_it_is_read(api: Api) -> None:
+    app = api.import_document(large(rounds=13))
+    answer = run(api, app, {}).json()
+    assert answer["data"]["status"] == "succeeded", answer["data"]["error"]
+    outputs = {"big": ["x" * CHARS] * 13}
+    assert answer["data"]["outputs"] == outputs  # 5 MB
+    run_id = answer["workflow_run_id"]
+    assert api.detail(app["api_key"], run_id)["outputs"] == outputs
+    with api.run(app["api_key"], {}) as stream:
+        *_, last = frames(stream)
+    assert last["data"]["outputs"] == outputs
+    history = api.history(run_id)
+    assert history[-1]["data"]["outputs"] == outputs
 
 
 def test_the_command_line_gives_a_file_to_a_run(url: str, tmp_path: Path) -> None:
