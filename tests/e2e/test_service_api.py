@@ -10,6 +10,7 @@ import pytest
 from tests.documents import code, document, edges, end, node, start
 from tests.e2e.deployment import ADMIN_TOKEN, Api, Service, deployment, frames
 from tests.e2e.test_front_door import CommandLine
+from tests.s3_server import bucket_server
 
 ECHO = document([start("q"), end(answer="start.q")], edges("start > end"))
 EXTRACT = document(
@@ -116,6 +117,37 @@ def test_a_large_output_comes_back_whole_wherever_it_is_read(api: Api) -> None:
     assert last["data"]["outputs"] == outputs
     history = api.history(run_id)
     assert history[-1]["data"]["outputs"] == outputs
+
+
+def test_large_values_and_files_may_lie_in_a_bucket(tmp_path: Path) -> None:
+    with bucket_server() as server:
+        bucket = server.bucket
+        service = Service(
+            "dev",
+            {
+                "FLOWLEDGER_DATA": str(tmp_path),
+                "FLOWLEDGER_ADMIN_TOKEN": ADMIN_TOKEN,
+                "FLOWLEDGER_S3_BUCKET": f"{bucket.name}/{bucket.prefix}",
+                "FLOWLEDGER_S3_ENDPOINT": bucket.endpoint,
+                "FLOWLEDGER_S3_REGION": bucket.region,
+                "FLOWLEDGER_S3_ACCESS_KEY": bucket.access_key,
+                "FLOWLEDGER_S3_SECRET_KEY": bucket.secret_key,
+            },
+            *("--port", "0", "--offline"),
+        )
+        api = Api(service.url)
+        app = api.import_document(EXTRACT)
+        text = "a long text, " * 5000
+        form = {"file": ("note.txt", text.encode(), "text/plain")}
+        file_id = api.http.post("/v1/files/upload", headers=bearer(app), files=form, data={"user": "u"}).json()["id"]
+        report = {"type": "document", "transfer_method": "local_file", "upload_file_id": file_id}
+        answer = run(api, app, {"report": report}).json()
+        assert answer["data"]["outputs"]["text"] == text
+        assert text.encode() in server.objects.values()
+        assert len(server.objects) >= 2  # the file, and the text in outputs
+        assert not (tmp_path / "blobs").exists()
+        api.http.close()
+        assert service.terminate() == 0
 
 
 def test_the_command_line_gives_a_file_to_a_run(url: str, tmp_path: Path) -> None:
