@@ -142,6 +142,7 @@ async def _serve(data: Path, host: str, port: int, settings: Settings, execute: 
             version=own_version(),
             instance_id=instance_id,
             models=settings.models,
+            origins=settings.cors_origins,
             limits=limits_of(settings),
         )
         await _start_api(dependencies, listening, closing)

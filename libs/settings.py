@@ -56,6 +56,8 @@ class Settings:
     sandbox: Literal["strict", "process"] = "strict"
     sandbox_packages: tuple[str, ...] = ()
     secret_key: str | None = field(default=None, repr=False)
+    cors_origins: tuple[str, ...] = ("*",)
+    """Origins whose pages may call the API from a browser; `*`: all."""
     http_allow: tuple[str, ...] = ()
     """Hosts or networks that HTTP nodes may reach although they are private."""
     s3: S3 | None = None
@@ -113,6 +115,7 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
         sandbox=choice("SANDBOX", ("strict", "process")),  # type: ignore[arg-type]  # checked by choice
         sandbox_packages=words("SANDBOX_PACKAGES"),
         secret_key=text("SECRET_KEY"),
+        cors_origins=words("CORS_ORIGINS") or ("*",),
         http_allow=words("HTTP_ALLOW"),
         s3=_s3(values, problems),
         key_requests_per_minute=int(number("KEY_REQUESTS_PER_MINUTE", 0, 0)),

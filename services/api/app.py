@@ -78,6 +78,8 @@ class ApiDependencies:
     version: str = "0.1.0"
     instance_id: str = ""
     models: str = "configured"
+    origins: tuple[str, ...] = ("*",)
+    """Pages of these may call (CORS); `*`: of all."""
     limits: Limits = field(default_factory=Limits)
     now_us: Callable[[], int] = _wall_us
     random_bits: Callable[[int], int] = secrets.randbits
@@ -122,7 +124,7 @@ def create_app(deps: ApiDependencies) -> FastAPI:
         app.include_router(router)
     app.include_router(health_routes(parts, metrics))
     _handle_errors(app)
-    app.add_middleware(Edge, version=deps.version, metrics=metrics)
+    app.add_middleware(Edge, version=deps.version, metrics=metrics, origins=deps.origins)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 

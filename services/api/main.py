@@ -95,6 +95,7 @@ async def _serve(settings: Settings, kafka: str, database_url: str, listener: so
                 version=own_version(),
                 instance_id=str(uuid.uuid4()),
                 models=settings.models,
+                origins=settings.cors_origins,
                 limits=limits_of(settings),
             )
         )

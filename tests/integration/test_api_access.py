@@ -366,6 +366,19 @@ def test_browsers_may_call(server: Server) -> None:
     assert server.http.get("/healthz").headers["access-control-allow-origin"] == "*"
 
 
+def test_pages_of_other_origins_are_told_nothing_when_origins_are_named(log: MemoryLog) -> None:
+    made = Server(log, origins=("https://a.example",))
+    try:
+        own = made.http.get("/v1/", headers={"Origin": "https://a.example"}).headers
+        assert (own["access-control-allow-origin"], own["vary"]) == ("https://a.example", "Origin")
+        other = made.http.get("/v1/", headers={"Origin": "https://b.example"}).headers
+        assert "access-control-allow-origin" not in other
+        asked = {"Origin": "https://b.example", "Access-Control-Request-Method": "POST"}
+        assert "access-control-allow-origin" not in made.http.options("/v1/workflows/run", headers=asked).headers
+    finally:
+        made.close()
+
+
 def test_health_names_the_instance(server: Server) -> None:
     health = server.http.get("/healthz").json()
     assert (health["status"], health["instance_id"], health["models"]) == ("ok", "instance-1", "configured")
