@@ -39,6 +39,7 @@ from libs.events.model import (
     RunSucceeded,
 )
 from libs.workflow.state import rounds_of
+from services.api.shortening import shortened
 
 Json = dict[str, Any]
 
@@ -46,6 +47,8 @@ PING = b"event: ping\n\n"
 
 CONTAINERS = frozenset({"iteration", "loop"})
 MARKERS = frozenset({"iteration-start", "loop-start"})
+FULL_DETAIL = frozenset({"service-api", "debugger"})
+"""Whose callers see what nodes work on; all others see that nodes run, and what the run says."""
 _SPEAKERS = frozenset({"llm", "agent", "tool"})
 """Node types whose handlers stream text."""
 
@@ -291,13 +294,13 @@ class FrameMaker:
         if kind in MARKERS:
             return []
         if kind not in CONTAINERS:
-            return [self._framed("node_started", self._node_started(path, node))]
+            return [self._framed("node_started", self._shown(self._node_started(path, node), extras=True))]
         data = self._container(node, node.created_us) | {
             "metadata": _length_of(node.started),
             "inputs": node.started.inputs or {},
             "inputs_truncated": False,
         }
-        return [self._framed(f"{kind}_started", data)]
+        return [self._framed(f"{kind}_started", self._cut(data))]
 
     def _retried(self, path: str, node: _Node) -> list[Json]:
         if node.waiting is None or node.started.node_type in CONTAINERS | MARKERS:
@@ -307,9 +310,8 @@ class FrameMaker:
         data = self._result(path, node, failed, at_us) | {
             "status": "retry",
             "error": failed.error,
-            "retry_index": failed.attempt,
         }
-        return [self._framed("node_retry", data)]
+        return [self._framed("node_retry", self._shown(data) | {"retry_index": failed.attempt})]
 
     def _on_node_finished(self, event: NodeSucceeded | NodeFailed | NodeExcepted, at_us: int) -> list[Json]:
         node = self._finish((event.path, event.node_id))
@@ -321,7 +323,7 @@ class FrameMaker:
         if node.started.node_type in CONTAINERS:
             return [self._container_completed(node, event, error, at_us)]
         node.finished = self._result(event.path, node, event, at_us) | {"status": status, "error": error}
-        return [self._framed("node_finished", node.finished)]
+        return [self._framed("node_finished", self._shown(node.finished))]
 
     def _on_round_started(self, event: RoundStarted, at_us: int) -> list[Json]:
         node = self._nodes.get((event.path, event.node_id))
@@ -464,7 +466,23 @@ class FrameMaker:
             "finished_at": at_us // 1_000_000,
             "steps": next(iter(_length_of(node.started).values()), 0),
         }
-        return self._framed(f"{node.started.node_type}_completed", data)
+        return self._framed(f"{node.started.node_type}_completed", self._cut(data))
+
+    def _shown(self, data: Json, *, extras: bool = False) -> Json:
+        """What the run's caller sees of a node: all of it, or that it runs and how it ended."""
+        if self.accepted is None or self.accepted.invoke_from in FULL_DETAIL:
+            return self._cut(data)
+        return _reduced(data, extras=extras)
+
+    def _cut(self, data: Json) -> Json:
+        """Values as long as the run's caller gets them; a server that asked gets all of them."""
+        if self.accepted is None or self.accepted.invoke_from == "service-api":
+            return data
+        for name in ("inputs", "process_data", "outputs"):
+            if data.get(name):
+                values, cut = shortened(data[name])
+                data = data | {name: values, f"{name}_truncated": cut}
+        return data
 
 
 def error_frame(run_id: str, code: str, status: int, message: str) -> bytes:

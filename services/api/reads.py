@@ -177,8 +177,8 @@ class Reads:
             mode="workflow" if row["type"] == "workflow" else "advanced-chat",
             digest=row["digest"],
             status=row["status"],
-            inputs=self._restored(row["inputs"]),
-            outputs=self._restored(row["outputs"]),
+            inputs=self.restored(row["inputs"]),
+            outputs=self.restored(row["outputs"]),
             error=row["error"],
             created_us=row["created_at"],
             started_us=row["started_at"],
@@ -197,7 +197,8 @@ class Reads:
             forked_at=row["forked_at"],
         )
 
-    def _restored(self, text: str | None) -> Json:
+    def restored(self, text: str | None) -> Json:
+        """The values of a JSON column, large ones fetched. Blocking."""
         values = json.loads(text) if text else {}
         if '"$blob"' not in (text or ""):
             return dict(values)

@@ -6,16 +6,18 @@ What is read here may be behind the log. Who needs certainty compares `Found.nex
 import base64
 import binascii
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from libs.tables import positions, workflow_runs
+
+T = TypeVar("T")
 
 LIST_COLUMNS = (
     "id", "app_id", "workflow_id", "version", "status", "error", "created_at", "started_at", "finished_at",
@@ -148,6 +150,11 @@ class Records:
         with self._connected() as connection:
             user, first, last = connection.execute(query).one()
         return None if first is None else EndUser(user or "", first, last)
+
+    def ask(self, question: Callable[[Connection], T]) -> T:
+        """The answer to a question of somebody else's. Raises RecordsUnavailable."""
+        with self._connected() as connection:
+            return question(connection)
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:

@@ -133,7 +133,7 @@ async def _start(parts: Parts, request: Request) -> Response:
     body = await read_json(request, parts.limits.max_body_bytes)
     app = await _app_to_run(parts, principal, body)
     wanted = RunRequest.parse(request, {"inputs": {}} | body)
-    pins = _pins(principal, body)
+    pins = asked_pins(principal, body)
     version = parts.registry.latest(app.app_id)
     if version is None:
         raise invalid_param("the app has no published version")
@@ -183,7 +183,8 @@ def _text(body: Json, name: str) -> str | None:
     return value
 
 
-def _pins(principal: Principal, body: Json) -> dict[str, JsonValue] | None:
+def asked_pins(principal: Principal, body: Json) -> dict[str, JsonValue] | None:
+    """Raises ApiError 400, 403."""
     pins = body.get("pins")
     if pins is None:
         return None

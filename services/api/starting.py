@@ -65,6 +65,8 @@ class Wanted:
     reads, by the keys that `libs.workflow.modes.prepare` takes."""
     from_run: str | None = None
     """With `only`: the run whose variables it begins with."""
+    kept: dict[str, JsonValue] | None = None
+    """With `only`: variables it begins with where no run is named, as a pool's dump has them."""
     lenient: bool = False
     """With `only`: inputs that it does not read are dropped, not refused."""
 
@@ -124,6 +126,17 @@ class RunStarter:
             return await self._streaming(command, after)
         return await self._blocking(command)
 
+    async def finished(self, wanted: Wanted) -> str:
+        """Start the run and wait for its end, however long that takes; its id. Raises ApiError."""
+        command = await self._command(wanted)
+        end = self._tail.end_of(command.run_id)
+        try:
+            started = await self._submitter.start(command, answer_s=self._decide_s)
+            await end
+        finally:
+            end.cancel()
+        return started.run_id
+
     async def _command(self, wanted: Wanted) -> StartRun:
         definition = await self.definition(wanted.version)
         variables: dict[str, JsonValue] | None = None
@@ -174,7 +187,7 @@ class RunStarter:
         self, definition: Definition, wanted: Wanted, node_id: str
     ) -> tuple[dict[str, JsonValue], dict[str, JsonValue]]:
         """(inputs, variables) of a run of a part. Raises PartInvalid, ApiError."""
-        earlier = None
+        earlier = wanted.kept
         if wanted.from_run is not None:
             state = await self._folds.state(wanted.from_run, wanted.principal, sealed=True)
             earlier = state.pool.dump()

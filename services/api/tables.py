@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from sqlalchemy.engine import Connection
+
 from services.api.records import EndUser, Filter, Found, LogFilter, Records, RecordsUnavailable
 
 T = TypeVar("T")
@@ -40,6 +42,9 @@ class Tables:
 
     async def end_user(self, app_id: str, user_id: str) -> EndUser | None:
         return await self._ask(lambda: self._records.end_user(app_id, user_id))
+
+    async def ask(self, question: Callable[[Connection], T]) -> T:
+        return await self._ask(lambda: self._records.ask(question))
 
     async def _ask(self, question: Callable[[], T]) -> T:
         if self._silent and self._places.locked():

@@ -10,6 +10,7 @@ from services.api.access import Principal, required_user
 from services.api.errors import ApiError, bad_request, invalid_param, not_found
 from services.api.frames import Cursor, encode
 from services.api.parts import Parts
+from services.api.reads import RunSummary
 from services.api.requests import RunRequest, body_digest, check_trace_session, is_uuid, read_json
 from services.api.schemas import answers, errors, json_body, secured, streamed
 from services.api.sse import EventStream
@@ -124,12 +125,18 @@ async def _stop(parts: Parts, app: AppCreated, task_id: str, user: str) -> None:
 async def _attach(parts: Parts, request: Request, run_id: str) -> Response:
     principal = await parts.access.anyone(request)
     user = required_user(request.query_params.get("user"))
-    after = last_event_id(request)
+    last_event_id(request)  # what is wrong with the request is said before what is wrong with the run
     summary = await parts.reads.summary(run_id)
     if summary is None or not principal.may_see(summary.app_id):
         raise not_found("Workflow run not found")
     if not principal.admin and (summary.caller_role != "end_user" or summary.caller_user != user):
         raise not_found("Workflow run not found")
+    return await attach(parts, request, summary)
+
+
+async def attach(parts: Parts, request: Request, summary: RunSummary) -> Response:
+    """The run's stream as the request wants it: from an id on, from now on, or with what is known first."""
+    run_id, after = summary.id, last_event_id(request)
     if after is not None:
         return parts.starter.attach(run_id, after)
     if summary.ended:
