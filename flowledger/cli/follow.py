@@ -6,6 +6,7 @@ follows the last id; the run itself is not touched by any of this.
 
 import json
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,11 +58,10 @@ class Started:
     response: "httpx.Response"
 
 
-def start(server: Server, body: dict[str, Any], idempotency_key: str | None = None) -> Started:
+def start(server: Server, body: dict[str, Any]) -> Started:
     """Ask for a run; returns as soon as it is accepted, with the open stream."""
-    headers = {"Accept": "text/event-stream"}
-    if idempotency_key:
-        headers["Idempotency-Key"] = idempotency_key
+    # The key makes it one run however often it is asked for.
+    headers = {"Accept": "text/event-stream", "Idempotency-Key": uuid.uuid4().hex}
 
     def ask() -> "httpx.Response":
         request = server.http.build_request(
@@ -72,7 +72,7 @@ def start(server: Server, body: dict[str, Any], idempotency_key: str | None = No
             response.read()
         return response
 
-    response = server.reached(ask)
+    response = server.reached(ask, repeatable=True)
     server.check(response)
     return Started(response.headers.get("X-Workflow-Run-Id", ""), response.headers.get("X-Task-Id", ""), response)
 

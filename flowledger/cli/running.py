@@ -18,7 +18,7 @@ from flowledger.cli.follow import Frame, Started, follow, start
 from flowledger.cli.lookup import complete_run, find_app, find_run, rows
 from flowledger.cli.output import own_name, talk
 from flowledger.cli.progress import progress
-from flowledger.cli.target import Server, server, target_options
+from flowledger.cli.target import TRIES, ConnectionLost, Server, server, target_options
 
 _RESULT_KEYS = ("status", "outputs", "error", "elapsed_time", "total_steps", "total_tokens")
 _TEXT_TYPES = frozenset({"text-input", "paragraph", "select"})
@@ -138,10 +138,16 @@ def app_of_file(there: Server, file: Path) -> str:
     import hashlib
 
     digest = "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()
-    for app in rows(there.get("/v1/apps")):
-        if app.get("digest") == digest:
-            return str(app["app_id"])
-    made = import_file(there, file)
+    for left in reversed(range(TRIES)):
+        for app in rows(there.get("/v1/apps")):
+            if app.get("digest") == digest:
+                return str(app["app_id"])
+        try:
+            made = import_file(there, file)
+            break
+        except ConnectionLost:  # whether it was imported is seen by looking again
+            if not left or not there.find_again():
+                raise
     for warning in made.get("warnings", ()):
         talk(f"{file}: warning at {warning['at']}: {warning['problem']}. {warning['hint']}".rstrip())
     return str(made["app_id"])
