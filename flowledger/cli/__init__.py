@@ -34,6 +34,8 @@ VERBS: dict[str, Verb] = {
     "watch": Verb("running", "Follow a run until it ends."),
     "history": Verb("reading", "The events of a run, from the log."),
     "stop": Verb("running", "Stop a run."),
+    "why": Verb("time_travel", "One sentence: what a run waits for, why it or a node ended as it did."),
+    "diff": Verb("time_travel", "What changed in a run between two of its events."),
     "fork": Verb("time_travel", "A new run that shares a run's events up to one of them."),
     "retry": Verb("time_travel", "Try again what made a run fail, as a new run."),
     "api": Verb("services", "The HTTP service (Kafka and database by settings)."),

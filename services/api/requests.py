@@ -115,6 +115,16 @@ def response_mode(body: Json) -> Literal["blocking", "streaming"]:
     raise invalid_param(f"response_mode: expected blocking or streaming, got {_shown(mode)}", "response_mode")
 
 
+def whole_number(request: Request, name: str, default: int | None) -> int | None:
+    """The query parameter `name`. Raises ApiError 400 when it is no whole number."""
+    raw = request.query_params.get(name)
+    if raw is None or raw == "":
+        return default
+    if not (raw.isascii() and raw.isdecimal() and len(raw) < 16):
+        raise invalid_param(f"{name}: expected a whole number", name)
+    return int(raw)
+
+
 def idempotency_key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
     if key is None:

@@ -25,7 +25,7 @@ from services.api.history import Span, read_events
 from services.api.parts import Parts
 from services.api.reads import RunSummary
 from services.api.records import Filter, RecordsUnavailable, make_cursor, read_cursor
-from services.api.requests import RunRequest, body_digest, read_json
+from services.api.requests import RunRequest, body_digest, read_json, whole_number
 from services.api.schemas import answers, errors, json_body, secured, streamed
 from services.api.starting import Wanted
 from services.api.views import listed, show
@@ -73,7 +73,7 @@ def run_routes(parts: Parts) -> APIRouter:
         openapi_extra=both | schemas.parameters("at"),
     )
     async def get_state(request: Request, run_id: str) -> Response:
-        return await _state(parts, request, run_id, _number(request, "at", None))
+        return await _state(parts, request, run_id, whole_number(request, "at", None))
 
     @router.get(
         "/{run_id}/history",
@@ -107,7 +107,7 @@ async def _list(parts: Parts, request: Request) -> Response:
         after = read_cursor(query["cursor"]) if query.get("cursor") else None
     except (ValueError, OverflowError) as error:
         raise invalid_param(str(error), "cursor") from error
-    limit = _number(request, "limit", None)
+    limit = whole_number(request, "limit", None)
     limit = 20 if limit is None else limit
     if not 1 <= limit <= MAX_PAGE:
         raise invalid_param(f"limit: expected 1 to {MAX_PAGE}", "limit")
@@ -244,7 +244,7 @@ def _definition(parts: Parts, history: list[Recorded]) -> Definition | None:
 
 
 async def _history(parts: Parts, request: Request, run_id: str) -> Response:
-    first, last = _number(request, "from", 1) or 1, _number(request, "to", None)
+    first, last = whole_number(request, "from", 1) or 1, whole_number(request, "to", None)
     await _visible(parts, request, run_id)
     span = await _span(parts, run_id)
     as_stream = "text/event-stream" in request.headers.get("accept", "")
@@ -308,12 +308,3 @@ def _instant(text: str | None) -> int | None:
         return from_rfc3339(text) if text else None
     except (ValueError, OverflowError) as error:
         raise invalid_param("since: expected an instant such as 2026-05-02T09:00:00Z", "since") from error
-
-
-def _number(request: Request, name: str, default: int | None) -> int | None:
-    raw = request.query_params.get(name)
-    if raw is None or raw == "":
-        return default
-    if not (raw.isascii() and raw.isdecimal() and len(raw) < 16):
-        raise invalid_param(f"{name}: expected a whole number", name)
-    return int(raw)

@@ -334,6 +334,30 @@ class Stopped(Result):
     status: RunStatus
 
 
+class Change(_Shape):
+    to: Any = None
+
+
+class StatusChange(_Shape):
+    to: RunStatus
+
+
+class Difference(_Shape):
+    id: str
+    to: int
+    status: StatusChange
+    nodes: dict[str, Change] = Field(description="Node -> its state before (from) and after (to)")
+    variables: dict[str, Change] = Field(description="node.name -> its value before and after; absent: none")
+    outputs: dict[str, Change]
+
+
+class Why(_Shape):
+    id: str
+    status: RunStatus
+    node_id: str | None
+    why: str = Field(description="One sentence")
+
+
 class Forked(_Shape):
     id: str
     task_id: str
