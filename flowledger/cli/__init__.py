@@ -38,6 +38,8 @@ VERBS: dict[str, Verb] = {
     "diff": Verb("time_travel", "What changed in a run between two of its events."),
     "fork": Verb("time_travel", "A new run that shares a run's events up to one of them."),
     "retry": Verb("time_travel", "Try again what made a run fail, as a new run."),
+    "pause": Verb("pausing", "Pause a run: nothing new begins in it."),
+    "resume": Verb("pausing", "Let a paused run go on: answer its form, or take a pause back."),
     "api": Verb("services", "The HTTP service (Kafka and database by settings)."),
     "executor": Verb("services", "The service that runs nodes (Kafka by settings)."),
     "projector": Verb("services", "The service that fills the tables (Kafka and database by settings)."),

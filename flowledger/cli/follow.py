@@ -17,7 +17,7 @@ from flowledger.cli.target import Server
 if TYPE_CHECKING:
     import httpx
 
-ENDS = frozenset({"workflow_finished", "workflow_paused", "error"})
+ENDS = frozenset({"workflow_finished", "error"})
 _SILENCE_S = 35.0
 """Pings come every 10 s: three missed ones mean that the connection is dead."""
 
@@ -78,16 +78,23 @@ def start(server: Server, body: dict[str, Any]) -> Started:
 
 
 def follow(
-    server: Server, run_id: str, first: "httpx.Response | None" = None, timeout_s: float | None = None
+    server: Server,
+    run_id: str,
+    first: "httpx.Response | None" = None,
+    timeout_s: float | None = None,
+    after: str = "0",
 ) -> Iterator[Frame]:
-    """Every frame of the run until one that ends it. `first`: an open stream to begin with.
+    """Every frame of the run behind the id `after`, until one that ends it or a pause that it is in.
+
+    `first`: an open stream to begin with.
 
     Raises Problem when waiting takes longer than `timeout_s` (the run goes on), or the server stays away.
     """
     import httpx
 
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    last_id, wait_s, lost_at = "0", _RETRY_S[0], time.monotonic()
+    last_id, wait_s, lost_at = after, _RETRY_S[0], time.monotonic()
+    paused = False
     response = first
     while True:
         try:
@@ -98,6 +105,9 @@ def follow(
                 yield frame
                 if frame.event in ENDS:
                     return
+                paused = frame.event == "workflow_paused"
+            if paused:  # the stream ends behind a pause only when the run is still in it
+                return
         except httpx.TransportError as error:
             if time.monotonic() - lost_at > _GIVE_UP_S:
                 raise server.unreachable(error) from error

@@ -159,7 +159,7 @@ class Server:
         too_large = response.status_code == 413 and response.url.path.endswith("/import")
         if problems or too_large or code == "definition_invalid":
             raise Problem("\n".join([message, *map(_problem_line, problems)]), INVALID)
-        if response.status_code in (400, 409, 422) and code:
+        if response.status_code in (400, 409, 412, 422) and code:
             raise Problem(f"{message} ({code})", USAGE)
         exit_code = UNREACHABLE if response.status_code in (502, 503, 504) else USAGE
         raise Problem(f"{self.name} answered {response.status_code} {code}: {message}", exit_code)

@@ -33,6 +33,7 @@ from services.api.errors import CODES, ApiError, invalid_param, unavailable
 from services.api.files import file_routes
 from services.api.folds import Folds
 from services.api.forks import fork_routes
+from services.api.forms import form_routes
 from services.api.health import health_routes
 from services.api.logs import log_routes
 from services.api.metrics import ApiMetrics
@@ -119,6 +120,7 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     app.include_router(log_routes(parts))
     app.include_router(absent_routes(parts))
     app.include_router(app_routes(parts))
+    app.include_router(form_routes(parts))
     app.include_router(run_routes(parts))
     app.include_router(fork_routes(parts))
     app.include_router(time_travel_routes(parts))

@@ -22,6 +22,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from libs.events.codec import Recorded
 from libs.events.ids import execution_id, task_id_of
 from libs.events.model import (
+    FormOpened,
     NodeExcepted,
     NodeFailed,
     NodeRestarted,
@@ -34,11 +35,14 @@ from libs.events.model import (
     RunEnd,
     RunFailed,
     RunPartiallySucceeded,
+    RunPaused,
+    RunResumed,
     RunStarted,
     RunStopped,
     RunSucceeded,
 )
 from libs.workflow.state import rounds_of
+from services.api.asked import Asked, AskedForm
 from services.api.shortening import shortened
 
 Json = dict[str, Any]
@@ -51,6 +55,14 @@ FULL_DETAIL = frozenset({"service-api", "debugger"})
 """Whose callers see what nodes work on; all others see that nodes run, and what the run says."""
 _SPEAKERS = frozenset({"llm", "agent", "tool"})
 """Node types whose handlers stream text."""
+
+_ASKED = frozenset(
+    {
+        "FormOpened", "FormSubmitted", "FormExpired", "PauseRequested", "ResumeRequested", "RunPaused", "RunResumed",
+        "NodeStopped", "RunSucceeded", "RunPartiallySucceeded", "RunFailed", "RunStopped",
+    }
+)  # fmt: skip
+"""Events that say something about forms and pauses."""
 
 END_STATUS: dict[type[Any], str] = {
     RunSucceeded: "succeeded",
@@ -107,6 +119,8 @@ class Frame:
     """A node was streaming meanwhile, so replicas may differ in how much of its text they have shown by now."""
     last: bool = False
     """The stream is over after it."""
+    pauses: bool = False
+    """It says that the run is paused: streams that do not wait for people end here."""
 
     @property
     def cursor(self) -> Cursor:
@@ -137,6 +151,7 @@ class FrameMaker:
         self.started_us = 0
         self.end: RunEnd | None = None
         self.ended_us = 0
+        self.asked = Asked()
         self._nodes: dict[tuple[str, str], _Node] = {}
         self._speaking: dict[tuple[str, str], _Node] = {}
         self._said: list[str] = []
@@ -159,11 +174,15 @@ class FrameMaker:
         return any(node.attempt_seq < self.seq for node in self._speaking.values())
 
     def on_event(self, recorded: Recorded, texts: Iterable[Said] = ()) -> list[Frame]:
+        if recorded.event.type in _ASKED:
+            self._ask(recorded)
         bodies = self._bodies(recorded)
         before = self.seq
         self.seq = recorded.seq
         if isinstance(recorded.event, RunStarted):
             return self._event_frames(bodies) + self.on_texts(texts)
+        if isinstance(recorded.event, RunPaused):
+            return self._texts(texts, before, identify_replacements=False) + self._event_frames(bodies, pauses=True)
         if not bodies:
             return self.on_texts(texts)
         return self._texts(texts, before, identify_replacements=False) + self._event_frames(bodies)
@@ -192,6 +211,22 @@ class FrameMaker:
         wire = _wire(body, f"{seq}.{len(text)}" if identify else None)
         return Frame("replace", seq, wire, identify, len(text), text, (), self.unsettled)
 
+    @property
+    def paused(self) -> bool:
+        return self.asked.paused is not None
+
+    def paused_answer(self, event: RunPaused) -> Json:
+        """`data` of `workflow_paused`, and of the answer of a blocking start."""
+        return {
+            "workflow_run_id": self.run_id,
+            "outputs": {},
+            "status": "paused",
+            "created_at": self.accepted_us // 1_000_000,
+            "elapsed_time": event.elapsed_s,
+            "total_tokens": event.total_tokens,
+            "total_steps": event.total_steps,
+        } | self.asked.pause(event)
+
     def snapshot(self) -> list[bytes]:
         """The run so far, for a client that attaches late: reduced forms, without ids."""
         if not self.started_us:
@@ -205,6 +240,9 @@ class FrameMaker:
             bodies.append(self._framed("node_started", _reduced(self._node_started(path, node), extras=True)))
             if node.finished is not None:
                 bodies.append(self._framed("node_finished", _reduced(node.finished, extras=False)))
+        if self.asked.paused is not None and self.asked.parked:
+            bodies += [self._framed("human_input_required", form.required()) for form in self.asked.open_forms()]
+            bodies.append(self._framed("workflow_paused", self.paused_answer(self.asked.paused)))
         return [_wire(body, None) for body in bodies]
 
     # --- bodies ---
@@ -227,7 +265,7 @@ class FrameMaker:
             made.append(frame)
         return made
 
-    def _event_frames(self, bodies: list[Json]) -> list[Frame]:
+    def _event_frames(self, bodies: list[Json], *, pauses: bool = False) -> list[Frame]:
         last = len(bodies) - 1
         unsettled = self.unsettled
         return [
@@ -239,6 +277,7 @@ class FrameMaker:
                 self.position,
                 unsettled=unsettled,
                 last=self.ended and number == last,
+                pauses=pauses and number == last,
             )
             for number, body in enumerate(bodies)
         ]
@@ -274,8 +313,19 @@ class FrameMaker:
                 return []
             case RoundStarted():
                 return self._on_round_started(event, at_us)
+            case FormOpened():
+                return [self._framed("human_input_required", self.asked.forms[event.form_id].required())]
+            case RunPaused():
+                return [self._framed("workflow_paused", self.paused_answer(event))]
+            case RunResumed():
+                return [self._workflow_started("resumption")]
             case _:
                 return []
+
+    def _ask(self, recorded: Recorded) -> None:
+        event = recorded.event
+        node = self._nodes.get((event.path, event.node_id)) if isinstance(event, FormOpened) else None
+        self.asked.take(event, node.started.title if node is not None else "")  # type: ignore[arg-type]  # a run event
 
     def _on_node_started(self, event: NodeStarted, seq: int, at_us: int) -> list[Json]:
         key = (event.path, event.node_id)
@@ -323,7 +373,13 @@ class FrameMaker:
         if node.started.node_type in CONTAINERS:
             return [self._container_completed(node, event, error, at_us)]
         node.finished = self._result(event.path, node, event, at_us) | {"status": status, "error": error}
-        return [self._framed("node_finished", self._shown(node.finished))]
+        finished = self._framed("node_finished", self._shown(node.finished))
+        form = self.asked.forms.get(node.id)
+        return [finished] if form is None else [self._closed(form), finished]
+
+    def _closed(self, form: AskedForm) -> Json:
+        """What became of the form of a node that is done; a resumed run says so before."""
+        return self._framed(*form.closed())
 
     def _on_round_started(self, event: RoundStarted, at_us: int) -> list[Json]:
         node = self._nodes.get((event.path, event.node_id))
@@ -359,13 +415,13 @@ class FrameMaker:
     def _framed(self, event: str, data: Json) -> Json:
         return self._body(event) | {"workflow_run_id": self.run_id, "data": data}
 
-    def _workflow_started(self) -> Json:
+    def _workflow_started(self, reason: str = "initial") -> Json:
         data = {
             "id": self.run_id,
             "workflow_id": self.accepted.workflow_id if self.accepted else None,
             "inputs": started_inputs(self.run_id, self.accepted) if self.accepted else {},
             "created_at": self.accepted_us // 1_000_000,
-            "reason": "initial",
+            "reason": reason,
         }
         return self._framed("workflow_started", data)
 

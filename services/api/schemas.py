@@ -68,6 +68,23 @@ class ForkBody(_Shape):
     set: Values = Field(default_factory=dict, description="Other values: node.output -> value, of the same type")
 
 
+class SubmissionBody(UserBody):
+    inputs: Values = Field(description="Values of the form's fields, by their output_variable_name")
+    action: str = Field(description="Id of one of the form's user_actions")
+
+
+class PauseBody(_Shape):
+    reason: str | None = None
+    user: str | None = None
+
+
+class ResumeBody(_Shape):
+    form: str | None = Field(default=None, description="Which form: its id, its token, or its node; default: the one")
+    action: str | None = Field(default=None, description="Answers a form by this action; absent: takes a pause back")
+    inputs: Values = Field(default_factory=dict)
+    user: str | None = None
+
+
 class KeyBody(_Shape):
     key: str | None = Field(default=None, description="An existing app-... key to bring along; absent: a new one")
 
@@ -78,14 +95,16 @@ class KeyBody(_Shape):
 class BlockingData(_Shape):
     id: str
     workflow_id: str
-    status: EndStatus
+    status: EndStatus | Literal["paused"]
     outputs: Values
     error: str | None
     elapsed_time: float
     total_tokens: int
     total_steps: int
     created_at: int
-    finished_at: int
+    finished_at: int | None
+    paused_nodes: list[str] | None = Field(default=None, description="Of a paused run: the nodes that wait")
+    reasons: list[Values] | None = Field(default=None, description="Of a paused run: what it waits for")
 
 
 class BlockingAnswer(_Shape):
@@ -196,6 +215,18 @@ class EndUser(_Shape):
     session_id: str
     created_at: str
     updated_at: str
+
+
+class FormDefinition(_Shape):
+    form_content: str = Field(description="Markdown; {{#$output.NAME#}} marks where a field stands")
+    inputs: list[Values]
+    resolved_default_values: Values
+    user_actions: list[Values]
+    expiration_time: int
+
+
+class Nothing(_Shape):
+    pass
 
 
 # --- answers: ours ---
@@ -367,6 +398,20 @@ class Forked(_Shape):
     first: list[str] = Field(description="Nodes that begin at once")
 
 
+class Paused(Result):
+    id: str
+    task_id: str
+    pause_requested: bool
+    status: RunStatus
+
+
+class Resumed(Result):
+    id: str
+    task_id: str
+    resumed: Literal["pause", "form"]
+    status: RunStatus
+
+
 class Health(_Shape):
     status: str
     service: str
@@ -393,6 +438,7 @@ _ERRORS = {
     403: "The key may not do this",
     404: "There is no such thing, or not for this key",
     409: "Not possible as things are",
+    412: "The form was answered already, or has expired",
     413: "The body is too large",
     415: "The body is of another media type than is taken here",
     422: "The Idempotency-Key was used with another body",

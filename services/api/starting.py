@@ -17,6 +17,7 @@ from libs.events.codec import CodecError, decode_event
 from libs.events.commands import StartRun
 from libs.events.ids import created_at_us, execution_id, task_id_of
 from libs.events.log import LogError, Record
+from libs.events.model import RunPaused
 from libs.events.registry import AppCreated, RegistryTail, VersionPublished
 from libs.events.sealing import SealError
 from libs.workflow.catalog import Catalog, DefinitionMissing
@@ -27,8 +28,8 @@ from libs.workflow.pins import check_pins, parse_pins
 from services.api.access import Principal
 from services.api.detached import Detached
 from services.api.errors import invalid_param, unavailable
-from services.api.folds import Folds
-from services.api.frames import Cursor, encode
+from services.api.folds import Folds, accepted_in
+from services.api.frames import Cursor, FrameMaker, encode
 from services.api.history import restored
 from services.api.reads import RunSummary
 from services.api.requests import RunRequest
@@ -38,7 +39,7 @@ from services.api.submit import Started, Submitter
 from services.api.tail import EventTail
 from services.api.threads import Threads
 from services.api.uploads import FileUser, Uploads
-from services.api.views import blocking
+from services.api.views import blocking, blocking_paused
 
 logger = logging.getLogger(__name__)
 
@@ -226,9 +227,9 @@ class RunStarter:
         if live is not None and live.fold is None:
             self._tail.forget(run_id)
 
-    def attach(self, run_id: str, after: Cursor | None) -> Response:
+    def attach(self, run_id: str, after: Cursor | None, *, through_pauses: bool = False) -> Response:
         """A stream of what follows `after` in a run that exists; None: of what is still to come."""
-        return self._stream(run_id, self._streams.new_outbox(), (after,))
+        return self._stream(run_id, self._streams.new_outbox(through_pauses=through_pauses), (after,))
 
     def _stream(self, run_id: str, outbox: Outbox, follow: tuple[Cursor | None] | None) -> EventStream:
         streams = self._streams
@@ -267,8 +268,22 @@ class RunStarter:
 
     async def _end(self, end: "asyncio.Future[Record]", made: Callable[[Any, int], bytes]) -> bytes:
         recorded = decode_event(await end)
+        if isinstance(recorded.event, RunPaused):
+            return await self._paused(recorded.run_id, recorded.event)
         recorded = await self._threads.run(restored, recorded, self._blobs)
         return made(recorded.event, recorded.at_us)
+
+    async def _paused(self, run_id: str, event: RunPaused | None = None) -> bytes:
+        """The answer at a pause of the run, at its present one by default; empty when it is in none."""
+        history = await self._folds.history(run_id, Principal(None))
+        maker = FrameMaker(run_id)
+        for recorded in history:
+            maker.on_event(recorded)
+        event = event or maker.asked.paused
+        if event is None:
+            return b""
+        workflow_id = accepted_in(history).workflow_id
+        return encode(blocking_paused(run_id, task_id_of(run_id), workflow_id, maker.paused_answer(event)))
 
     async def _attached_blocking(self, started: Started) -> Response:
         """The answer of the run that an earlier request with the same key made."""
@@ -281,6 +296,9 @@ class RunStarter:
         if summary.ended:
             end.cancel()
             return Response(encode(_ended_answer(summary)), 200, run_headers(run_id), "application/json; charset=utf-8")
+        if summary.status == "paused" and (body := await self._paused(run_id)):
+            end.cancel()
+            return Response(body, 200, run_headers(run_id), "application/json; charset=utf-8")
         task_id, workflow_id, created_us = task_id_of(run_id), summary.workflow_id, summary.created_us
 
         def made(ended: Any, ended_us: int) -> bytes:

@@ -56,8 +56,8 @@ class RunStreams:
 
     # --- clients ---
 
-    def new_outbox(self) -> Outbox:
-        outbox = Outbox(self._buffer_bytes)
+    def new_outbox(self, *, through_pauses: bool = False) -> Outbox:
+        outbox = Outbox(self._buffer_bytes, through_pauses=through_pauses)
         self._open.add(outbox)
         return outbox
 
@@ -185,7 +185,7 @@ class RunStreams:
             after = live.place
         while not outbox.closed:
             if live.attach(outbox, after):
-                if await self.pump(live.run_id, outbox, write):
+                if outbox.ends_here or await self.pump(live.run_id, outbox, write):
                     return
                 live.detach(outbox)
                 outbox.recover()
@@ -242,6 +242,8 @@ class RunStreams:
             frames, reached = page  # type: ignore[misc]  # not DONE
             if frames:
                 await write(b"".join([frame.wire for frame in frames]))
+                if outbox is not None:
+                    outbox.at_pause = frames[-1].pauses
             if (frames and frames[-1].last) or (outbox is not None and outbox.closed):
                 return None
         return reached

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from pydantic import JsonValue
+
 from libs.events.blobs import Blobs
 from libs.events.claim_check import offload, oversized
 from libs.events.codec import encode_body, encode_command
-from libs.events.commands import StartRun, StopRun
+from libs.events.commands import AnyCommand, PauseRun, ResumeRun, StartRun, StopRun, SubmitForm
 from libs.events.ids import RunId, new_run_id, partition_for_key, partition_of
 from libs.events.log import Log, LogError, Topic
 from libs.events.model import CommandRejected
@@ -26,6 +28,8 @@ UNKNOWN = (
     "the log did not confirm the start in time, so it may or may not happen. "
     "Repeat the request with the same Idempotency-Key to find out"
 )
+
+UNKNOWN_WISH = "the log did not confirm this in time, so it may or may not happen. Ask for the run, or repeat it"
 
 
 @dataclass(slots=True, frozen=True)
@@ -161,8 +165,26 @@ class Submitter:
 
     async def stop(self, run_id: str, reason: str, by: str, *, answer_s: float = 0) -> CommandRejected | str | None:
         """Ask for a run to stop; the answer if it comes within `answer_s`. Raises ApiError (503)."""
-        partition = partition_of(run_id)
-        command = StopRun(run_id=run_id, reason=reason, by=by)
+        return await self._ask(StopRun(run_id=run_id, reason=reason, by=by), answer_s)
+
+    async def pause(self, run_id: str, reason: str, by: str, *, answer_s: float) -> CommandRejected | str | None:
+        """As `stop`."""
+        return await self._ask(PauseRun(run_id=run_id, reason=reason, by=by), answer_s)
+
+    async def resume(self, run_id: str, by: str, *, answer_s: float) -> CommandRejected | str | None:
+        """As `stop`."""
+        return await self._ask(ResumeRun(run_id=run_id, by=by), answer_s)
+
+    async def submit_form(
+        self, run_id: str, form_id: str, action: str, inputs: dict[str, JsonValue], by: str, *, answer_s: float
+    ) -> CommandRejected | str | None:
+        """As `stop`. The inputs fit the form and into a record."""
+        return await self._ask(
+            SubmitForm(run_id=run_id, form_id=form_id, action=action, inputs=inputs, by=by), answer_s
+        )
+
+    async def _ask(self, command: AnyCommand, answer_s: float) -> CommandRejected | str | None:
+        partition = partition_of(command.run_id)
         with self._tail.expecting(partition):
             offset = await self._send(command, partition)
             if not answer_s:
@@ -172,7 +194,7 @@ class Submitter:
             except TimeoutError:
                 return None
 
-    async def _send(self, command: StartRun | StopRun, partition: int) -> int:
+    async def _send(self, command: AnyCommand, partition: int) -> int:
         try:
             # Sending may wait for the local buffer; the acknowledgement comes on the adapter's thread.
             return await asyncio.wrap_future(
@@ -180,7 +202,7 @@ class Submitter:
             )
         except LogError as error:
             logger.warning("command_unconfirmed", extra={"run_id": command.run_id, "problem": str(error)})
-            raise unavailable(UNKNOWN) from error
+            raise unavailable(UNKNOWN if isinstance(command, StartRun) else UNKNOWN_WISH) from error
 
 
 def _refused(rejected: CommandRejected) -> ApiError:

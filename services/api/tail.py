@@ -40,8 +40,12 @@ _STATUS = {
     "RunPartiallySucceeded": "partial-succeeded",
     "RunFailed": "failed",
     "RunStopped": "stopped",
+    "RunPaused": "paused",
+    "RunResumed": "running",
 }
-_ANSWERS = frozenset({"RunAccepted", "StopRequested"})
+_ANSWERS = frozenset({"RunAccepted", "StopRequested", "PauseRequested", "ResumeRequested", "FormSubmitted"})
+_RESTS = RUN_END_TYPES | {"RunPaused"}
+"""Events behind which a run does nothing by itself."""
 
 
 @dataclass(slots=True)
@@ -57,7 +61,7 @@ class Outline:
 
     @property
     def ended(self) -> bool:
-        return self.status not in ("pending", "running")
+        return self.status not in ("pending", "running", "paused")
 
 
 class TailBehind(Exception):
@@ -194,7 +198,7 @@ class EventTail:
         live = self._live.get(run_id)
         if live is not None:
             live.on_record(record)
-        if name in RUN_END_TYPES and run_id in self._ends:
+        if name in _RESTS and run_id in self._ends:
             for waiter in self._ends.pop(run_id):
                 if not waiter.done():
                     waiter.set_result(record)
@@ -342,7 +346,7 @@ class EventTail:
         return self._outlines.get(run_id)
 
     def end_of(self, run_id: str) -> "asyncio.Future[Record]":
-        """The record that ends the run, when it comes. Ask before it can have come."""
+        """The record that ends or pauses the run, when it comes. Ask before it can have come."""
         waiter: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
         self._ends.setdefault(run_id, []).append(waiter)
         waiter.add_done_callback(lambda _: self._forget_end(run_id, waiter))

@@ -137,13 +137,14 @@ async def _attach(parts: Parts, request: Request, run_id: str) -> Response:
 async def attach(parts: Parts, request: Request, summary: RunSummary) -> Response:
     """The run's stream as the request wants it: from an id on, from now on, or with what is known first."""
     run_id, after = summary.id, last_event_id(request)
+    through_pauses = request.query_params.get("continue_on_pause") == "true"
     if after is not None:
-        return parts.starter.attach(run_id, after)
+        return parts.starter.attach(run_id, after, through_pauses=through_pauses)
     if summary.ended:
         return await _finished(parts, run_id)
     if request.query_params.get("include_state_snapshot") == "true":
-        return await _with_snapshot(parts, run_id)
-    return parts.starter.attach(run_id, None)
+        return await _with_snapshot(parts, run_id, through_pauses=through_pauses)
+    return parts.starter.attach(run_id, None, through_pauses=through_pauses)
 
 
 async def _finished(parts: Parts, run_id: str) -> Response:
@@ -166,21 +167,24 @@ async def _finished(parts: Parts, run_id: str) -> Response:
     )
 
 
-async def _with_snapshot(parts: Parts, run_id: str) -> Response:
+async def _with_snapshot(parts: Parts, run_id: str, *, through_pauses: bool) -> Response:
     """What is known of the run in reduced form, then what is still to come."""
     live = await parts.streams.live(run_id)
     if live is None or live.fold is None:
         raise not_found("Workflow run not found")
     if live.ended:
         return await _finished(parts, run_id)
-    outbox = parts.streams.new_outbox()
+    outbox = parts.streams.new_outbox(through_pauses=through_pauses)
     snapshot = b"".join(live.fold.maker.snapshot())
-    outbox.cursor = live.place
+    outbox.cursor, outbox.at_pause = live.place, live.fold.maker.asked.parked
+    over = outbox.ends_here
     live.attach(outbox, live.place)  # in the same step as the snapshot: nothing comes between them
 
     async def source(write: object) -> None:
         if snapshot:
             await write(snapshot)  # type: ignore[operator]  # Write
+        if over:
+            return
         await parts.streams.resume(run_id, outbox, write)  # type: ignore[arg-type]  # Write
 
     return EventStream(
