@@ -53,6 +53,7 @@ from services.api.tail import EventTail, TailBehind
 from services.api.threads import Threads
 from services.api.time_travel import time_travel_routes
 from services.api.uploads import Signer, Uploads
+from services.api.web import web_routes
 from services.api.workflows import workflow_routes
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,7 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     app.include_router(run_routes(parts))
     app.include_router(fork_routes(parts))
     app.include_router(time_travel_routes(parts))
+    app.include_router(web_routes(parts))
     for router in console_routes(parts):
         app.include_router(router)
     app.include_router(health_routes(parts, metrics))

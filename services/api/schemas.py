@@ -41,6 +41,11 @@ class RunBody(UserBody):
     trace_session_id: str | None = None
 
 
+class WebRunBody(_Shape):
+    inputs: Values = Field(description="Values of the start node's variables; may be empty")
+    files: list[Values] | None = None
+
+
 class StartBody(_Shape):
     app_id: str | None = Field(default=None, description="Required with the admin token")
     inputs: Values = Field(default_factory=dict)
@@ -148,6 +153,10 @@ class Parameters(_Shape):
     sensitive_word_avoidance: Values
     file_upload: Values
     system_parameters: dict[str, int]
+
+
+class Passport(_Shape):
+    access_token: str
 
 
 class Meta(_Shape):

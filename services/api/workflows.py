@@ -63,7 +63,7 @@ def workflow_routes(parts: Parts) -> APIRouter:
         app = await parts.access.app_key(request)
         body = await read_json(request, parts.limits.max_body_bytes)
         user = required_user(body.get("user"))
-        _require_workflow(app)
+        require_workflow(app)
         await _stop(parts, app, task_id, user)
         return JSONResponse({"result": "success"})
 
@@ -84,7 +84,7 @@ async def _run(parts: Parts, request: Request, workflow_id: str | None) -> Respo
     app = await parts.access.app_key(request)
     body = await read_json(request, parts.limits.max_body_bytes)
     user = required_user(body.get("user"))
-    _require_workflow(app)
+    require_workflow(app)
     wanted = RunRequest.parse(request, body)
     check_trace_session(request, body)
     version = await _version(parts, app, workflow_id)
@@ -207,6 +207,7 @@ def last_event_id(request: Request) -> Cursor | None:
         raise invalid_param(str(error)) from error
 
 
-def _require_workflow(app: AppCreated) -> None:
+def require_workflow(app: AppCreated) -> None:
+    """Raises ApiError 400."""
     if app.mode != "workflow":
         raise ApiError(400, "not_workflow_app", f"this app is a {app.mode} app, not a workflow")
