@@ -7,6 +7,7 @@ from libs.events.ids import run_id_of_task
 from libs.events.registry import AppCreated, VersionPublished
 from services.api import schemas
 from services.api.access import Principal, required_user
+from services.api.drafting import draft_workflow_id
 from services.api.errors import ApiError, bad_request, invalid_param, not_found
 from services.api.frames import Cursor, encode
 from services.api.parts import Parts
@@ -102,6 +103,8 @@ async def _version(parts: Parts, app: AppCreated, workflow_id: str | None) -> Ve
         return version
     if not is_uuid(workflow_id):
         raise bad_request("workflow_id must be a UUID")
+    if workflow_id == draft_workflow_id(app.app_id):
+        raise bad_request("a draft cannot be run by its id. Publish it")
     version = parts.registry.version(workflow_id)
     if version is None:
         await parts.access.refresh()
