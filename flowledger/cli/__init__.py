@@ -44,6 +44,7 @@ VERBS: dict[str, Verb] = {
     "executor": Verb("services", "The service that runs nodes (Kafka by settings)."),
     "projector": Verb("services", "The service that fills the tables (Kafka and database by settings)."),
     "rebuild": Verb("upkeep", "Drop the tables and make them anew from the log."),
+    "verify": Verb("upkeep", "Compare the tables with the log."),
     "topics": Verb("upkeep", "Create or check the Kafka topics."),
     "doctor": Verb("upkeep", "Check what this machine and its settings offer."),
 }
