@@ -8,6 +8,7 @@ import pytest
 from libs.events.log import Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from services.api import Limits
+from services.api.drafting import draft_workflow_id
 from tests.api_world import ADMIN, ECHO, ScriptedExecutor, Server, until
 from tests.documents import document, edges, end, node, start
 
@@ -300,6 +301,13 @@ def test_a_large_body_of_unknown_length_is_refused_too(server: Server, key: str)
     pieces = (b"x" * 10_000 for _ in range(11))
     answer = server.http.post("/v1/workflows/run", headers=headers, content=pieces)
     assert answer.status_code == 413
+
+
+def test_a_draft_is_not_run_by_its_id(server: Server) -> None:
+    app = server.import_app()
+    path = f"/v1/workflows/{draft_workflow_id(app['app_id'])}/run"
+    answer = server.http.post(path, headers=bearer(app["api_key"]), json={"inputs": {}, "user": "u"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
 
 
 def test_a_bad_trace_session_is_refused(server: Server, key: str) -> None:
