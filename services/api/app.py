@@ -43,7 +43,7 @@ from services.api.rate import RequestRate
 from services.api.reads import Reads
 from services.api.records import Records
 from services.api.runs import run_routes
-from services.api.schemas import SECURITY_SCHEMES
+from services.api.schemas import SECURITY_SCHEMES, for_every_key
 from services.api.sse import Pinger
 from services.api.starting import RunStarter
 from services.api.streams import RunStreams
@@ -249,5 +249,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if not app.openapi_schema:
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         made.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
+        for_every_key(made)
         app.openapi_schema = made
     return app.openapi_schema

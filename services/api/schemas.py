@@ -534,3 +534,13 @@ SECURITY_SCHEMES: Doc = {
     },
     "passport": {"type": "apiKey", "in": "header", "name": "X-App-Passport", "description": "Of GET /api/passport"},
 }
+
+
+def for_every_key(document: Doc) -> None:
+    """Add what every path may answer that an app key opens: its app is closed, or it asks too often."""
+    error: Doc = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    for path in document["paths"].values():
+        for operation in path.values():
+            if {"app_key": []} in operation.get("security", ()):
+                for status in (403, 429):
+                    operation["responses"].setdefault(str(status), {"description": _ERRORS[status], "content": error})
