@@ -57,7 +57,7 @@ def about_routes(parts: Parts) -> APIRouter:
     )
     async def parameters(request: Request) -> Response:
         app = await parts.access.app_key(request)
-        return JSONResponse(parameters_of(await published(parts, app)))
+        return JSONResponse(_parameters(await published(parts, app)))
 
     @router.get("/meta", summary="Icons of tools", responses=answers(schemas.Meta, 401), openapi_extra=key)
     async def meta(request: Request) -> Response:
@@ -70,7 +70,7 @@ def about_routes(parts: Parts) -> APIRouter:
         app = await parts.access.app_key(request)
         latest = parts.registry.latest(app.app_id)
         definition = None if latest is None else await parts.starter.definition(latest)
-        return JSONResponse(site_of(app, definition))
+        return JSONResponse(_site(app, definition))
 
     return router
 
@@ -83,8 +83,7 @@ async def published(parts: Parts, app: AppCreated) -> Definition:
     return await parts.starter.definition(latest)
 
 
-def parameters_of(definition: Definition) -> Json:
-    """Input form and features, as clients ask for them."""
+def _parameters(definition: Definition) -> Json:
     features = definition.features
     return {
         "opening_statement": features.get("opening_statement") or None,
@@ -125,8 +124,7 @@ def _form(definition: Definition) -> list[Json]:
     return [{str(one.get("type", "text-input")): dict(one)} for one in declared or () if isinstance(one, dict)]
 
 
-def site_of(app: AppCreated, definition: Definition | None) -> Json:
-    """How the app's page looks."""
+def _site(app: AppCreated, definition: Definition | None) -> Json:
     about: Any = definition.document.get("app") if definition is not None else None
     about = about if isinstance(about, dict) else {}
     is_link = app.icon.startswith(("http://", "https://"))
