@@ -46,7 +46,7 @@ check: $(TESTING)  ## style, types, import rules; changes nothing
 
 # The ones that need no server; the others take `--kafka BOOTSTRAP` (python -m tests.servers kafka prints one).
 bench: $(TESTING)  ## one JSON line per question
-	@for name in engine journal_sqlite steps first_event projector sandbox; do \
+	@for name in engine containers journal_sqlite steps first_event large_outputs projector sandbox; do \
 	  $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 up:  ## docker compose, until healthy

@@ -26,6 +26,7 @@ from libs.events.sealing import Vault, stored_key
 from libs.events.sqlite import SqliteLog
 from libs.serving import hush_http
 from libs.settings import Settings
+from libs.storage import blobs_by_setting
 from libs.tables import open_engine, sqlite_url
 from libs.workflow.catalog import Catalog
 from services.api.app import ApiDependencies, create_app
@@ -109,7 +110,8 @@ async def _serve(data: Path, host: str, port: int, settings: Settings, execute: 
         closing.push_async_callback(asyncio.to_thread, log.close)
         engine = open_engine(sqlite_url(data / "tables.db"))
         closing.callback(engine.dispose)
-        blobs = FolderBlobs(data / "blobs")
+        blobs = blobs_by_setting(settings, FolderBlobs(data / "blobs"))
+        closing.push_async_callback(asyncio.to_thread, blobs.close)
         key = stored_key(settings.secret_key, data, make=True)
         await asyncio.to_thread(key)
         vault = Vault(key)
@@ -140,6 +142,7 @@ async def _serve(data: Path, host: str, port: int, settings: Settings, execute: 
             version=own_version(),
             instance_id=instance_id,
             models=settings.models,
+            origins=settings.cors_origins,
             limits=limits_of(settings),
         )
         await _start_api(dependencies, listening, closing)

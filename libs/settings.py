@@ -26,6 +26,18 @@ class Provider:
 
 
 @dataclass(frozen=True, slots=True)
+class S3:
+    """A bucket for large values and files."""
+
+    bucket: str
+    """Its name, or `name/prefix`."""
+    endpoint: str
+    region: str
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     kafka: str | None = None
     kafka_options: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -44,8 +56,11 @@ class Settings:
     sandbox: Literal["strict", "process"] = "strict"
     sandbox_packages: tuple[str, ...] = ()
     secret_key: str | None = field(default=None, repr=False)
+    cors_origins: tuple[str, ...] = ("*",)
+    """Origins whose pages may call the API from a browser; `*`: all."""
     http_allow: tuple[str, ...] = ()
     """Hosts or networks that HTTP nodes may reach although they are private."""
+    s3: S3 | None = None
     key_requests_per_minute: int = 0
     max_app_runs: int = 0
     max_runs: int = 0
@@ -100,7 +115,9 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
         sandbox=choice("SANDBOX", ("strict", "process")),  # type: ignore[arg-type]  # checked by choice
         sandbox_packages=words("SANDBOX_PACKAGES"),
         secret_key=text("SECRET_KEY"),
+        cors_origins=words("CORS_ORIGINS") or ("*",),
         http_allow=words("HTTP_ALLOW"),
+        s3=_s3(values, problems),
         key_requests_per_minute=int(number("KEY_REQUESTS_PER_MINUTE", 0, 0)),
         max_app_runs=int(number("MAX_APP_RUNS", 0, 0)),
         max_runs=int(number("MAX_RUNS", 0, 0)),
@@ -123,6 +140,20 @@ def _pairs(name: str, raw: str, problems: list[str]) -> dict[str, str]:
 
 
 _PROVIDER_SETTINGS = ("BASE_URL", "API_KEY", "API_KEY_FILE", "AUTH", "MODELS")
+
+
+def _s3(values: Mapping[str, str], problems: list[str]) -> S3 | None:
+    start = PREFIX + "S3_"
+    bucket, access_key, secret_key = (values.get(start + name) for name in ("BUCKET", "ACCESS_KEY", "SECRET_KEY"))
+    if not bucket:
+        return None
+    if not access_key or not secret_key:
+        problems.append(f"{start}ACCESS_KEY, {start}SECRET_KEY: expected both beside {start}BUCKET")
+    region = values.get(start + "REGION") or "us-east-1"
+    endpoint = values.get(start + "ENDPOINT") or f"https://s3.{region}.amazonaws.com"
+    if not endpoint.startswith(("http://", "https://")):
+        problems.append(f"{start}ENDPOINT: expected a URL with http:// or https://, got {endpoint!r}")
+    return S3(bucket, endpoint, region, access_key or "", secret_key or "")
 
 
 def _providers(values: Mapping[str, str], problems: list[str]) -> dict[str, Provider]:

@@ -6,6 +6,7 @@ follows the last id; the run itself is not touched by any of this.
 
 import json
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from flowledger.cli.target import Server
 if TYPE_CHECKING:
     import httpx
 
-ENDS = frozenset({"workflow_finished", "workflow_paused", "error"})
+ENDS = frozenset({"workflow_finished", "error"})
 _SILENCE_S = 35.0
 """Pings come every 10 s: three missed ones mean that the connection is dead."""
 
@@ -57,11 +58,10 @@ class Started:
     response: "httpx.Response"
 
 
-def start(server: Server, body: dict[str, Any], idempotency_key: str | None = None) -> Started:
+def start(server: Server, body: dict[str, Any]) -> Started:
     """Ask for a run; returns as soon as it is accepted, with the open stream."""
-    headers = {"Accept": "text/event-stream"}
-    if idempotency_key:
-        headers["Idempotency-Key"] = idempotency_key
+    # The key makes it one run however often it is asked for.
+    headers = {"Accept": "text/event-stream", "Idempotency-Key": uuid.uuid4().hex}
 
     def ask() -> "httpx.Response":
         request = server.http.build_request(
@@ -72,22 +72,29 @@ def start(server: Server, body: dict[str, Any], idempotency_key: str | None = No
             response.read()
         return response
 
-    response = server.reached(ask)
+    response = server.reached(ask, repeatable=True)
     server.check(response)
     return Started(response.headers.get("X-Workflow-Run-Id", ""), response.headers.get("X-Task-Id", ""), response)
 
 
 def follow(
-    server: Server, run_id: str, first: "httpx.Response | None" = None, timeout_s: float | None = None
+    server: Server,
+    run_id: str,
+    first: "httpx.Response | None" = None,
+    timeout_s: float | None = None,
+    after: str = "0",
 ) -> Iterator[Frame]:
-    """Every frame of the run until one that ends it. `first`: an open stream to begin with.
+    """Every frame of the run behind the id `after`, until one that ends it or a pause that it is in.
+
+    `first`: an open stream to begin with.
 
     Raises Problem when waiting takes longer than `timeout_s` (the run goes on), or the server stays away.
     """
     import httpx
 
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    last_id, wait_s, lost_at = "0", _RETRY_S[0], time.monotonic()
+    last_id, wait_s, lost_at = after, _RETRY_S[0], time.monotonic()
+    paused = False
     response = first
     while True:
         try:
@@ -98,6 +105,9 @@ def follow(
                 yield frame
                 if frame.event in ENDS:
                     return
+                paused = frame.event == "workflow_paused"
+            if paused:  # the stream ends behind a pause only when the run is still in it
+                return
         except httpx.TransportError as error:
             if time.monotonic() - lost_at > _GIVE_UP_S:
                 raise server.unreachable(error) from error

@@ -55,7 +55,11 @@ class _Lines:
         data = frame.data.get("data") or {}
         match frame.event:
             case "workflow_started":
-                talk(f"run {data.get('id')} started")
+                talk(f"run {data.get('id')} {'goes on' if data.get('reason') == 'resumption' else 'started'}")
+            case "human_input_required":
+                talk(f"  {state('paused', sys.stderr)}  {data.get('node_title') or data.get('node_id')}")
+            case "human_input_form_filled" | "human_input_form_timeout":
+                talk(f"  {_answered(data)}")
             case "node_started" | "iteration_started" | "loop_started" if not self._compact:
                 talk(f"  {SIGNS['running']} {_name(data)}")
             case "node_finished" | "iteration_completed" | "loop_completed":
@@ -106,6 +110,12 @@ class _Block:
             case "node_retry" if key in self._nodes:
                 line = self._nodes[key]
                 line.status, line.detail = "retry", f"{data.get('retry_index')}: {data.get('error')}"
+            case "workflow_started" if not self._live.is_started:
+                self._live.start()
+            case "human_input_required":
+                for line in self._nodes.values():
+                    if line.title == data.get("node_title") and line.status == "running":
+                        line.status, line.detail = "paused", "waits for a person"
             case "iteration_next" | "loop_next" if key in self._nodes:
                 self._nodes[key].detail = f"round {data.get('index')}"
             case "workflow_finished" | "workflow_paused":
@@ -140,6 +150,13 @@ class _Block:
 def _name(data: dict[str, object]) -> str:
     title, node_id = data.get("title"), data.get("node_id")
     return f"{title} ({data.get('node_type')})" if title else f"{node_id} ({data.get('node_type')})"
+
+
+def _answered(data: dict[str, object]) -> str:
+    title = data.get("node_title") or data.get("node_id")
+    if "action_id" not in data:
+        return f"{title}: nobody answered in time"
+    return f"{title}: {data.get('action_text') or data.get('action_id')}"
 
 
 def _why(data: dict[str, object]) -> str:

@@ -100,8 +100,8 @@ def _print_run(run: dict[str, Any]) -> None:
     click.echo(f"state    {state(run['status'])}" + (f"  at sequence {run['seq']}" if run.get("seq") else ""))
     click.echo(f"app      {run.get('app_id')}  version {run.get('version')}")
     click.echo(f"made     {run.get('created_at')}  took {seconds(run.get('elapsed_time'))}")
-    if run.get("waiting_for"):
-        click.echo(f"waits    {json.dumps(run['waiting_for'], ensure_ascii=False)}")
+    for one in run.get("waiting_for") or ():
+        click.echo(f"waits    {_wait(one)}")
     if run.get("error"):
         click.echo(f"error    {run['error']}")
     lines = []
@@ -116,6 +116,23 @@ def _print_run(run: dict[str, Any]) -> None:
     if run.get("outputs"):
         click.echo()
         output.pretty(run["outputs"])
+
+
+def _wait(one: dict[str, Any]) -> str:
+    """One thing that a run waits for."""
+    place = f"{one.get('node_id')} [{one['path']}]" if one.get("path") else one.get("node_id")
+    match one.get("kind"):
+        case "form":
+            actions = " | ".join(action["id"] for action in one["actions"])
+            return f"for a person at {place} until {one['expires_at']}: {actions}"
+        case "pause":
+            return f"to be resumed: {one['reason']}"
+        case "node":
+            return f"for {place}, attempt {one['attempt']}"
+        case "retry":
+            return f"for the next attempt of {place} at {one['due_at']}"
+        case _:
+            return json.dumps(one, ensure_ascii=False)
 
 
 @click.command()

@@ -13,12 +13,12 @@ import click
 
 from flowledger.cli import output
 from flowledger.cli.documents import import_file
-from flowledger.cli.exits import BY_STATUS, INTERRUPTED, INVALID, RUN_FAILED, USAGE, Problem
+from flowledger.cli.exits import BY_STATUS, INTERRUPTED, INVALID, PAUSED, RUN_FAILED, USAGE, Problem
 from flowledger.cli.follow import Frame, Started, follow, start
 from flowledger.cli.lookup import complete_run, find_app, find_run, rows
 from flowledger.cli.output import own_name, talk
 from flowledger.cli.progress import progress
-from flowledger.cli.target import Server, server, target_options
+from flowledger.cli.target import TRIES, ConnectionLost, Server, server, target_options
 
 _RESULT_KEYS = ("status", "outputs", "error", "elapsed_time", "total_steps", "total_tokens")
 _TEXT_TYPES = frozenset({"text-input", "paragraph", "select"})
@@ -41,7 +41,6 @@ _MODEL_TYPES = ("llm", "question-classifier", "parameter-extractor", "agent")
 @click.option("--inputs", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Inputs, JSON or YAML.")
 @click.option("--file", "files", multiple=True, metavar="K=PATH|URL", help="One file input; again for a list.")
 @click.option("--query", help="The user's message, for chatflows.")
-@click.option("--conversation", metavar="ID", help="Chatflows: go on with this conversation; else a new one begins.")
 @click.option("--pin", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Pinned answers (YAML).")
 @click.option("--only", metavar="NODE", help="Run one node alone (id or title); a container with its body.")
 @click.option("--from-run", metavar="RUN", help="With --only: begin with the variables of this run.")
@@ -57,7 +56,6 @@ def run(
     inputs: Path | None,
     files: tuple[str, ...],
     query: str | None,
-    conversation: str | None,
     pin: Path | None,
     only: str | None,
     from_run: str | None,
@@ -91,10 +89,9 @@ def run(
             types = {}  # values come from other nodes, which declare nothing
         body: dict[str, Any] = {
             "app_id": app_id,
-            "inputs": read_inputs(pairs, inputs, types, files, partial(_upload, there, app_id)),
+            "inputs": read_inputs(pairs, inputs, types, files, partial(upload, there, app_id)),
             "user": user,
             "query": query,
-            "conversation_id": conversation,
             "pins": _pins(there, pin, offline=offline),
             "only": only,
             "from_run": find_run(there, from_run) if from_run else None,
@@ -141,10 +138,16 @@ def app_of_file(there: Server, file: Path) -> str:
     import hashlib
 
     digest = "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()
-    for app in rows(there.get("/v1/apps")):
-        if app.get("digest") == digest:
-            return str(app["app_id"])
-    made = import_file(there, file)
+    for left in reversed(range(TRIES)):
+        for app in rows(there.get("/v1/apps")):
+            if app.get("digest") == digest:
+                return str(app["app_id"])
+        try:
+            made = import_file(there, file)
+            break
+        except ConnectionLost:  # whether it was imported is seen by looking again
+            if not left or not there.find_again():
+                raise
     for warning in made.get("warnings", ()):
         talk(f"{file}: warning at {warning['at']}: {warning['problem']}. {warning['hint']}".rstrip())
     return str(made["app_id"])
@@ -218,7 +221,7 @@ def _file(found: Mapping[str, str], upload: Callable[[Path], str] | None) -> dic
     return {"type": kind, "transfer_method": "local_file", "upload_file_id": upload(Path(place))}
 
 
-def _upload(there: Server, app_id: str, file: Path) -> str:
+def upload(there: Server, app_id: str, file: Path) -> str:
     """Keep the file for runs of the app; its id."""
     media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     try:
@@ -280,12 +283,13 @@ def follow_to_end(
     as_json: bool = False,
     compact: bool = False,
     timeout_s: float | None = None,
+    after: str = "0",
 ) -> int:
-    """Follow a run until it ends or pauses; print its result; the exit code."""
+    """Follow a run from the event `after` until it ends or pauses; print its result; the exit code."""
     shown = progress(compact=compact, quiet=quiet)
     last: Frame | None = None
     try:
-        with closing(shown), closing(_frames(there, run_id, started, timeout_s)) as stream:
+        with closing(shown), closing(_frames(there, run_id, started, timeout_s, after)) as stream:
             for frame in stream:
                 last = frame
                 shown.show(frame)
@@ -301,30 +305,40 @@ def follow_to_end(
     return _print_result(there, last, run_id, as_json=as_json, quiet=quiet)
 
 
-def _frames(there: Server, run_id: str, started: Started | None, timeout_s: float | None) -> Any:
-    return follow(there, run_id, started.response if started else None, timeout_s)
+def _frames(there: Server, run_id: str, started: Started | None, timeout_s: float | None, after: str) -> Any:
+    return follow(there, run_id, started.response if started else None, timeout_s, after)
 
 
 def _print_result(there: Server, last: Frame, run_id: str, *, as_json: bool, quiet: bool) -> int:
     end = last.data.get("data") or {}
-    talk_id = last.data.get("conversation_id")
     if as_json:
         result = {"workflow_run_id": run_id, "task_id": last.data.get("task_id")}
-        if talk_id:
-            result["conversation_id"] = talk_id
-        output.data(result | {key: end.get(key) for key in _RESULT_KEYS})
+        result |= {key: end.get(key) for key in _RESULT_KEYS}
+        output.data(result | ({"reasons": end.get("reasons")} if end.get("status") == "paused" else {}))
     elif end.get("outputs"):
         output.pretty(end["outputs"])
     status = str(end.get("status"))
     code = BY_STATUS.get(status, RUN_FAILED)
-    if code and not as_json:
+    if code == PAUSED and end.get("reasons") and not as_json:
+        _print_pause(there, run_id, end["reasons"])
+    elif code and not as_json:
         why = f": {end['error']}" if end.get("error") else ""
         talk(f"run {run_id} {status}{why}. See what happened: {own_name()} history {run_id}{there.options}")
     elif not quiet:
         talk(f"See all of it: {own_name()} show {run_id}{there.options}")
-        if talk_id:
-            talk(f"Go on talking: the same command with another --query and --conversation {talk_id}")
     return code
+
+
+def _print_pause(there: Server, run_id: str, reasons: list[dict[str, Any]]) -> None:
+    """What a paused run waits for, and what lets it go on."""
+    from flowledger.cli.pausing import show_form
+
+    forms = [reason for reason in reasons if reason.get("form_id")]
+    for form in forms:
+        show_form(there, run_id, form, several=len(forms) > 1)
+    for reason in reasons:
+        if reason.get("message"):
+            talk(f"‖ paused: {reason['message']}. Let it go on: {own_name()} resume {run_id}{there.options}")
 
 
 def _return_to(there: Server, run_id: str) -> str:

@@ -35,7 +35,12 @@ TOKEN_FILE = "admin-token"
 _OPENING_S = 20.0
 """How long another command may take to open or close the data folder."""
 
-_TRIES = 20
+TRIES = 20
+"""How many servers of a data folder may end under a command before it gives up."""
+
+
+class ConnectionLost(Problem):
+    """The connection broke before the answer: what was asked may or may not have been done."""
 
 
 def target_options(command: _F) -> _F:
@@ -116,22 +121,26 @@ class Server:
         return self.request("POST", path, json=body, params=_given(query)).json()
 
     def request(self, method: str, path: str, **parts: Any) -> "httpx.Response":
-        response = self.reached(lambda: self.http.request(method, path, **parts))
+        response = self.reached(lambda: self.http.request(method, path, **parts), repeatable=method == "GET")
         self.check(response)
         return response
 
-    def reached(self, ask: "Callable[[], httpx.Response]") -> "httpx.Response":
-        """What `ask` answers; asked again when nobody listened and another server is found. Raises Problem."""
+    def reached(self, ask: "Callable[[], httpx.Response]", *, repeatable: bool) -> "httpx.Response":
+        """What `ask` answers; asked again of another server when nobody listened, or if it is `repeatable`.
+
+        A server that ends resets connections it has not looked at; whether it did so before or after it acted nobody
+        can tell. Raises ConnectionLost then, else Problem.
+        """
         import httpx
 
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             try:
                 return ask()
-            except httpx.ConnectError as error:
+            except httpx.TransportError as error:
+                if not repeatable and not isinstance(error, httpx.ConnectError):
+                    raise ConnectionLost(*self._unreachable(error)) from error
                 if not self.find_again():
                     raise self.unreachable(error) from error
-            except httpx.TransportError as error:
-                raise self.unreachable(error) from error
         raise Problem(f"{self.name}: its servers end before they answer. Try again", UNREACHABLE)
 
     def check(self, response: "httpx.Response") -> None:
@@ -150,13 +159,16 @@ class Server:
         too_large = response.status_code == 413 and response.url.path.endswith("/import")
         if problems or too_large or code == "definition_invalid":
             raise Problem("\n".join([message, *map(_problem_line, problems)]), INVALID)
-        if response.status_code in (400, 409, 422) and code:
+        if response.status_code in (400, 409, 412, 422) and code:
             raise Problem(f"{message} ({code})", USAGE)
         exit_code = UNREACHABLE if response.status_code in (502, 503, 504) else USAGE
         raise Problem(f"{self.name} answered {response.status_code} {code}: {message}", exit_code)
 
     def unreachable(self, error: Exception) -> Problem:
-        return Problem(f"{self.url}: {error}. Is the server running? Start one: flowledger dev", UNREACHABLE)
+        return Problem(*self._unreachable(error))
+
+    def _unreachable(self, error: Exception) -> tuple[str, int]:
+        return f"{self.url}: {error}. Is the server running? Start one: flowledger dev", UNREACHABLE
 
     def close(self) -> None:
         self.http.close()

@@ -1,5 +1,6 @@
-"""Verbs that go back in time: fork, retry."""
+"""Verbs about a run's past: fork, retry, diff, why."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from flowledger.cli.lookup import complete_run, find_run
 from flowledger.cli.output import own_name, talk
 from flowledger.cli.running import follow_to_end, parse_value
 from flowledger.cli.target import Server, server, target_options
+
+_SHOWN = 100
+"""Characters of a value that a line shows."""
 
 
 @click.command()
@@ -61,6 +65,64 @@ def retry(run: str, watching: bool, as_json: bool, url: str | None, data: Path |
         return _made(there, made, watching=watching, as_json=as_json)
 
 
+@click.command()
+@click.argument("run", shell_complete=complete_run)
+@click.option("--from", "first", default=1, show_default=True, type=click.IntRange(1), help="Sequence to begin at.")
+@click.option("--to", "last", type=click.IntRange(1), help="Sequence to end at; default: the run's last.")
+@click.option("--json", "as_json", is_flag=True, help="One object.")
+@target_options
+def diff(run: str, first: int, last: int | None, as_json: bool, url: str | None, data: Path | None) -> None:
+    """Show what changed in a run between two of its events: status, nodes, variables.
+
+    \b
+    Examples:
+      flowledger diff 0193 --from 5 --to 9
+      flowledger diff 0193 --from 5 --json
+    """
+    with server(url, data, executor=False) as there:
+        run_id = find_run(there, run)
+        found = there.get(f"/v1/runs/{run_id}/diff", from_=first, to=last)
+    if as_json:
+        output.data(found)
+        return
+    changes = [("status", found["status"])] if found["status"]["from"] != found["status"]["to"] else []
+    changes += [(f"node {name}", change) for name, change in found["nodes"].items()]
+    changes += found["variables"].items()
+    changes += [(f"output {name}", change) for name, change in found["outputs"].items()]
+    for name, change in changes:
+        sign = "~" if len(change) > 1 else "+" if "to" in change else "-"
+        click.echo(f"{sign} {name}: {' -> '.join(_short(change[side]) for side in ('from', 'to') if side in change)}")
+    if not changes:
+        talk(f"Nothing changed between events {found['from']} and {found['to']}")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+@click.command()
+@click.argument("run", shell_complete=complete_run)
+@click.argument("node", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One object.")
+@target_options
+def why(run: str, node: str | None, as_json: bool, url: str | None, data: Path | None) -> None:
+    """Say in one sentence what a run waits for, or why it or one of its nodes (id or title) ended as it did.
+
+    \b
+    Examples:
+      flowledger why 0193
+      flowledger why 0193 "Formal?"
+    """
+    with server(url, data, executor=False) as there:
+        run_id = find_run(there, run)
+        found = there.get(f"/v1/runs/{run_id}/why", node=node)
+    if as_json:
+        output.data(found)
+    else:
+        click.echo(found["why"])
+
+
 def _edits(there: Server, run_id: str, at: int, pairs: tuple[str, ...]) -> dict[str, Any]:
     """Values by `node.output`; a text stays one, also when it could be read as JSON."""
     if not pairs:
@@ -93,4 +155,4 @@ def _made(there: Server, made: dict[str, Any], *, watching: bool, as_json: bool)
     return 0
 
 
-COMMANDS: dict[str, click.Command] = {"fork": fork, "retry": retry}
+COMMANDS: dict[str, click.Command] = {"fork": fork, "retry": retry, "diff": diff, "why": why}

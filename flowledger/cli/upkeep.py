@@ -1,4 +1,4 @@
-"""Verbs of upkeep: rebuild, topics, doctor."""
+"""Verbs of upkeep: rebuild, verify, topics, doctor."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowledger.cli import output
-from flowledger.cli.exits import RUN_FAILED, UNREACHABLE, USAGE, Problem
+from flowledger.cli.exits import NOT_FOUND, RUN_FAILED, UNREACHABLE, USAGE, Problem
 from flowledger.cli.output import talk
 from flowledger.cli.target import settings
 
@@ -103,6 +103,63 @@ def _without_password(url: str) -> str:
     from sqlalchemy.engine import make_url
 
     return make_url(url).render_as_string(hide_password=True)
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
+@click.option("--json", "as_json", is_flag=True, help="One object.")
+def verify(run: str | None, data: Path | None, as_json: bool) -> int:
+    """Compare the tables with a fold of the log: all rows, or those of one run. Changes nothing.
+
+    \b
+    Examples:
+      flowledger verify
+      flowledger verify 0193 --json
+    """
+    from dataclasses import asdict
+
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from libs.events.log import LogError
+    from libs.tables import TablesError, open_engine
+    from services.projector.position import ProjectorError
+    from services.projector.verify import find_runs
+    from services.projector.verify import verify as verify_tables
+
+    given = settings(data)
+    database_url = _database_url(given)
+    engine = open_engine(database_url)
+    try:
+        log = _open_log(given)
+        run_id = None if run is None else _one_run(run, find_runs(engine, run.lower()))
+        with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
+            found = verify_tables(log, engine, run_id, _shown_by(bar))
+        log.close()
+    except (LogError, ProjectorError, TablesError) as error:
+        raise Problem(f"verify: {error}", UNREACHABLE) from error
+    except SQLAlchemyError as error:
+        reason = str(error).splitlines()[0]
+        raise Problem(f"verify: {_without_password(database_url)}: {reason}", UNREACHABLE) from error
+    finally:
+        engine.dispose()
+    if as_json:
+        output.data(asdict(found) | {"equal": not found.differences})
+    else:
+        for one in found.differences:
+            columns = f": {', '.join(one.columns)}" if one.columns else ""
+            click.echo(f"{one.table} {one.key}: {one.problem}{columns}")
+        said = "the tables are what the log says" if not found.differences else "make them anew: flowledger rebuild"
+        talk(f"{found.rows} rows compared, {found.behind} records still to come; {said}")
+    return RUN_FAILED if found.differences else 0
+
+
+def _one_run(text: str, found: list[str]) -> str:
+    if not found:
+        raise Problem(f'run "{text}": not found in the tables. List runs: flowledger runs', NOT_FOUND)
+    if len(found) > 1:
+        raise Problem(f'run "{text}": several match: {", ".join(found)}. Give more of the id', USAGE)
+    return found[0]
 
 
 @click.group()
@@ -265,4 +322,4 @@ def _check_models(given: "Settings") -> dict[str, Any]:
     return _result("models", True, f"providers: {names}")
 
 
-COMMANDS: dict[str, click.Command] = {"rebuild": rebuild, "topics": topics, "doctor": doctor}
+COMMANDS: dict[str, click.Command] = {"rebuild": rebuild, "verify": verify, "topics": topics, "doctor": doctor}

@@ -4,7 +4,7 @@ A reference stands in the place of the value: `{"$blob": {"id": "<sha256>", "siz
 durable before the event that refers to it is written, never changes, and is checked against its hash when it is read.
 The port does not delete: blobs live as long as the events that name them.
 
-Adapters: a folder (embedded) and the blobs topic of a log (Kafka).
+Adapters: a folder (embedded), the blobs topic of a log (Kafka), and an S3-compatible bucket (`libs.events.s3`).
 """
 
 import hashlib
@@ -99,12 +99,12 @@ class FolderBlobs:
             raise
 
     def get(self, ref: JsonValue) -> bytes:
-        digest, size, _ = _parse(ref)
+        digest, size, _ = parse_ref(ref)
         try:
             data = self._path(digest).read_bytes()
         except OSError as error:
             raise BlobError(f"cannot read blob {digest} in {self._folder}: {error.strerror}") from error
-        return _checked(data, digest, size)
+        return checked(data, digest, size)
 
     def _path(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest
@@ -149,7 +149,7 @@ class LogBlobs:
         return result
 
     def get(self, ref: JsonValue) -> bytes:
-        digest, size, place = _parse(ref)
+        digest, size, place = parse_ref(ref)
         try:
             partition, first, count = (int(part) for part in place.split(":"))
         except ValueError as error:
@@ -161,7 +161,7 @@ class LogBlobs:
                 if record.headers.get("blob") == digest.encode():
                     pieces[int(record.headers["piece"])] = record.value or b""
             if len(pieces) == count:
-                return _checked(b"".join(pieces[number] for number in range(count)), digest, size)
+                return checked(b"".join(pieces[number] for number in range(count)), digest, size)
         raise BlobError(
             f"blob {digest}: {len(pieces)} of {count} pieces are in {Topic.BLOBS}[{partition}] from {first} on"
         )
@@ -199,7 +199,7 @@ class _Joined:
             self._result.set_result(make_ref(digest, size, f"{partition}:{min(offsets)}:{len(offsets)}"))
 
 
-def _parse(ref: JsonValue) -> tuple[str, int, str]:
+def parse_ref(ref: JsonValue) -> tuple[str, int, str]:
     """(sha256, size, place) of a reference. Raises BlobError."""
     if is_ref(ref):
         inner = ref["$blob"]
@@ -215,7 +215,7 @@ def _is_digest(text: str) -> bool:
     return len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
 
 
-def _checked(data: bytes, digest: str, size: int) -> bytes:
+def checked(data: bytes, digest: str, size: int) -> bytes:
     if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
         raise BlobError(f"blob {digest} of {size} bytes is damaged: it has {len(data)} bytes or another hash")
     return data

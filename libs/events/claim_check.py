@@ -25,7 +25,7 @@ from libs.events.sealed_values import SENT, read_value
 from libs.events.sealing import Vault
 from libs.events.slots import Slot, fields_of, slots, with_values
 
-LIMIT_BYTES = 64 * 1024
+LIMIT_BYTES = 32 * 1024
 """What an event's JSON may have in the log."""
 
 SMALLEST_BYTES = 1024

@@ -151,8 +151,8 @@ def _next_of_iteration(container: Container, node: Node) -> RoundStarted | Outco
         return None
     metadata = _metadata(container, "iteration_duration_map")
     if terminated:
-        first = next(iter(container.failures.values()))
-        return Failed(first, "WorkflowNodeError", inputs=container.inputs, outputs={"output": []}, metadata=metadata)
+        nothing: Values = {"output": []}
+        return Failed(_first_failure(container), "WorkflowNodeError", container.inputs, None, nothing, metadata)
     kept = range(container.length)
     if mode == "remove-abnormal-output":
         kept = [index for index in kept if index not in container.failures]  # type: ignore[assignment]
@@ -174,30 +174,35 @@ def _next_of_loop(state: RunState, container: Container, node: Node) -> RoundSta
     if container.running:
         return None
     done = container.started
-    metadata = _metadata(container, "loop_duration_map")
-    metadata["loop_variable_map"] = dict(container.variable_map)
     if container.failures:
-        first = next(iter(container.failures.values()))
-        metadata["completed_reason"] = "error"
-        return Failed(first, "WorkflowNodeError", inputs=container.inputs, metadata=metadata)
+        metadata = _metadata_of_loop(container) | {"completed_reason": "error"}
+        return Failed(_first_failure(container), "WorkflowNodeError", inputs=container.inputs, metadata=metadata)
     reached = container.broken
     if not reached and node.config.break_conditions:
         pool = state.frames[container.path].pool
         try:
             reached = evaluate(node.config.break_conditions, node.config.logical_operator, pool).holds
-        except VariableMissing as error:
-            if done:
-                return Failed(str(error), "WorkflowNodeError", inputs=container.inputs, metadata=metadata)
         except ConditionError as error:
-            return Failed(str(error), "WorkflowNodeError", inputs=container.inputs, metadata=metadata)
+            if done or not isinstance(error, VariableMissing):
+                metadata = _metadata_of_loop(container)
+                return Failed(str(error), "WorkflowNodeError", inputs=container.inputs, metadata=metadata)
     if not reached and done < container.length:
         return RoundStarted(node_id=container.node_id, path=container.path, index=done)
-    metadata["completed_reason"] = LOOP_BREAK if reached else LOOP_COMPLETED
+    metadata = _metadata_of_loop(container) | {"completed_reason": LOOP_BREAK if reached else LOOP_COMPLETED}
     outputs: Values = {}
     if done:
         last = container.variable_map.get(str(done - 1))
         outputs = {**(last if isinstance(last, dict) else {}), "loop_round": done}
     return Succeeded(outputs=outputs, inputs=container.inputs, metadata=metadata)
+
+
+def _first_failure(container: Container) -> str:
+    return next(iter(container.failures.values()))
+
+
+def _metadata_of_loop(container: Container) -> Values:
+    """All rounds are in it: made once, when the loop ends."""
+    return _metadata(container, "loop_duration_map") | {"loop_variable_map": dict(container.variable_map)}
 
 
 def _metadata(container: Container, durations: str) -> Values:

@@ -37,6 +37,11 @@ _TAG: Final = "tag:yaml.org,2002:"
 _HINTS: Final = (
     ("cannot start any token", "YAML indents with spaces, never tabs; text that begins with @, ` or % needs quotes"),
     ("mapping values are not allowed", 'Text that holds ": " needs quotes'),
+    # The reader looks ahead and may meet its own limit before ours.
+    (
+        "exceeded maximum nesting depth",
+        f"A document nested deeper than {MAX_DEPTH} levels is not read: none needs that",
+    ),
     ("undefined alias", "An alias (*name) needs an anchor (&name) before it"),
     ("could not find expected ':'", "Check the indentation and the quotes of this line and the one before"),
     ("did not find expected", "Check the indentation and the quotes of this line and the one before"),

@@ -41,7 +41,7 @@ from libs.workflow.problems import WorkflowError, did_you_mean
 from libs.workflow.segments import NUMBER_TYPES
 from libs.workflow.state import ROOT, Key, RunState, round_path
 
-__all__ = ["Fork", "ForkInvalid", "RetryPoint", "fork", "retry_point"]
+__all__ = ["Fork", "ForkInvalid", "RetryPoint", "cause", "fork", "retry_point"]
 
 Copied = (
     NodeStarted
@@ -144,14 +144,14 @@ def retry_point(definition: Definition, history: Sequence[RunEvent]) -> RetryPoi
         if isinstance(event, LimitExceeded):
             return RetryPoint(number, None)
         if isinstance(event, NodeFailed) and event.path == ROOT:
-            number = _cause(definition, history, number)
+            number = cause(definition, history, number)
             failed = history[number]
             assert isinstance(failed, NodeFailed)
             return RetryPoint(number, Key(failed.path, failed.node_id))
     raise ForkInvalid("the run failed before any of its nodes did: start a new one", "nothing_to_retry")
 
 
-def _cause(definition: Definition, history: Sequence[RunEvent], number: int) -> int:
+def cause(definition: Definition, history: Sequence[RunEvent], number: int) -> int:
     """Index of the failure behind that of a container: of the node that failed in one of its rounds."""
     while True:
         failed = history[number]

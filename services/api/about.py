@@ -57,7 +57,7 @@ def about_routes(parts: Parts) -> APIRouter:
     )
     async def parameters(request: Request) -> Response:
         app = await parts.access.app_key(request)
-        return JSONResponse(_parameters(await published(parts, app)))
+        return JSONResponse(parameters_of(await published(parts, app)))
 
     @router.get("/meta", summary="Icons of tools", responses=answers(schemas.Meta, 401), openapi_extra=key)
     async def meta(request: Request) -> Response:
@@ -70,7 +70,7 @@ def about_routes(parts: Parts) -> APIRouter:
         app = await parts.access.app_key(request)
         latest = parts.registry.latest(app.app_id)
         definition = None if latest is None else await parts.starter.definition(latest)
-        return JSONResponse(_site(app, definition))
+        return JSONResponse(site_of(app, definition))
 
     return router
 
@@ -83,7 +83,8 @@ async def published(parts: Parts, app: AppCreated) -> Definition:
     return await parts.starter.definition(latest)
 
 
-def _parameters(definition: Definition) -> Json:
+def parameters_of(definition: Definition) -> Json:
+    """Input form and features, as clients ask for them."""
     features = definition.features
     return {
         "opening_statement": features.get("opening_statement") or None,
@@ -124,7 +125,8 @@ def _form(definition: Definition) -> list[Json]:
     return [{str(one.get("type", "text-input")): dict(one)} for one in declared or () if isinstance(one, dict)]
 
 
-def _site(app: AppCreated, definition: Definition | None) -> Json:
+def site_of(app: AppCreated, definition: Definition | None) -> Json:
+    """How the app's page looks."""
     about: Any = definition.document.get("app") if definition is not None else None
     about = about if isinstance(about, dict) else {}
     is_link = app.icon.startswith(("http://", "https://"))

@@ -32,6 +32,8 @@ class Principal:
     """The holder of an app key (`app` is its app) or of the admin token (`app` is None)."""
 
     app: AppCreated | None
+    browser: bool = False
+    """Holds a passport to the app's page, not a key: what it calls itself is its own invention."""
 
     @property
     def admin(self) -> bool:
@@ -44,7 +46,9 @@ class Principal:
         """Who starts a run, as records show it."""
         if self.app is None:
             return Caller(role="account", id=ADMIN_ID, user=user)
-        return Caller(role="end_user", id=end_user_id(self.app.app_id, user), user=user)
+        # A browser that takes the name of a user of the service API must not become that user.
+        named = f"browser\n{user}" if self.browser else user
+        return Caller(role="end_user", id=end_user_id(self.app.app_id, named), user=user)
 
 
 def end_user_id(app_id: str, user: str) -> str:

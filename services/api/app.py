@@ -26,16 +26,14 @@ from services.api.about import about_routes
 from services.api.absent import absent_routes
 from services.api.access import Access
 from services.api.apps import app_routes
-from services.api.chat import chat_routes
 from services.api.console import console_routes
-from services.api.conversations import conversation_routes
 from services.api.drafting import Drafting
 from services.api.edge import Edge
 from services.api.errors import CODES, ApiError, invalid_param, unavailable
 from services.api.files import file_routes
 from services.api.folds import Folds
 from services.api.forks import fork_routes
-from services.api.fresh import FreshTables
+from services.api.forms import form_routes
 from services.api.health import health_routes
 from services.api.logs import log_routes
 from services.api.metrics import ApiMetrics
@@ -45,16 +43,17 @@ from services.api.rate import RequestRate
 from services.api.reads import Reads
 from services.api.records import Records
 from services.api.runs import run_routes
-from services.api.schemas import SECURITY_SCHEMES
+from services.api.schemas import SECURITY_SCHEMES, for_every_key
 from services.api.sse import Pinger
 from services.api.starting import RunStarter
 from services.api.streams import RunStreams
 from services.api.submit import Submitter
 from services.api.tables import Tables
 from services.api.tail import EventTail, TailBehind
-from services.api.talks import Talks
 from services.api.threads import Threads
+from services.api.time_travel import time_travel_routes
 from services.api.uploads import Signer, Uploads
+from services.api.web import web_routes
 from services.api.workflows import workflow_routes
 
 logger = logging.getLogger(__name__)
@@ -82,6 +81,8 @@ class ApiDependencies:
     version: str = "0.1.0"
     instance_id: str = ""
     models: str = "configured"
+    origins: tuple[str, ...] = ("*",)
+    """Pages of these may call (CORS); `*`: of all."""
     limits: Limits = field(default_factory=Limits)
     now_us: Callable[[], int] = _wall_us
     random_bits: Callable[[int], int] = secrets.randbits
@@ -115,20 +116,21 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     )
     app.state.parts = parts
     app.include_router(workflow_routes(parts))
-    app.include_router(chat_routes(parts))
-    app.include_router(conversation_routes(parts))
     app.include_router(about_routes(parts))
     app.include_router(file_routes(parts))
     app.include_router(log_routes(parts))
     app.include_router(absent_routes(parts))
     app.include_router(app_routes(parts))
+    app.include_router(form_routes(parts))
     app.include_router(run_routes(parts))
     app.include_router(fork_routes(parts))
+    app.include_router(time_travel_routes(parts))
+    app.include_router(web_routes(parts))
     for router in console_routes(parts):
         app.include_router(router)
     app.include_router(health_routes(parts, metrics))
     _handle_errors(app)
-    app.add_middleware(Edge, version=deps.version, metrics=metrics)
+    app.add_middleware(Edge, version=deps.version, metrics=metrics, origins=deps.origins)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
@@ -157,8 +159,6 @@ def _build(deps: ApiDependencies) -> Parts:
     uploads = Uploads(files, threads, limits.blocked_extensions)
     pinger = Pinger(limits.ping_s, limits.stuck_s)
     folds = Folds(deps.log, deps.blobs, catalog, reads, threads)
-    fresh = FreshTables(deps.log, tail, tables, limits.fresh_s, limits.tables_s)
-    talks = Talks(fresh, submitter, deps.blobs, threads, decide_s=limits.start_lifetime_s + 1.0)
     starter = RunStarter(
         deps.registry,
         catalog,
@@ -170,7 +170,6 @@ def _build(deps: ApiDependencies) -> Parts:
         threads,
         pinger,
         folds,
-        talks,
         decide_s=limits.start_lifetime_s + 1.0,
     )
     publisher = Publisher(
@@ -190,8 +189,6 @@ def _build(deps: ApiDependencies) -> Parts:
         registry=deps.registry,
         catalog=catalog,
         tables=tables,
-        fresh=fresh,
-        talks=talks,
         limits=limits,
         threads=threads,
         access=Access(deps.registry, deps.admin_token, RequestRate(limits.key_requests_per_minute, time.monotonic)),
@@ -252,5 +249,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if not app.openapi_schema:
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         made.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
+        for_every_key(made)
         app.openapi_schema = made
     return app.openapi_schema

@@ -106,7 +106,7 @@ class Drafting:
                 return None
             text = self._registry.document(saved.digest) if saved.digest else book.text(saved.draft_id)
             if text is not None:
-                return Draft(saved, await self._parsed(text))
+                return Draft(saved, await self.parsed(text))
         raise unavailable("the draft changes all the time. Try again")
 
     async def require(self, app: AppCreated) -> Draft:
@@ -158,7 +158,7 @@ class Drafting:
         for made in reversed(self._registry.drafts.backups(app.app_id)):
             text = self._registry.drafts.text(made.draft_id)
             if text is not None:
-                return made, await self._parsed(text)
+                return made, await self.parsed(text)
         raise ApiError(404, "not_found", "the app's draft was not backed up")
 
     async def document_of(self, version: VersionPublished) -> Json:
@@ -166,7 +166,7 @@ class Drafting:
         text = self._registry.document(version.digest)
         if text is None:
             raise unavailable("the version's document cannot be looked up now. Try again")
-        return await self._parsed(text)
+        return await self.parsed(text)
 
     async def compiled(self, app: AppCreated, draft: Draft) -> tuple[Definition, str]:
         """(definition, text) of the draft as a document that can be run. Raises ApiError 400 with all its mistakes."""
@@ -199,6 +199,7 @@ class Drafting:
             saved_at_us=self._now_us(),
         )
 
-    async def _parsed(self, text: str) -> Json:
+    async def parsed(self, text: str) -> Json:
+        """A document's text as values."""
         document = await self._threads.run(parse, text, Findings())
         return document or {}

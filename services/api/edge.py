@@ -1,5 +1,8 @@
 """The outermost layer of every answer: version header, CORS, an envelope for whatever escapes, and metrics.
 
+Pages of any origin may call, as with the reference, unless origins are named; credentials are never shared with them
+by the browser: a page sends its key itself.
+
 Plain ASGI: a stream passes through it as one coroutine, message by message.
 """
 
@@ -19,15 +22,16 @@ _EXPOSED = b"X-Version, X-Workflow-Run-Id, X-Task-Id, Retry-After"
 
 
 class Edge:
-    def __init__(self, app: Any, version: str, metrics: ApiMetrics) -> None:
+    def __init__(self, app: Any, version: str, metrics: ApiMetrics, origins: tuple[str, ...] = ("*",)) -> None:
+        """`origins`: pages of these may call; `*`: of all."""
         self._app = app
         self._metrics = metrics
         self._headers = [
             (b"x-version", version.encode()),
             (b"x-env", b"PRODUCTION"),
-            (b"access-control-allow-origin", b"*"),
             (b"access-control-expose-headers", _EXPOSED),
         ]
+        self._origins = frozenset(origin.encode() for origin in origins)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -41,7 +45,7 @@ class Edge:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), *self._headers]
+                message["headers"] = [*message.get("headers", ()), *self._headers, *self._allowance(scope)]
                 self._count(scope, route, message["status"], time.perf_counter() - begun_s)
             await send(message)
 
@@ -61,6 +65,14 @@ class Edge:
                 raise
             problem = ApiError(500, "internal_server_error", "the server has failed to answer; its log says why")
             await problem.response()(scope, receive, send_with_headers)
+
+    def _allowance(self, scope: Any) -> list[tuple[bytes, bytes]]:
+        """Whether the page that asks may see the answer."""
+        if b"*" in self._origins:
+            return [(b"access-control-allow-origin", b"*")]
+        origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
+        differs = [(b"vary", b"Origin")]  # a cache must not give one page what was answered to another
+        return [(b"access-control-allow-origin", origin), *differs] if origin in self._origins else differs
 
     def _count(self, scope: Any, route: str, status: int, took_s: float) -> None:
         route = route or getattr(scope.get("route"), "path", "none")

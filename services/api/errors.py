@@ -75,6 +75,7 @@ CODES = {
     404: "not_found",
     405: "method_not_allowed",
     406: "not_acceptable",
+    408: "request_timeout",
     413: "request_entity_too_large",
     415: "unsupported_media_type",
     422: "unprocessable_entity",

@@ -80,13 +80,15 @@ def file_routes(parts: Parts) -> APIRouter:
 
 
 async def read_form(request: Request, limit_bytes: int, code: str = "file_too_large") -> list[Part]:
-    """The parts of the body. Raises ApiError 413 (`code`), 415, 400."""
+    """The parts of the body. Raises ApiError 413 (`code`), 408, 415, 400."""
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("multipart/form-data"):
         raise ApiError(415, "unsupported_media_type", "Content-Type must be multipart/form-data")
     try:
         body = await read_body(request, limit_bytes)
     except ApiError as error:
+        if error.status != 413:
+            raise
         raise ApiError(413, code, error.message, headers=error.headers) from error
     try:
         return parse_multipart(kind, body)

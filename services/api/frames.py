@@ -20,8 +20,9 @@ from pydantic import JsonValue
 from pydantic_core import PydanticSerializationError, to_json
 
 from libs.events.codec import Recorded
-from libs.events.ids import execution_id, message_id_of, task_id_of
+from libs.events.ids import execution_id, task_id_of
 from libs.events.model import (
+    FormOpened,
     NodeExcepted,
     NodeFailed,
     NodeRestarted,
@@ -34,12 +35,15 @@ from libs.events.model import (
     RunEnd,
     RunFailed,
     RunPartiallySucceeded,
+    RunPaused,
+    RunResumed,
     RunStarted,
     RunStopped,
     RunSucceeded,
 )
 from libs.workflow.state import rounds_of
-from services.api.usage import Usage
+from services.api.asked import Asked, AskedForm
+from services.api.shortening import shortened
 
 Json = dict[str, Any]
 
@@ -47,11 +51,18 @@ PING = b"event: ping\n\n"
 
 CONTAINERS = frozenset({"iteration", "loop"})
 MARKERS = frozenset({"iteration-start", "loop-start"})
+FULL_DETAIL = frozenset({"service-api", "debugger"})
+"""Whose callers see what nodes work on; all others see that nodes run, and what the run says."""
 _SPEAKERS = frozenset({"llm", "agent", "tool"})
 """Node types whose handlers stream text."""
 
-_ASKERS = frozenset({"question-classifier", "parameter-extractor"})
-"""Those that ask a model too."""
+_ASKED = frozenset(
+    {
+        "FormOpened", "FormSubmitted", "FormExpired", "PauseRequested", "ResumeRequested", "RunPaused", "RunResumed",
+        "NodeStopped", "RunSucceeded", "RunPartiallySucceeded", "RunFailed", "RunStopped",
+    }
+)  # fmt: skip
+"""Events that say something about forms and pauses."""
 
 END_STATUS: dict[type[Any], str] = {
     RunSucceeded: "succeeded",
@@ -108,6 +119,8 @@ class Frame:
     """A node was streaming meanwhile, so replicas may differ in how much of its text they have shown by now."""
     last: bool = False
     """The stream is over after it."""
+    pauses: bool = False
+    """It says that the run is paused: streams that do not wait for people end here."""
 
     @property
     def cursor(self) -> Cursor:
@@ -138,10 +151,10 @@ class FrameMaker:
         self.started_us = 0
         self.end: RunEnd | None = None
         self.ended_us = 0
+        self.asked = Asked()
         self._nodes: dict[tuple[str, str], _Node] = {}
         self._speaking: dict[tuple[str, str], _Node] = {}
         self._said: list[str] = []
-        self._usage = Usage()
         self.position = 0
 
     @property
@@ -161,11 +174,15 @@ class FrameMaker:
         return any(node.attempt_seq < self.seq for node in self._speaking.values())
 
     def on_event(self, recorded: Recorded, texts: Iterable[Said] = ()) -> list[Frame]:
+        if recorded.event.type in _ASKED:
+            self._ask(recorded)
         bodies = self._bodies(recorded)
         before = self.seq
         self.seq = recorded.seq
         if isinstance(recorded.event, RunStarted):
             return self._event_frames(bodies) + self.on_texts(texts)
+        if isinstance(recorded.event, RunPaused):
+            return self._texts(texts, before, identify_replacements=False) + self._event_frames(bodies, pauses=True)
         if not bodies:
             return self.on_texts(texts)
         return self._texts(texts, before, identify_replacements=False) + self._event_frames(bodies)
@@ -194,6 +211,22 @@ class FrameMaker:
         wire = _wire(body, f"{seq}.{len(text)}" if identify else None)
         return Frame("replace", seq, wire, identify, len(text), text, (), self.unsettled)
 
+    @property
+    def paused(self) -> bool:
+        return self.asked.paused is not None
+
+    def paused_answer(self, event: RunPaused) -> Json:
+        """`data` of `workflow_paused`, and of the answer of a blocking start."""
+        return {
+            "workflow_run_id": self.run_id,
+            "outputs": {},
+            "status": "paused",
+            "created_at": self.accepted_us // 1_000_000,
+            "elapsed_time": event.elapsed_s,
+            "total_tokens": event.total_tokens,
+            "total_steps": event.total_steps,
+        } | self.asked.pause(event)
+
     def snapshot(self) -> list[bytes]:
         """The run so far, for a client that attaches late: reduced forms, without ids."""
         if not self.started_us:
@@ -207,6 +240,9 @@ class FrameMaker:
             bodies.append(self._framed("node_started", _reduced(self._node_started(path, node), extras=True)))
             if node.finished is not None:
                 bodies.append(self._framed("node_finished", _reduced(node.finished, extras=False)))
+        if self.asked.paused is not None and self.asked.parked:
+            bodies += [self._framed("human_input_required", form.required()) for form in self.asked.open_forms()]
+            bodies.append(self._framed("workflow_paused", self.paused_answer(self.asked.paused)))
         return [_wire(body, None) for body in bodies]
 
     # --- bodies ---
@@ -229,7 +265,7 @@ class FrameMaker:
             made.append(frame)
         return made
 
-    def _event_frames(self, bodies: list[Json]) -> list[Frame]:
+    def _event_frames(self, bodies: list[Json], *, pauses: bool = False) -> list[Frame]:
         last = len(bodies) - 1
         unsettled = self.unsettled
         return [
@@ -241,6 +277,7 @@ class FrameMaker:
                 self.position,
                 unsettled=unsettled,
                 last=self.ended and number == last,
+                pauses=pauses and number == last,
             )
             for number, body in enumerate(bodies)
         ]
@@ -276,8 +313,19 @@ class FrameMaker:
                 return []
             case RoundStarted():
                 return self._on_round_started(event, at_us)
+            case FormOpened():
+                return [self._framed("human_input_required", self.asked.forms[event.form_id].required())]
+            case RunPaused():
+                return [self._framed("workflow_paused", self.paused_answer(event))]
+            case RunResumed():
+                return [self._workflow_started("resumption")]
             case _:
                 return []
+
+    def _ask(self, recorded: Recorded) -> None:
+        event = recorded.event
+        node = self._nodes.get((event.path, event.node_id)) if isinstance(event, FormOpened) else None
+        self.asked.take(event, node.started.title if node is not None else "")  # type: ignore[arg-type]  # a run event
 
     def _on_node_started(self, event: NodeStarted, seq: int, at_us: int) -> list[Json]:
         key = (event.path, event.node_id)
@@ -296,13 +344,13 @@ class FrameMaker:
         if kind in MARKERS:
             return []
         if kind not in CONTAINERS:
-            return [self._framed("node_started", self._node_started(path, node))]
+            return [self._framed("node_started", self._shown(self._node_started(path, node), extras=True))]
         data = self._container(node, node.created_us) | {
             "metadata": _length_of(node.started),
             "inputs": node.started.inputs or {},
             "inputs_truncated": False,
         }
-        return [self._framed(f"{kind}_started", data)]
+        return [self._framed(f"{kind}_started", self._cut(data))]
 
     def _retried(self, path: str, node: _Node) -> list[Json]:
         if node.waiting is None or node.started.node_type in CONTAINERS | MARKERS:
@@ -312,23 +360,26 @@ class FrameMaker:
         data = self._result(path, node, failed, at_us) | {
             "status": "retry",
             "error": failed.error,
-            "retry_index": failed.attempt,
         }
-        return [self._framed("node_retry", data)]
+        return [self._framed("node_retry", self._shown(data) | {"retry_index": failed.attempt})]
 
     def _on_node_finished(self, event: NodeSucceeded | NodeFailed | NodeExcepted, at_us: int) -> list[Json]:
         node = self._finish((event.path, event.node_id))
         if node is None or node.started.node_type in MARKERS:
             return []
-        if self._chat and node.started.node_type in _SPEAKERS | _ASKERS and (usage := _usage_in(event)):
-            self._usage.add(usage)
         status, error = "succeeded", None
         if not isinstance(event, NodeSucceeded):
             status, error = "failed" if isinstance(event, NodeFailed) else "exception", event.error
         if node.started.node_type in CONTAINERS:
             return [self._container_completed(node, event, error, at_us)]
         node.finished = self._result(event.path, node, event, at_us) | {"status": status, "error": error}
-        return [self._framed("node_finished", node.finished)]
+        finished = self._framed("node_finished", self._shown(node.finished))
+        form = self.asked.forms.get(node.id)
+        return [finished] if form is None else [self._closed(form), finished]
+
+    def _closed(self, form: AskedForm) -> Json:
+        """What became of the form of a node that is done; a resumed run says so before."""
+        return self._framed(*form.closed())
 
     def _on_round_started(self, event: RoundStarted, at_us: int) -> list[Json]:
         node = self._nodes.get((event.path, event.node_id))
@@ -356,7 +407,7 @@ class FrameMaker:
         body: Json = {"event": event}
         if self._chat and self.accepted is not None:
             body["conversation_id"] = self.accepted.conversation_id
-            body["message_id"] = message_id_of(self.run_id)
+            body["message_id"] = execution_id(self.run_id, "", "message")
             body["created_at"] = self.accepted_us // 1_000_000
             return body | {"task_id": self.task_id}
         return body | {"workflow_run_id": self.run_id, "task_id": self.task_id}
@@ -364,37 +415,24 @@ class FrameMaker:
     def _framed(self, event: str, data: Json) -> Json:
         return self._body(event) | {"workflow_run_id": self.run_id, "data": data}
 
-    def _workflow_started(self) -> Json:
+    def _workflow_started(self, reason: str = "initial") -> Json:
         data = {
             "id": self.run_id,
             "workflow_id": self.accepted.workflow_id if self.accepted else None,
             "inputs": started_inputs(self.run_id, self.accepted) if self.accepted else {},
             "created_at": self.accepted_us // 1_000_000,
-            "reason": "initial",
+            "reason": reason,
         }
         return self._framed("workflow_started", data)
 
-    def finished_frame(self) -> bytes:
-        """`workflow_finished` of a run that has ended, whatever else its end has to say."""
-        assert self.end is not None
-        return _wire(self._framed("workflow_finished", self._finished(self.end, self.ended_us)), str(self.seq))
-
     def _ended(self, event: RunEnd, at_us: int) -> list[Json]:
         bodies = [] if self.started_us else [self._workflow_started()]
-        finished = self._framed("workflow_finished", self._finished(event, at_us))
-        if not self._chat:
-            return [*bodies, finished]
-        if isinstance(event, RunFailed):
-            error = {"code": "invalid_param", "status": 400, "message": event.error or "the run has failed"}
-            return [*bodies, finished, self._body("error") | {"workflow_run_id": self.run_id} | error]
-        end = self._body("message_end")
-        end |= {"id": end["message_id"], "metadata": self.metadata(), "files": files_in(event.outputs)}
-        return [*bodies, end, finished]
-
-    def metadata(self) -> Json:
-        """Of the message that an ended run answers."""
-        total = self.end.total_tokens if self.end is not None else 0
-        return {"retriever_resources": [], "usage": self._usage.of(total)}
+        if self._chat and isinstance(event, RunSucceeded | RunPartiallySucceeded):
+            end = self._body("message_end")
+            end |= {"id": end["message_id"], "metadata": _message_metadata(event), "files": files_in(event.outputs)}
+            bodies.append(end)
+        bodies.append(self._framed("workflow_finished", self._finished(event, at_us)))
+        return bodies
 
     def _finished(self, event: RunEnd, at_us: int) -> Json:
         caller = self.accepted.caller if self.accepted else None
@@ -484,7 +522,23 @@ class FrameMaker:
             "finished_at": at_us // 1_000_000,
             "steps": next(iter(_length_of(node.started).values()), 0),
         }
-        return self._framed(f"{node.started.node_type}_completed", data)
+        return self._framed(f"{node.started.node_type}_completed", self._cut(data))
+
+    def _shown(self, data: Json, *, extras: bool = False) -> Json:
+        """What the run's caller sees of a node: all of it, or that it runs and how it ended."""
+        if self.accepted is None or self.accepted.invoke_from in FULL_DETAIL:
+            return self._cut(data)
+        return _reduced(data, extras=extras)
+
+    def _cut(self, data: Json) -> Json:
+        """Values as long as the run's caller gets them; a server that asked gets all of them."""
+        if self.accepted is None or self.accepted.invoke_from == "service-api":
+            return data
+        for name in ("inputs", "process_data", "outputs"):
+            if data.get(name):
+                values, cut = shortened(data[name])
+                data = data | {name: values, f"{name}_truncated": cut}
+        return data
 
 
 def error_frame(run_id: str, code: str, status: int, message: str) -> bytes:
@@ -510,7 +564,7 @@ def started_inputs(run_id: str, accepted: RunAccepted) -> Json:
         "sys.workflow_run_id": run_id,
     }
     if accepted.mode == "advanced-chat":
-        inputs |= {"sys.query": accepted.query or "", "sys.dialogue_count": accepted.dialogue_count or 1}
+        inputs |= {"sys.query": accepted.query or "", "sys.dialogue_count": 1}
     return inputs
 
 
@@ -547,13 +601,8 @@ def _length_of(started: NodeStarted) -> dict[str, int]:
     return {"iteration_length": len(items) if isinstance(items, list) else 0}
 
 
-def _usage_in(event: NodeSucceeded | NodeFailed | NodeExcepted) -> Json | None:
-    """What the node's model has used, where the node says it."""
-    for place in (event.outputs, event.process_data):
-        usage = (place or {}).get("usage")
-        if isinstance(usage, dict):
-            return usage
-    return None
+def _message_metadata(event: RunEnd) -> Json:
+    return {"retriever_resources": [], "usage": {"total_tokens": event.total_tokens}}
 
 
 def _reduced(data: Json, *, extras: bool) -> Json:

@@ -20,6 +20,7 @@ from libs.events.registry import RegistryTail
 from libs.events.sealing import Vault, stored_key
 from libs.serving import configure_logging, until_asked_to_stop
 from libs.settings import Settings, SettingsError, load_settings
+from libs.storage import blobs_by_setting
 from libs.tables import open_engine
 from libs.workflow.catalog import Catalog
 from services.api.app import ApiDependencies, Limits, create_app
@@ -75,6 +76,7 @@ async def _serve(settings: Settings, kafka: str, database_url: str, listener: so
     log = KafkaLog(kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
     engine = open_engine(database_url)
     registry: RegistryTail | None = None
+    blobs = blobs_by_setting(settings, LogBlobs(log))
     try:
         key = stored_key(settings.secret_key, settings.data, make=True)
         await asyncio.to_thread(key)  # made now, so that it can be given to the executors
@@ -86,13 +88,14 @@ async def _serve(settings: Settings, kafka: str, database_url: str, listener: so
                 log=log,
                 registry=registry,
                 catalog=Catalog(registry.document),
-                blobs=LogBlobs(log),
+                blobs=blobs,
                 vault=vault,
                 records=Records(engine, topic_id),
                 admin_token=settings.admin_token or stored_admin_token(settings.data),
                 version=own_version(),
                 instance_id=str(uuid.uuid4()),
                 models=settings.models,
+                origins=settings.cors_origins,
                 limits=limits_of(settings),
             )
         )
@@ -109,6 +112,7 @@ async def _serve(settings: Settings, kafka: str, database_url: str, listener: so
         if registry is not None:
             registry.close()
         engine.dispose()
+        blobs.close()
         log.close()
 
 

@@ -13,7 +13,7 @@ from libs.events.blobs import BlobRef, Blobs, is_ref
 from libs.events.codec import Recorded
 from libs.events.ids import created_at_us, partition_of
 from libs.events.log import Log, Topic
-from libs.events.model import RunAccepted, RunEnd, RunStarted
+from libs.events.model import RunAccepted, RunEnd, RunPaused, RunResumed, RunStarted
 from libs.events.sealed_values import read_value
 from services.api.frames import END_STATUS, Json, encode
 from services.api.history import Span, read_events, read_one
@@ -97,7 +97,8 @@ class Reads:
             if maker.accepted is not None:
                 ended_us = maker.ended_us if maker.ended else None
                 accepted = (maker.accepted, maker.accepted_us)
-                return summarize(run_id, accepted, maker.started_us, (maker.end, ended_us), maker.seq)
+                ending = (maker.end, ended_us)
+                return summarize(run_id, accepted, maker.started_us, ending, maker.seq, paused=maker.paused)
         outline = self._tail.outline(run_id)
         if outline is not None:
             return await self._from_outline(run_id, place[0], outline)
@@ -112,9 +113,8 @@ class Reads:
         if place is None:
             return None
         outline = self._tail.outline(run_id)
-        if outline is not None:
-            stop = outline.last_offset + 1 if outline.ended else place[1]
-            return Span(run_id, place[0], outline.first_offset, max(stop, outline.last_offset + 1))
+        if outline is not None:  # everything up to the end as of now was read, so nothing of the run stands behind
+            return Span(run_id, place[0], outline.first_offset, outline.last_offset + 1)
         found = await self.find(run_id, place[0])
         if found is not None and found.row is None and found.next_offset >= place[1]:
             return None
@@ -139,7 +139,8 @@ class Reads:
         partition, end = place
         if found is not None and found.row is not None and found.row["first_offset"] is not None:
             row = found.row
-            stop = row["last_offset"] + 1 if row["finished_at"] is not None else end
+            whole = row["finished_at"] is not None or found.next_offset >= end
+            stop = row["last_offset"] + 1 if whole else end
             return Span(run_id, partition, int(row["first_offset"]), stop)
         since_ms = created_at_us(run_id) // 1000 - CLOCK_SLACK_MS
         offset = self._log.offset_at(Topic.EVENTS, partition, since_ms)
@@ -150,12 +151,13 @@ class Reads:
         started_us, ended = outline.started_us, outline.ended
         accepted = await self._threads.run(read_one, self._log, self._blobs, partition, first)
         end = await self._threads.run(read_one, self._log, self._blobs, partition, last) if ended else None
-        return _summary_of(accepted, started_us, end, seq)
+        return _summary_of(accepted, started_us, end, seq, paused=outline.status == "paused")
 
     async def _from_log(self, span: Span) -> RunSummary | None:
         accepted: Recorded | None = None
         end: Recorded | None = None
         started_us = seq = 0
+        paused = False
         async for events in self.events(span):
             for recorded in events:
                 seq = recorded.seq
@@ -163,9 +165,11 @@ class Reads:
                     accepted = recorded
                 elif isinstance(recorded.event, RunStarted):
                     started_us = recorded.at_us
+                elif isinstance(recorded.event, RunPaused | RunResumed):
+                    paused = isinstance(recorded.event, RunPaused)
                 elif type(recorded.event) in END_STATUS:
                     end = recorded
-        return None if accepted is None else _summary_of(accepted, started_us, end, seq)
+        return None if accepted is None else _summary_of(accepted, started_us, end, seq, paused=paused)
 
     def _from_row(self, row: Mapping[str, Any]) -> RunSummary:
         """Blocking: a large value is fetched from the blobs."""
@@ -177,8 +181,8 @@ class Reads:
             mode="workflow" if row["type"] == "workflow" else "advanced-chat",
             digest=row["digest"],
             status=row["status"],
-            inputs=self._restored(row["inputs"]),
-            outputs=self._restored(row["outputs"]),
+            inputs=self.restored(row["inputs"]),
+            outputs=self.restored(row["outputs"]),
             error=row["error"],
             created_us=row["created_at"],
             started_us=row["started_at"],
@@ -197,7 +201,8 @@ class Reads:
             forked_at=row["forked_at"],
         )
 
-    def _restored(self, text: str | None) -> Json:
+    def restored(self, text: str | None) -> Json:
+        """The values of a JSON column, large ones fetched. Blocking."""
         values = json.loads(text) if text else {}
         if '"$blob"' not in (text or ""):
             return dict(values)
@@ -209,20 +214,29 @@ class Reads:
         return read_value(json.loads(self._blobs.get(ref)), None)
 
 
-def _summary_of(accepted: Recorded, started_us: int, end: Recorded | None, seq: int) -> RunSummary:
+def _summary_of(
+    accepted: Recorded, started_us: int, end: Recorded | None, seq: int, *, paused: bool = False
+) -> RunSummary:
     assert isinstance(accepted.event, RunAccepted)
     ending = (end.event, end.at_us) if end is not None else (None, None)
     begun = (accepted.event, accepted.at_us)
-    return summarize(accepted.run_id, begun, started_us, ending, seq)  # type: ignore[arg-type]  # an end event
+    return summarize(accepted.run_id, begun, started_us, ending, seq, paused=paused)  # type: ignore[arg-type]  # an end
 
 
 def summarize(
-    run_id: str, begun: tuple[RunAccepted, int], started_us: int, ending: tuple[RunEnd | None, int | None], seq: int
+    run_id: str,
+    begun: tuple[RunAccepted, int],
+    started_us: int,
+    ending: tuple[RunEnd | None, int | None],
+    seq: int,
+    *,
+    paused: bool = False,
 ) -> RunSummary:
     """A summary from the run's first event, the time it was admitted (0: not yet), and its end."""
     accepted, created_us = begun
     end, finished_us = ending
-    status = END_STATUS[type(end)] if end is not None else "running" if started_us else "pending"
+    open_status = "paused" if paused else "running" if started_us else "pending"
+    status = END_STATUS[type(end)] if end is not None else open_status
     return RunSummary(
         id=run_id,
         app_id=accepted.app_id,

@@ -152,7 +152,7 @@ class Records:
         return None if first is None else EndUser(user or "", first, last)
 
     def ask(self, question: Callable[[Connection], T]) -> T:
-        """What `question` reads, on one connection. Raises RecordsUnavailable."""
+        """The answer to a question of somebody else's. Raises RecordsUnavailable."""
         with self._connected() as connection:
             return question(connection)
 

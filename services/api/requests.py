@@ -19,12 +19,18 @@ from services.api.frames import Json
 
 MAX_KEY_LENGTH = 255
 
+BODY_S = 300.0
+"""How long a body may take to arrive: a client that sends a byte now and then must not hold a connection for ever."""
+
 DROP_BYTES = 64 * 1024 * 1024
 DROP_S = 2.0
 
 
-async def read_body(request: Request, limit_bytes: int, what: str = "the body") -> bytes:
-    """The body, called `what` in messages. Raises ApiError 413 when it is too large, without keeping it."""
+async def read_body(request: Request, limit_bytes: int, what: str = "the body", *, within_s: float = BODY_S) -> bytes:
+    """The body, called `what` in messages.
+
+    Raises ApiError: 413 when it is too large, without keeping it; 408 when it has not come within `within_s`.
+    """
     arriving = request.stream()
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
@@ -33,13 +39,20 @@ async def read_body(request: Request, limit_bytes: int, what: str = "the body") 
         raise _too_large(limit_bytes, what)
     parts: list[bytes] = []
     size = 0
-    async for part in arriving:
-        size += len(part)
-        if size > limit_bytes:
-            parts.clear()
-            await _drop(arriving)
-            raise _too_large(limit_bytes, what)
-        parts.append(part)
+    try:
+        async with asyncio.timeout(within_s):
+            async for part in arriving:
+                size += len(part)
+                if size > limit_bytes:
+                    break
+                parts.append(part)
+    except TimeoutError as error:
+        message = f"{what} has not arrived within {within_s:g} s. Send it faster, or less of it"
+        raise ApiError(408, "request_timeout", message, headers={"Connection": "close"}) from error
+    if size > limit_bytes:
+        parts.clear()
+        await _drop(arriving)
+        raise _too_large(limit_bytes, what)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
@@ -100,6 +113,16 @@ def response_mode(body: Json) -> Literal["blocking", "streaming"]:
     if mode == "streaming":
         return "streaming"
     raise invalid_param(f"response_mode: expected blocking or streaming, got {_shown(mode)}", "response_mode")
+
+
+def whole_number(request: Request, name: str, default: int | None) -> int | None:
+    """The query parameter `name`. Raises ApiError 400 when it is no whole number."""
+    raw = request.query_params.get(name)
+    if raw is None or raw == "":
+        return default
+    if not (raw.isascii() and raw.isdecimal() and len(raw) < 16):
+        raise invalid_param(f"{name}: expected a whole number", name)
+    return int(raw)
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -19,21 +19,25 @@ from libs.workflow.definition import Definition, DefinitionInvalid
 from libs.workflow.pins import PinsInvalid, parse_pins
 from services.api import schemas
 from services.api.access import Principal
-from services.api.chat import conversation_of
-from services.api.errors import forbidden, invalid_param, not_found, unavailable
+from services.api.asked import Asked, AskedForm
+from services.api.errors import ApiError, forbidden, invalid_param, not_found, unavailable
+from services.api.forms import MAX_BYTES, asking, submit
 from services.api.frames import Json, encode
 from services.api.history import Span, read_events
 from services.api.parts import Parts
 from services.api.reads import RunSummary
 from services.api.records import Filter, RecordsUnavailable, make_cursor, read_cursor
-from services.api.requests import RunRequest, body_digest, read_json
+from services.api.requests import RunRequest, body_digest, read_json, whole_number
 from services.api.schemas import answers, errors, json_body, secured, streamed
 from services.api.starting import Wanted
+from services.api.uploads import FileUser
 from services.api.views import listed, show
 from services.api.workflows import last_event_id
 
 STATUSES = ("pending", "running", "paused", "succeeded", "partial-succeeded", "failed", "stopped")
 MAX_PAGE = 100
+WISH_S = 1.0
+"""How long a wish waits for what becomes of it."""
 
 
 def run_routes(parts: Parts) -> APIRouter:
@@ -74,7 +78,7 @@ def run_routes(parts: Parts) -> APIRouter:
         openapi_extra=both | schemas.parameters("at"),
     )
     async def get_state(request: Request, run_id: str) -> Response:
-        return await _state(parts, request, run_id, _number(request, "at", None))
+        return await _state(parts, request, run_id, whole_number(request, "at", None))
 
     @router.get(
         "/{run_id}/history",
@@ -94,6 +98,24 @@ def run_routes(parts: Parts) -> APIRouter:
     async def stop_run(request: Request, run_id: str) -> Response:
         return await _stop(parts, request, run_id)
 
+    @router.post(
+        "/{run_id}/pause",
+        summary="Let nothing new begin in a run",
+        responses=answers(schemas.Paused, 400, 401, 404, 409, 503),
+        openapi_extra=json_body(schemas.PauseBody, required=False) | both,
+    )
+    async def pause_run(request: Request, run_id: str) -> Response:
+        return await _pause(parts, request, run_id)
+
+    @router.post(
+        "/{run_id}/resume",
+        summary="Let a paused run go on: answer its form, or take a pause back",
+        responses=answers(schemas.Resumed, 400, 401, 404, 409, 412, 413, 415, 503),
+        openapi_extra=json_body(schemas.ResumeBody, required=False) | both,
+    )
+    async def resume_run(request: Request, run_id: str) -> Response:
+        return await _resume(parts, request, run_id)
+
     return router
 
 
@@ -108,7 +130,7 @@ async def _list(parts: Parts, request: Request) -> Response:
         after = read_cursor(query["cursor"]) if query.get("cursor") else None
     except (ValueError, OverflowError) as error:
         raise invalid_param(str(error), "cursor") from error
-    limit = _number(request, "limit", None)
+    limit = whole_number(request, "limit", None)
     limit = 20 if limit is None else limit
     if not 1 <= limit <= MAX_PAGE:
         raise invalid_param(f"limit: expected 1 to {MAX_PAGE}", "limit")
@@ -134,7 +156,7 @@ async def _start(parts: Parts, request: Request) -> Response:
     body = await read_json(request, parts.limits.max_body_bytes)
     app = await _app_to_run(parts, principal, body)
     wanted = RunRequest.parse(request, {"inputs": {}} | body)
-    pins = _pins(principal, body)
+    pins = asked_pins(principal, body)
     version = parts.registry.latest(app.app_id)
     if version is None:
         raise invalid_param("the app has no published version")
@@ -151,7 +173,6 @@ async def _start(parts: Parts, request: Request) -> Response:
             wanted,
             body_digest(body),
             query=query,
-            conversation_id=conversation_of(body),
             pins=pins,
             **_part(body),
         ),
@@ -185,7 +206,8 @@ def _text(body: Json, name: str) -> str | None:
     return value
 
 
-def _pins(principal: Principal, body: Json) -> dict[str, JsonValue] | None:
+def asked_pins(principal: Principal, body: Json) -> dict[str, JsonValue] | None:
+    """Raises ApiError 400, 403."""
     pins = body.get("pins")
     if pins is None:
         return None
@@ -245,7 +267,7 @@ def _definition(parts: Parts, history: list[Recorded]) -> Definition | None:
 
 
 async def _history(parts: Parts, request: Request, run_id: str) -> Response:
-    first, last = _number(request, "from", 1) or 1, _number(request, "to", None)
+    first, last = whole_number(request, "from", 1) or 1, whole_number(request, "to", None)
     await _visible(parts, request, run_id)
     span = await _span(parts, run_id)
     as_stream = "text/event-stream" in request.headers.get("accept", "")
@@ -304,17 +326,70 @@ async def _stop(parts: Parts, request: Request, run_id: str) -> Response:
     return JSONResponse(result | {"status": summary.status})
 
 
+async def _pause(parts: Parts, request: Request, run_id: str) -> Response:
+    body = await read_json(request, parts.limits.max_body_bytes, optional=True)
+    summary = await _visible(parts, request, run_id)
+    reason = body.get("reason")
+    reason = reason if isinstance(reason, str) and reason else "Paused on request"
+    answer: CommandRejected | str | None = None
+    if not summary.ended:
+        answer = await parts.submitter.pause(run_id, reason[:1000], _by(body), answer_s=WISH_S)
+    if summary.ended or (isinstance(answer, CommandRejected) and answer.code == "not_running"):
+        raise _conflict("not_running", f"run {run_id} has ended, so nothing of it can be paused")
+    requested = not isinstance(answer, CommandRejected)  # else somebody has paused it already
+    return JSONResponse(_wished(run_id, summary) | {"pause_requested": requested})
+
+
+async def _resume(parts: Parts, request: Request, run_id: str) -> Response:
+    principal = await parts.access.anyone(request)
+    body = await read_json(request, min(MAX_BYTES, parts.limits.max_body_bytes), optional=True)
+    summary = await _visible(parts, request, run_id)
+    maker = await asking(parts, run_id)
+    if summary.ended or maker is None or maker.ended:
+        raise _conflict("not_running", f"run {run_id} has ended")
+    if body.get("action") is not None or body.get("form") is not None:
+        form = _form_of(maker.asked, body.get("form"))
+        await submit(parts, maker, form, body, FileUser(summary.app_id, principal, _by(body)))
+        return JSONResponse(_wished(run_id, summary) | {"resumed": "form"})
+    forms = maker.asked.open_forms()
+    if forms and maker.asked.pause_reason is None:
+        choices = "; ".join(f"{form.opened.node_id}: {', '.join(form.opened.actions)}" for form in forms)
+        raise _conflict("form_required", f"run {run_id} waits for people. Give an action ({choices})")
+    answer = await parts.submitter.resume(run_id, _by(body), answer_s=WISH_S)
+    if isinstance(answer, CommandRejected):
+        raise _conflict(answer.code, f"nobody has paused run {run_id}")
+    return JSONResponse(_wished(run_id, summary) | {"resumed": "pause"})
+
+
+def _form_of(asked: Asked, wanted: object) -> AskedForm:
+    """The form that is meant: by id, token or node, or the only one that is open."""
+    forms = asked.open_forms()
+    if wanted is not None:
+        known = list(asked.forms.values())
+        named = [form for form in known if wanted in (form.opened.form_id, form.opened.token)]
+        forms = named or [form for form in forms if wanted == form.opened.node_id]
+    if not forms:
+        raise _conflict("not_paused", "the run waits for no such form")
+    if len(forms) > 1:
+        found = ", ".join(f"{form.opened.form_id} ({form.title or form.opened.node_id})" for form in forms)
+        raise invalid_param(f"form: the run waits for several. Name one: {found}", "form")
+    return forms[0]
+
+
+def _by(body: Json) -> str:
+    return str(body.get("user") or "admin")
+
+
+def _wished(run_id: str, summary: RunSummary) -> Json:
+    return {"result": "success", "id": run_id, "task_id": task_id_of(run_id), "status": summary.status}
+
+
+def _conflict(code: str, message: str) -> ApiError:
+    return ApiError(409, code, message)
+
+
 def _instant(text: str | None) -> int | None:
     try:
         return from_rfc3339(text) if text else None
     except (ValueError, OverflowError) as error:
         raise invalid_param("since: expected an instant such as 2026-05-02T09:00:00Z", "since") from error
-
-
-def _number(request: Request, name: str, default: int | None) -> int | None:
-    raw = request.query_params.get(name)
-    if raw is None or raw == "":
-        return default
-    if not (raw.isascii() and raw.isdecimal() and len(raw) < 16):
-        raise invalid_param(f"{name}: expected a whole number", name)
-    return int(raw)

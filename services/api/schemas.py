@@ -41,41 +41,15 @@ class RunBody(UserBody):
     trace_session_id: str | None = None
 
 
-class ChatBody(UserBody):
-    query: str = Field(description="The text of the message", min_length=1)
-    inputs: Values = Field(description="Values of the start node's variables, with every message; may be empty")
-    response_mode: Literal["blocking", "streaming"] | None = Field(default=None, description="Default: blocking")
-    conversation_id: str | None = Field(default=None, description="Absent or empty: a new conversation")
+class WebRunBody(_Shape):
+    inputs: Values = Field(description="Values of the start node's variables; may be empty")
     files: list[Values] | None = None
-    auto_generate_name: bool | None = Field(default=None, description="Name a new conversation after it; default true")
-    workflow_id: str | None = Field(default=None, description="Run this version")
-    trace_id: str | None = None
-    trace_session_id: str | None = None
-
-
-class AnybodyBody(_Shape):
-    user: str | None = Field(default=None, description="The caller's own name for its user")
-
-
-class NameBody(AnybodyBody):
-    name: str | None = Field(default=None, description="Required unless auto_generate is true")
-    auto_generate: bool | None = Field(default=None, description="Name it after its first message")
-
-
-class ValueBody(AnybodyBody):
-    value: Any = Field(description="A value of the variable's type")
-
-
-class FeedbackBody(UserBody):
-    rating: Literal["like", "dislike"] | None = Field(default=None, description="null takes it back")
-    content: str | None = None
 
 
 class StartBody(_Shape):
     app_id: str | None = Field(default=None, description="Required with the admin token")
     inputs: Values = Field(default_factory=dict)
     query: str | None = Field(default=None, description="The user's message, for chatflows")
-    conversation_id: str | None = Field(default=None, description="Of a chatflow; absent: a new conversation")
     user: str | None = None
     files: list[Values] | None = None
     pins: Values | None = Field(default=None, description="Pinned answers of nodes; needs the admin token")
@@ -99,6 +73,23 @@ class ForkBody(_Shape):
     set: Values = Field(default_factory=dict, description="Other values: node.output -> value, of the same type")
 
 
+class SubmissionBody(UserBody):
+    inputs: Values = Field(description="Values of the form's fields, by their output_variable_name")
+    action: str = Field(description="Id of one of the form's user_actions")
+
+
+class PauseBody(_Shape):
+    reason: str | None = None
+    user: str | None = None
+
+
+class ResumeBody(_Shape):
+    form: str | None = Field(default=None, description="Which form: its id, its token, or its node; default: the one")
+    action: str | None = Field(default=None, description="Answers a form by this action; absent: takes a pause back")
+    inputs: Values = Field(default_factory=dict)
+    user: str | None = None
+
+
 class KeyBody(_Shape):
     key: str | None = Field(default=None, description="An existing app-... key to bring along; absent: a new one")
 
@@ -109,14 +100,16 @@ class KeyBody(_Shape):
 class BlockingData(_Shape):
     id: str
     workflow_id: str
-    status: EndStatus
+    status: EndStatus | Literal["paused"]
     outputs: Values
     error: str | None
     elapsed_time: float
     total_tokens: int
     total_steps: int
     created_at: int
-    finished_at: int
+    finished_at: int | None
+    paused_nodes: list[str] | None = Field(default=None, description="Of a paused run: the nodes that wait")
+    reasons: list[Values] | None = Field(default=None, description="Of a paused run: what it waits for")
 
 
 class BlockingAnswer(_Shape):
@@ -160,6 +153,10 @@ class Parameters(_Shape):
     sensitive_word_avoidance: Values
     file_upload: Values
     system_parameters: dict[str, int]
+
+
+class Passport(_Shape):
+    access_token: str
 
 
 class Meta(_Shape):
@@ -229,93 +226,16 @@ class EndUser(_Shape):
     updated_at: str
 
 
-class MessageAnswer(_Shape):
-    event: str
-    task_id: str
-    id: str
-    message_id: str
-    conversation_id: str
-    mode: Mode
-    answer: str
-    metadata: Values
-    created_at: int
+class FormDefinition(_Shape):
+    form_content: str = Field(description="Markdown; {{#$output.NAME#}} marks where a field stands")
+    inputs: list[Values]
+    resolved_default_values: Values
+    user_actions: list[Values]
+    expiration_time: int
 
 
-class Conversation(_Shape):
-    id: str
-    name: str
-    inputs: Values
-    status: str
-    introduction: str
-    created_at: int
-    updated_at: int
-
-
-class ConversationList(_Shape):
-    limit: int
-    has_more: bool
-    data: list[Conversation]
-
-
-class ConversationVariable(_Shape):
-    id: str
-    name: str
-    value_type: str
-    value: str = Field(description="A text as it is, everything else as JSON")
-    description: str
-    created_at: int
-    updated_at: int
-
-
-class VariableList(_Shape):
-    limit: int
-    has_more: bool
-    data: list[ConversationVariable]
-
-
-class Message(_Shape):
-    id: str
-    conversation_id: str
-    parent_message_id: str | None
-    inputs: Values
-    query: str
-    answer: str
-    feedback: Values | None
-    retriever_resources: list[Values]
-    created_at: int
-    agent_thoughts: list[Values]
-    message_files: list[Values]
-    status: Literal["normal", "paused", "error"]
-    error: str | None
-    extra_contents: list[Values]
-
-
-class MessageList(_Shape):
-    limit: int
-    has_more: bool
-    data: list[Message]
-
-
-class Suggested(Result):
-    data: list[str]
-
-
-class Feedback(_Shape):
-    id: str
-    app_id: str
-    conversation_id: str
-    message_id: str
-    rating: Literal["like", "dislike"]
-    content: str | None
-    from_source: Literal["user", "admin"]
-    from_end_user_id: str | None
-    from_account_id: str | None
-    created_at: str
-    updated_at: str
-
-
-class FeedbackList(_Shape):
-    data: list[Feedback]
+class Nothing(_Shape):
+    pass
 
 
 # --- answers: ours ---
@@ -454,6 +374,30 @@ class Stopped(Result):
     status: RunStatus
 
 
+class Change(_Shape):
+    to: Any = None
+
+
+class StatusChange(_Shape):
+    to: RunStatus
+
+
+class Difference(_Shape):
+    id: str
+    to: int
+    status: StatusChange
+    nodes: dict[str, Change] = Field(description="Node -> its state before (from) and after (to)")
+    variables: dict[str, Change] = Field(description="node.name -> its value before and after; absent: none")
+    outputs: dict[str, Change]
+
+
+class Why(_Shape):
+    id: str
+    status: RunStatus
+    node_id: str | None
+    why: str = Field(description="One sentence")
+
+
 class Forked(_Shape):
     id: str
     task_id: str
@@ -461,6 +405,20 @@ class Forked(_Shape):
     forked_at: int
     again: list[str] = Field(description="Nodes that ran in the first run and run again")
     first: list[str] = Field(description="Nodes that begin at once")
+
+
+class Paused(Result):
+    id: str
+    task_id: str
+    pause_requested: bool
+    status: RunStatus
+
+
+class Resumed(Result):
+    id: str
+    task_id: str
+    resumed: Literal["pause", "form"]
+    status: RunStatus
 
 
 class Health(_Shape):
@@ -489,6 +447,7 @@ _ERRORS = {
     403: "The key may not do this",
     404: "There is no such thing, or not for this key",
     409: "Not possible as things are",
+    412: "The form was answered already, or has expired",
     413: "The body is too large",
     415: "The body is of another media type than is taken here",
     422: "The Idempotency-Key was used with another body",
@@ -575,3 +534,13 @@ SECURITY_SCHEMES: Doc = {
     },
     "passport": {"type": "apiKey", "in": "header", "name": "X-App-Passport", "description": "Of GET /api/passport"},
 }
+
+
+def for_every_key(document: Doc) -> None:
+    """Add what every path may answer that an app key opens: its app is closed, or it asks too often."""
+    error: Doc = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    for path in document["paths"].values():
+        for operation in path.values():
+            if {"app_key": []} in operation.get("security", ()):
+                for status in (403, 429):
+                    operation["responses"].setdefault(str(status), {"description": _ERRORS[status], "content": error})

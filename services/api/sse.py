@@ -21,11 +21,15 @@ class Outbox:
     """Frames on their way to one client. `push` never waits; one coroutine takes."""
 
     __slots__ = (
-        "_ending", "_frames", "_limit", "_ping", "_size", "_waiter", "closed", "cursor", "failure", "finished",
-        "overflowed",
+        "_ending", "_frames", "_limit", "_ping", "_size", "_waiter", "at_pause", "closed", "cursor", "failure",
+        "finished", "overflowed", "through_pauses",
     )  # fmt: skip
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, *, through_pauses: bool = False) -> None:
+        """`through_pauses`: the stream does not end when the run is paused."""
+        self.through_pauses = through_pauses
+        self.at_pause = False
+        """The frame that was written last says that the run is paused."""
         self._frames: list[Frame] = []
         self._limit = limit_bytes
         self._size = 0
@@ -74,6 +78,11 @@ class Outbox:
     def waiting_bytes(self) -> int:
         return self._size
 
+    @property
+    def ends_here(self) -> bool:
+        """Whether the stream is over because the run is paused."""
+        return self.at_pause and not self.through_pauses and not self._frames
+
     def recover(self) -> None:
         """Take frames again, after an overflow."""
         self.overflowed = False
@@ -94,7 +103,8 @@ class Outbox:
                 self.cursor = frame.cursor
                 break
         if frames:
-            self.finished = self._ending = frames[-1].last
+            self.at_pause = frames[-1].pauses
+            self.finished = self._ending = frames[-1].last or self.ends_here
             return frames[0].wire if len(frames) == 1 else b"".join([frame.wire for frame in frames])
         return PING if pinged else b""
 

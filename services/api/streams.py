@@ -15,9 +15,9 @@ from libs.events.model import RunAccepted
 from libs.events.sealing import SealError
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition, DefinitionInvalid
-from services.api.frames import Cursor, FrameMaker, error_frame
+from services.api.frames import Cursor, Frame, FrameMaker, error_frame
 from services.api.history import Span, read_events, restored
-from services.api.live import Fold, LiveRun, Receiver, Ring
+from services.api.live import Fold, LiveRun, Ring
 from services.api.reads import Reads, RunSummary
 from services.api.replay import Step, replay
 from services.api.sse import Outbox, Write
@@ -56,18 +56,17 @@ class RunStreams:
 
     # --- clients ---
 
-    def new_outbox(self) -> Outbox:
-        outbox = Outbox(self._buffer_bytes)
+    def new_outbox(self, *, through_pauses: bool = False) -> Outbox:
+        outbox = Outbox(self._buffer_bytes, through_pauses=through_pauses)
         self._open.add(outbox)
         return outbox
 
-    def discard(self, receiver: Receiver, run_id: str) -> None:
+    def discard(self, outbox: Outbox, run_id: str) -> None:
         """The client is gone: free what it held."""
-        if isinstance(receiver, Outbox):
-            self._open.discard(receiver)
+        self._open.discard(outbox)
         live = self.tail.live(run_id)
         if live is not None:
-            live.detach(receiver)
+            live.detach(outbox)
 
     def close(self) -> None:
         """Send all clients away; they may resume elsewhere."""
@@ -88,9 +87,9 @@ class RunStreams:
     def make_live(self, run_id: str) -> LiveRun:
         return LiveRun(run_id, self._definition_or_none, self._restore)
 
-    def begin(self, run_id: str, receiver: Receiver) -> None:
+    def begin(self, run_id: str, outbox: Outbox) -> None:
         """Follow a run that is about to be started: nothing of it is in the log yet."""
-        self.tail.watch(run_id).attach(receiver, Cursor())
+        self.tail.watch(run_id).attach(outbox, Cursor())
 
     async def live(self, run_id: str) -> LiveRun | None:
         """The complete live fold of a run, filled from the log if need be; None: there is no such run.
@@ -186,7 +185,7 @@ class RunStreams:
             after = live.place
         while not outbox.closed:
             if live.attach(outbox, after):
-                if await self.pump(live.run_id, outbox, write):
+                if outbox.ends_here or await self.pump(live.run_id, outbox, write):
                     return
                 live.detach(outbox)
                 outbox.recover()
@@ -243,6 +242,8 @@ class RunStreams:
             frames, reached = page  # type: ignore[misc]  # not DONE
             if frames:
                 await write(b"".join([frame.wire for frame in frames]))
+                if outbox is not None:
+                    outbox.at_pause = frames[-1].pauses
             if (frames and frames[-1].last) or (outbox is not None and outbox.closed):
                 return None
         return reached
@@ -255,8 +256,9 @@ class RunStreams:
         span = await self.reads.span(summary.id)
         maker = FrameMaker(summary.id)
         maker.task_id = summary.id
+        last: list[Frame] = []
         if span is not None:
             async for events in self.reads.events(span):
                 for recorded in events:
-                    maker.on_event(recorded)
-        return maker.finished_frame() if maker.ended else b""
+                    last = maker.on_event(recorded) or last
+        return last[-1].wire if last else b""

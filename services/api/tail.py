@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from libs.events.chunks import decode_chunk
 from libs.events.codec import CodecError, decode_event, from_rfc3339, run_of, stamp_of, type_of
 from libs.events.log import Log, LogError, Record, Tail, Topic
-from libs.events.model import CONVERSATION_EVENT_TYPES, RUN_END_TYPES, CommandRejected
+from libs.events.model import RUN_END_TYPES, CommandRejected
 from libs.events.positions import Position, Waymarks, start_positions
 from libs.events.validity import Validity
 from services.api.live import LiveRun
@@ -40,8 +40,12 @@ _STATUS = {
     "RunPartiallySucceeded": "partial-succeeded",
     "RunFailed": "failed",
     "RunStopped": "stopped",
+    "RunPaused": "paused",
+    "RunResumed": "running",
 }
-_ANSWERS = frozenset({"RunAccepted", "StopRequested"})
+_ANSWERS = frozenset({"RunAccepted", "StopRequested", "PauseRequested", "ResumeRequested", "FormSubmitted"})
+_RESTS = RUN_END_TYPES | {"RunPaused"}
+"""Events behind which a run does nothing by itself."""
 
 
 @dataclass(slots=True)
@@ -57,7 +61,7 @@ class Outline:
 
     @property
     def ended(self) -> bool:
-        return self.status not in ("pending", "running")
+        return self.status not in ("pending", "running", "paused")
 
 
 class TailBehind(Exception):
@@ -178,10 +182,6 @@ class EventTail:
                 self._on_run_event(partition, record, name, run_id)
             elif name == "CommandRejected" and partition.expecting:
                 self._on_rejected(partition, record)
-            elif name in CONVERSATION_EVENT_TYPES and partition.expecting:
-                offset = _command_offset(record)
-                if offset is not None:
-                    self._answer(partition, offset, "")
         for number in touched:
             self._passed(self._partitions[number])
 
@@ -198,7 +198,7 @@ class EventTail:
         live = self._live.get(run_id)
         if live is not None:
             live.on_record(record)
-        if name in RUN_END_TYPES and run_id in self._ends:
+        if name in _RESTS and run_id in self._ends:
             for waiter in self._ends.pop(run_id):
                 if not waiter.done():
                     waiter.set_result(record)
@@ -346,7 +346,7 @@ class EventTail:
         return self._outlines.get(run_id)
 
     def end_of(self, run_id: str) -> "asyncio.Future[Record]":
-        """The record that ends the run, when it comes. Ask before it can have come."""
+        """The record that ends or pauses the run, when it comes. Ask before it can have come."""
         waiter: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
         self._ends.setdefault(run_id, []).append(waiter)
         waiter.add_done_callback(lambda _: self._forget_end(run_id, waiter))

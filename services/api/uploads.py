@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from libs.events.files import Files, StoredFile, extension_of
 from libs.events.log import LogError
 from libs.workflow.definition import Definition
+from libs.workflow.forms import FormInvalid
 from libs.workflow.inputs import InputInvalid, type_of_extension
 from services.api.access import Principal
 from services.api.errors import ApiError, invalid_param, unavailable
@@ -120,6 +121,17 @@ class Uploads:
         if problems:
             raise InputInvalid(problems)
         return found, top
+
+    async def mentioned(self, name: str, value: JsonValue, user: "FileUser") -> JsonValue:
+        """A value of a form with what is known of the uploaded files in it. Raises FormInvalid, ApiError."""
+        problems: list[str] = []
+        if isinstance(value, list):
+            found: JsonValue = [await self._known(name, each, user, problems) for each in value]
+        else:
+            found = await self._known(name, value, user, problems)
+        if problems:
+            raise FormInvalid(f"{name}: invalid upload file. Upload it with the same `user` first")
+        return found
 
     async def _known(self, where: str, given: JsonValue, user: "FileUser", problems: list[str]) -> JsonValue:
         """A mention of a file that is kept here, completed by what is known of it; anything else as it is."""

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from libs.events.codec import Recorded, rfc3339
-from libs.events.ids import execution_id, message_id_of
+from libs.events.ids import execution_id
 from libs.events.model import (
+    Event,
+    FormOpened,
     NodeExcepted,
     NodeFailed,
     NodeRestarted,
@@ -16,15 +18,14 @@ from libs.events.model import (
     NodeSucceeded,
     RunAccepted,
     RunEnd,
-    RunFailed,
     RunStarted,
     StopRequested,
 )
 from libs.workflow.definition import Definition
 from libs.workflow.machine import evolve, new_state
 from libs.workflow.pool import Pool, for_display
-from services.api.errors import invalid_param
-from services.api.frames import END_STATUS, FrameMaker, Json, encode
+from services.api.asked import Asked, AskedForm
+from services.api.frames import END_STATUS, Json
 from services.api.reads import RunSummary, inputs_text, summarize
 
 
@@ -62,27 +63,11 @@ def blocking(run_id: str, task_id: str, workflow_id: str, created_us: int, end: 
     return {"task_id": task_id, "workflow_run_id": run_id, "data": data}
 
 
-def message_answer(maker: FrameMaker) -> tuple[int, bytes]:
-    """Status and body of the answer to a blocking message, in the reference's shape."""
-    assert maker.end is not None
-    assert maker.accepted is not None
-    if isinstance(maker.end, RunFailed):
-        failed = invalid_param(maker.end.error or "the run has failed")
-        return failed.status, bytes(failed.response().body)
-    message_id = message_id_of(maker.run_id)
-    answer = maker.end.outputs.get("answer")
-    body = {
-        "event": "message",
-        "task_id": maker.task_id,
-        "id": message_id,
-        "message_id": message_id,
-        "conversation_id": maker.accepted.conversation_id,
-        "mode": maker.accepted.mode,
-        "answer": answer if isinstance(answer, str) else maker.text,
-        "metadata": maker.metadata(),
-        "created_at": maker.accepted_us // 1_000_000,
-    }
-    return 200, encode(body)
+def blocking_paused(run_id: str, task_id: str, workflow_id: str, paused: Json) -> Json:
+    """The answer of a blocking start whose run is paused. `paused`: `FrameMaker.paused_answer`."""
+    data = {name: value for name, value in paused.items() if name != "workflow_run_id"}
+    data = {"id": run_id, "workflow_id": workflow_id} | data | {"error": None, "finished_at": None}
+    return {"task_id": task_id, "workflow_run_id": run_id, "data": data}
 
 
 def listed(row: Mapping[str, Any]) -> Json:
@@ -113,11 +98,13 @@ def show(run_id: str, history: Iterable[Recorded], definition: Definition | None
     end: RunEnd | None = None
     created_us = started_us = ended_us = seq = 0
     stopping = False
+    asked = Asked()
     for recorded in history:
         event, seq = recorded.event, recorded.seq
         if state is not None:
             evolve(state, recorded)
         nodes.take(recorded)
+        asked.take(event, nodes.title(event))  # type: ignore[arg-type]  # a run event
         if isinstance(event, RunAccepted):
             accepted, created_us = event, recorded.at_us
         elif isinstance(event, RunStarted):
@@ -128,13 +115,14 @@ def show(run_id: str, history: Iterable[Recorded], definition: Definition | None
             end, ended_us = event, recorded.at_us  # type: ignore[assignment]  # one of the four ends
     if accepted is None:
         return None
-    run = summarize(run_id, (accepted, created_us), started_us, (end, ended_us if end else None), seq)
+    ending = (end, ended_us if end else None)
+    run = summarize(run_id, (accepted, created_us), started_us, ending, seq, paused=asked.paused is not None)
     return _item(run) | {
         "inputs": run.inputs,
         "outputs": run.outputs,
         "nodes": nodes.view(),
         "variables": _variables(state.pool) if state is not None and state.frames else {},
-        "waiting_for": _waiting_for(run, nodes, stopping=stopping),
+        "waiting_for": _waiting_for(run, nodes, asked, stopping=stopping),
     }
 
 
@@ -188,6 +176,8 @@ class _Nodes:
                 self._due[event.path, event.node_id] = event.due_us
             case NodeStopped():
                 self._change(event.path, event.node_id, status="stopped", error=event.reason or None)
+            case FormOpened():
+                self._change(event.path, event.node_id, status="paused")
             case NodeSkipped():
                 skipped = {"path": event.path, "by": event.by, "handle": event.handle}
                 self._skipped.setdefault(event.node_id, skipped)
@@ -227,6 +217,11 @@ class _Nodes:
         if execution is not None:
             execution |= values
 
+    def title(self, event: Event) -> str:
+        """Of the node that an event is about."""
+        execution = self._executions.get((getattr(event, "path", ""), getattr(event, "node_id", "")))
+        return "" if execution is None else str(execution["title"])
+
     def view(self) -> Json:
         nodes: Json = {}
         for (_, node_id), execution in self._executions.items():
@@ -250,12 +245,22 @@ class _Nodes:
         return waits
 
 
-def _waiting_for(run: RunSummary, nodes: _Nodes, *, stopping: bool) -> list[Json]:
+def _waiting_for(run: RunSummary, nodes: _Nodes, asked: Asked, *, stopping: bool) -> list[Json]:
     if run.ended:
         return []
     if stopping:
         return [{"kind": "stop"}]
-    return nodes.open() if run.started_us is not None else [{"kind": "admission"}]
+    if run.started_us is None:
+        return [{"kind": "admission"}]
+    held = [{"kind": "pause", "reason": asked.pause_reason}] if asked.pause_reason is not None else []
+    return [*held, *map(_form, asked.open_forms()), *nodes.open()]
+
+
+def _form(form: AskedForm) -> Json:
+    """A form that the run waits for, with all that is needed to answer it."""
+    found = {"kind": "form", "path": form.opened.path, "expires_at": moment(form.opened.due_us)} | form.required()
+    del found["expiration_time"]
+    return found
 
 
 def _variables(pool: Pool) -> Json:

@@ -7,9 +7,11 @@ from libs.events.ids import run_id_of_task
 from libs.events.registry import AppCreated, VersionPublished
 from services.api import schemas
 from services.api.access import Principal, required_user
+from services.api.drafting import draft_workflow_id
 from services.api.errors import ApiError, bad_request, invalid_param, not_found
 from services.api.frames import Cursor, encode
 from services.api.parts import Parts
+from services.api.reads import RunSummary
 from services.api.requests import RunRequest, body_digest, check_trace_session, is_uuid, read_json
 from services.api.schemas import answers, errors, json_body, secured, streamed
 from services.api.sse import EventStream
@@ -62,7 +64,7 @@ def workflow_routes(parts: Parts) -> APIRouter:
         app = await parts.access.app_key(request)
         body = await read_json(request, parts.limits.max_body_bytes)
         user = required_user(body.get("user"))
-        _require_workflow(app)
+        require_workflow(app)
         await _stop(parts, app, task_id, user)
         return JSONResponse({"result": "success"})
 
@@ -83,18 +85,17 @@ async def _run(parts: Parts, request: Request, workflow_id: str | None) -> Respo
     app = await parts.access.app_key(request)
     body = await read_json(request, parts.limits.max_body_bytes)
     user = required_user(body.get("user"))
-    _require_workflow(app)
+    require_workflow(app)
     wanted = RunRequest.parse(request, body)
     check_trace_session(request, body)
-    version = await chosen_version(parts, app, workflow_id)
+    version = await _version(parts, app, workflow_id)
     return await parts.starter.start(
         Wanted(Principal(app), app, version, user, wanted, body_digest(body, workflow_id or "")),
         last_event_id(request),
     )
 
 
-async def chosen_version(parts: Parts, app: AppCreated, workflow_id: str | None) -> VersionPublished:
-    """The version that a request names, or the newest one. Raises ApiError."""
+async def _version(parts: Parts, app: AppCreated, workflow_id: str | None) -> VersionPublished:
     if workflow_id is None:
         version = parts.registry.latest(app.app_id)
         if version is None:
@@ -102,6 +103,8 @@ async def chosen_version(parts: Parts, app: AppCreated, workflow_id: str | None)
         return version
     if not is_uuid(workflow_id):
         raise bad_request("workflow_id must be a UUID")
+    if workflow_id == draft_workflow_id(app.app_id):
+        raise bad_request("a draft cannot be run by its id. Publish it")
     version = parts.registry.version(workflow_id)
     if version is None:
         await parts.access.refresh()
@@ -125,19 +128,26 @@ async def _stop(parts: Parts, app: AppCreated, task_id: str, user: str) -> None:
 async def _attach(parts: Parts, request: Request, run_id: str) -> Response:
     principal = await parts.access.anyone(request)
     user = required_user(request.query_params.get("user"))
-    after = last_event_id(request)
+    last_event_id(request)  # what is wrong with the request is said before what is wrong with the run
     summary = await parts.reads.summary(run_id)
     if summary is None or not principal.may_see(summary.app_id):
         raise not_found("Workflow run not found")
     if not principal.admin and (summary.caller_role != "end_user" or summary.caller_user != user):
         raise not_found("Workflow run not found")
+    return await attach(parts, request, summary)
+
+
+async def attach(parts: Parts, request: Request, summary: RunSummary) -> Response:
+    """The run's stream as the request wants it: from an id on, from now on, or with what is known first."""
+    run_id, after = summary.id, last_event_id(request)
+    through_pauses = request.query_params.get("continue_on_pause") == "true"
     if after is not None:
-        return parts.starter.attach(run_id, after)
+        return parts.starter.attach(run_id, after, through_pauses=through_pauses)
     if summary.ended:
         return await _finished(parts, run_id)
     if request.query_params.get("include_state_snapshot") == "true":
-        return await _with_snapshot(parts, run_id)
-    return parts.starter.attach(run_id, None)
+        return await _with_snapshot(parts, run_id, through_pauses=through_pauses)
+    return parts.starter.attach(run_id, None, through_pauses=through_pauses)
 
 
 async def _finished(parts: Parts, run_id: str) -> Response:
@@ -160,21 +170,24 @@ async def _finished(parts: Parts, run_id: str) -> Response:
     )
 
 
-async def _with_snapshot(parts: Parts, run_id: str) -> Response:
+async def _with_snapshot(parts: Parts, run_id: str, *, through_pauses: bool) -> Response:
     """What is known of the run in reduced form, then what is still to come."""
     live = await parts.streams.live(run_id)
     if live is None or live.fold is None:
         raise not_found("Workflow run not found")
     if live.ended:
         return await _finished(parts, run_id)
-    outbox = parts.streams.new_outbox()
+    outbox = parts.streams.new_outbox(through_pauses=through_pauses)
     snapshot = b"".join(live.fold.maker.snapshot())
-    outbox.cursor = live.place
+    outbox.cursor, outbox.at_pause = live.place, live.fold.maker.asked.parked
+    over = outbox.ends_here
     live.attach(outbox, live.place)  # in the same step as the snapshot: nothing comes between them
 
     async def source(write: object) -> None:
         if snapshot:
             await write(snapshot)  # type: ignore[operator]  # Write
+        if over:
+            return
         await parts.streams.resume(run_id, outbox, write)  # type: ignore[arg-type]  # Write
 
     return EventStream(
@@ -197,6 +210,7 @@ def last_event_id(request: Request) -> Cursor | None:
         raise invalid_param(str(error)) from error
 
 
-def _require_workflow(app: AppCreated) -> None:
+def require_workflow(app: AppCreated) -> None:
+    """Raises ApiError 400."""
     if app.mode != "workflow":
         raise ApiError(400, "not_workflow_app", f"this app is a {app.mode} app, not a workflow")

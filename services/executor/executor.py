@@ -72,7 +72,8 @@ class Executor:
     ) -> None:
         """`refresh_definitions` reads the definitions topic to its end (blocking). `slots`: sizes by kind.
 
-        A partition's table is written after every `checkpoint_bytes` of its log, a run's state every `snapshot_events`.
+        A partition's table is written after every `checkpoint_bytes` of its log, a run's state after `snapshot_events`,
+        or later the longer the run is.
 
         `now_us` is the wall clock of events, `monotonic` the clock of leases; `random_bits(n)` a random number of n
         bits; `blocking` runs a blocking function.

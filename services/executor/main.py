@@ -15,6 +15,7 @@ from libs.events.registry import RegistryTail
 from libs.events.sealing import Vault, stored_key
 from libs.serving import HealthServer, configure_logging, until_asked_to_stop
 from libs.settings import Settings, SettingsError, load_settings
+from libs.storage import blobs_by_setting
 from libs.workflow.catalog import Catalog
 from services.executor.build import build_executor, build_handlers
 from services.executor.executor import Executor
@@ -60,7 +61,7 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
     await asyncio.to_thread(registry.refresh, OPENING_S)
     registry.check_sealed()
     catalog = Catalog(registry.document)
-    blobs = LogBlobs(log)
+    blobs = blobs_by_setting(settings, LogBlobs(log))
     handlers = build_handlers(settings, log, blobs)
     executor = build_executor(settings, log, catalog, registry.refresh, blobs, vault, owner_name(), handlers)
     metrics = CollectorRegistry()
@@ -75,6 +76,7 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
         await handlers.close()
         health.close()
         registry.close()
+        blobs.close()
         log.close()
 
 

@@ -86,6 +86,10 @@ TURN_BUDGET_S = 0.005
 RUN_BUDGET_EVENTS = 64
 """Events one run may cause before another run of the partition has its turn."""
 
+SNAPSHOT_SHARE = 4
+"""A run is written again when a quarter of what is written has come. States grow with their runs (rounds leave their
+results), and at a fixed distance a long run would be written over and over. Checkpoints bound what is read anyway."""
+
 COMMANDS_PER_TURN = 1_000
 """A backlog of commands must not keep acknowledgements waiting, nor the loop from ticking."""
 
@@ -423,7 +427,7 @@ class PartitionOwner:
             self._queue(run)
         if state.status == PAUSED and not run.queued:
             self._park(run, state)
-        elif state.seq - run.snapshot_seq >= self._x.snapshot_events:
+        elif state.seq - run.snapshot_seq >= max(self._x.snapshot_events, run.snapshot_seq // SNAPSHOT_SHARE):
             self._snapshot(run, state)
 
     def _follow(self, run: LiveRun, state: RunState, now_us: int) -> bool:

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from libs.events.codec import Recorded
 from libs.events.ids import execution_id
 from libs.events.model import (
+    FormOpened,
     NodeExcepted,
     NodeFailed,
     NodeRestarted,
@@ -24,6 +25,8 @@ from libs.events.model import (
     RunAccepted,
     RunFailed,
     RunPartiallySucceeded,
+    RunPaused,
+    RunResumed,
     RunStarted,
     RunStopped,
     RunSucceeded,
@@ -105,6 +108,10 @@ def _project_one(changes: Changes, contexts: Mapping[str, RunContext], recorded:
             run |= _accepted(event, recorded)
         case RunStarted():
             run |= {"status": "running", "started_at": recorded.at_us}
+        case RunPaused():
+            run |= {"status": "paused"}
+        case RunResumed():
+            run |= {"status": "running"}
         case RunSucceeded() | RunPartiallySucceeded() | RunFailed() | RunStopped():
             run |= _ended(event, recorded)
         case NodeStarted():
@@ -112,6 +119,9 @@ def _project_one(changes: Changes, contexts: Mapping[str, RunContext], recorded:
             _change_node(changes, recorded, event.path, event.node_id, _node_started(event, recorded, context))
         case NodeRestarted():
             _change_node(changes, recorded, event.path, event.node_id, {"status": "running", "attempt": event.attempt})
+        case FormOpened():
+            paused = {"status": "paused", "attempt": event.attempt}
+            _change_node(changes, recorded, event.path, event.node_id, paused)
         case NodeSucceeded() | NodeFailed() | NodeExcepted() | NodeRetryScheduled():
             _change_node(changes, recorded, event.path, event.node_id, _node_ended(event, recorded))
         case NodeStopped():
@@ -123,7 +133,7 @@ def _project_one(changes: Changes, contexts: Mapping[str, RunContext], recorded:
             }
             _change_node(changes, recorded, event.path, event.node_id, stopped)
         case _:
-            pass  # stop requests, limits, skips and rounds move the run's sequence on and change nothing else
+            pass  # requests, limits, skips, rounds and answers to forms move the run's sequence on and change no more
     fold(changes.runs, run, REPLACED["workflow_runs"])
 
 

@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from libs.events.blobs import PIECE_BYTES, BlobError, BlobRef, Blobs, FolderBlobs, LogBlobs, is_ref, make_ref
 from libs.events.ids import new_run_id
 from libs.events.log import Entry, Log, LogError, Topic
+from libs.events.s3 import Bucket, S3Blobs, signed
+from tests.s3_server import BucketServer, bucket_server
 
 PATIENCE_S = 30.0
 RUN = new_run_id(2, 1_762_000_000_000_000, 7)
@@ -128,6 +131,70 @@ class TestTopic(Suite):
     def test_a_place_that_is_none_is_an_error(self, log: Log, place: str) -> None:
         with pytest.raises(LogError):
             LogBlobs(log).get(make_ref(sha(b"x"), 1, place))
+
+
+class TestBucket(Suite):
+    @pytest.fixture
+    def server(self) -> Iterator[BucketServer]:
+        with bucket_server() as made:
+            yield made
+
+    @pytest.fixture
+    def blobs(self, server: BucketServer, tmp_path: Path) -> Iterator[S3Blobs]:
+        blobs = S3Blobs(server.bucket, FolderBlobs(tmp_path / "blobs"))
+        yield blobs
+        blobs.close()
+
+    def test_blobs_are_objects_named_by_their_hash(self, blobs: S3Blobs, server: BucketServer) -> None:
+        ref = stored(blobs, b"data")
+        assert place_of(ref) == "s3"
+        assert server.objects == {f"/flow/blobs/{sha(b'data')[:2]}/{sha(b'data')}": b"data"}
+
+    def test_what_was_stored_elsewhere_before_stays_readable(self, blobs: S3Blobs, tmp_path: Path) -> None:
+        with closing(FolderBlobs(tmp_path / "blobs")) as before:
+            ref = stored(before, b"older")
+        assert blobs.get(ref) == b"older"
+
+    def test_trouble_of_the_store_is_waited_for_and_then_said(self, blobs: S3Blobs, server: BucketServer) -> None:
+        server.failing = 2
+        ref = stored(blobs, b"data")
+        server.failing = 3
+        with pytest.raises(BlobError, match="status 503"):
+            blobs.get(ref)
+        assert blobs.get(ref) == b"data"
+
+    def test_a_refused_signature_and_a_missing_object_are_errors(self, server: BucketServer, tmp_path: Path) -> None:
+        wrong = replace(server.bucket, secret_key="another")
+        with closing(S3Blobs(wrong, FolderBlobs(tmp_path))) as blobs, pytest.raises(BlobError, match="status 403"):
+            stored(blobs, b"data")
+        with closing(S3Blobs(server.bucket, FolderBlobs(tmp_path))) as blobs, pytest.raises(BlobError, match="404"):
+            blobs.get(make_ref(sha(b"x"), 1, "s3"))
+
+    def test_a_changed_object_is_noticed(self, blobs: S3Blobs, server: BucketServer) -> None:
+        ref = stored(blobs, b"data")
+        server.objects = dict.fromkeys(server.objects, b"dada")
+        with pytest.raises(BlobError, match="damaged"):
+            blobs.get(ref)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "payload", "more", "signature"),
+    [
+        ("GET", "test.txt", b"", {"Range": "bytes=0-9"},
+         "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"),
+        ("PUT", "test%24file.text", b"Welcome to Amazon S3.",
+         {"Date": "Fri, 24 May 2013 00:00:00 GMT", "x-amz-storage-class": "REDUCED_REDUNDANCY"},
+         "98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd"),
+    ],
+)  # fmt: skip
+def test_signatures_are_those_of_the_published_examples(
+    method: str, path: str, payload: bytes, more: dict[str, str], signature: str
+) -> None:
+    keys = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+    bucket = Bucket("https://s3.amazonaws.com", "examplebucket", "", "us-east-1", *keys)
+    url = f"https://examplebucket.s3.amazonaws.com/{path}"
+    headers = signed(bucket, method, url, sha(payload), more, 1_369_353_600)
+    assert headers["authorization"].endswith(f"Signature={signature}")
 
 
 def stored(blobs: Blobs, data: bytes) -> BlobRef:

@@ -19,6 +19,7 @@ from libs.tables import create_tables, dead_letters, open_engine, positions, sql
 from services.projector.position import PositionTaken, RebuildNeeded
 from services.projector.projector import Projector
 from services.projector.rebuild import rebuild
+from services.projector.verify import find_runs, verify
 from tests.projections import (
     Owner,
     accepted,
@@ -417,3 +418,63 @@ def test_what_was_read_twice_changes_nothing(log: MemoryLog, engine: Engine) -> 
     assert dump(engine) == before
     with engine.begin() as connection:
         assert connection.execute(select(positions)).mappings().all() == saved
+
+
+# --- verify ---
+
+
+def test_verify_finds_tables_of_the_log_equal(log: MemoryLog, engine: Engine) -> None:
+    for partition in (0, 1):
+        owner = Owner(partition)
+        append(log, [entry(owner.claim())], partition)
+        fill(log, owner, 10 * partition, 5)
+    project_all(log, engine)
+    found = verify(log, engine)
+    assert found.differences == ()
+    assert (found.rows > 20, found.behind) == (True, 0)
+
+
+def test_verify_names_what_was_changed_by_hand(log: MemoryLog, engine: Engine) -> None:
+    owner = Owner(0)
+    append(log, [entry(owner.claim())], 0)
+    fill(log, owner, 0, 5)
+    project_all(log, engine)
+    changed, gone = run_id(0), run_id(1)
+    with engine.begin() as connection:
+        connection.execute(workflow_runs.update().where(workflow_runs.c.id == changed).values(status="running"))
+        connection.execute(workflow_runs.delete().where(workflow_runs.c.id == gone))
+        connection.execute(workflow_runs.insert().values(id="made-up", app_id="a"))
+    found = {(each.key, each.problem, each.columns) for each in verify(log, engine).differences}
+    assert found == {
+        (changed, "differs", ("status",)),
+        (gone, "missing in the tables", ()),
+        ("made-up", "no event has made it", ()),
+    }
+    assert verify(log, engine, run_id(2)).differences == ()
+    assert [each.key for each in verify(log, engine, changed).differences] == [changed]
+    assert find_runs(engine, changed) == [changed]
+    before = dump(engine)
+    verify(log, engine)
+    assert dump(engine) == before
+
+
+def test_verify_says_what_the_tables_do_not_have_yet(log: MemoryLog, engine: Engine) -> None:
+    owner = Owner(0)
+    append(log, [entry(owner.claim())], 0)
+    fill(log, owner, 0, 2)
+    project_all(log, engine)
+    end = log.bounds(Topic.EVENTS, 0)[1]
+    fill(log, owner, 2, 2)
+    found = verify(log, engine)
+    assert (found.differences, found.behind) == ((), log.bounds(Topic.EVENTS, 0)[1] - end)
+
+
+def test_verify_refuses_tables_of_another_log(log: MemoryLog, engine: Engine) -> None:
+    with pytest.raises(RebuildNeeded, match="no tables"):
+        verify(log, engine)
+    append(log, [entry(Owner(0).claim())], 0)
+    project_all(log, engine)
+    other = MemoryLog(MemoryStore(partitions=2))
+    with pytest.raises(RebuildNeeded, match="events topic"):
+        verify(other, engine)
+    other.close()

@@ -63,7 +63,7 @@ def test_the_five_minutes_work_as_written(folder: Path, monkeypatch: pytest.Monk
         service.kill()
     said = re.split(r"=== \d\n", done.stdout)[1:]
     assert done.returncode == 0, done.stderr
-    first, killed, broken, retries, called = said[:5]
+    first, killed, broken, retries, called, asked = said[:6]
     assert "Dear Ada" in first
     assert "RunSucceeded" in first
     assert "NodeRestarted" in killed
@@ -71,4 +71,5 @@ def test_the_five_minutes_work_as_written(folder: Path, monkeypatch: pytest.Monk
     assert "gret" in broken
     assert '"length": 10' in retries
     assert "workflow_finished" in called
+    assert '"note": "well done"' in asked
     assert "Traceback" not in done.stderr

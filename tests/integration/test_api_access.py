@@ -8,6 +8,7 @@ import pytest
 from libs.events.log import Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from services.api import Limits
+from services.api.drafting import draft_workflow_id
 from tests.api_world import ADMIN, ECHO, ScriptedExecutor, Server, until
 from tests.documents import document, edges, end, node, start
 
@@ -302,6 +303,13 @@ def test_a_large_body_of_unknown_length_is_refused_too(server: Server, key: str)
     assert answer.status_code == 413
 
 
+def test_a_draft_is_not_run_by_its_id(server: Server) -> None:
+    app = server.import_app()
+    path = f"/v1/workflows/{draft_workflow_id(app['app_id'])}/run"
+    answer = server.http.post(path, headers=bearer(app["api_key"]), json={"inputs": {}, "user": "u"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+
+
 def test_a_bad_trace_session_is_refused(server: Server, key: str) -> None:
     body = {"user": "u", "inputs": {}, "trace_session_id": "x" * 201}
     assert run(server, key, body).json()["code"] == "bad_request"
@@ -364,6 +372,19 @@ def test_browsers_may_call(server: Server) -> None:
     assert "POST" in answer.headers["access-control-allow-methods"]
     assert "Authorization" in answer.headers["access-control-allow-headers"]
     assert server.http.get("/healthz").headers["access-control-allow-origin"] == "*"
+
+
+def test_pages_of_other_origins_are_told_nothing_when_origins_are_named(log: MemoryLog) -> None:
+    made = Server(log, origins=("https://a.example",))
+    try:
+        own = made.http.get("/v1/", headers={"Origin": "https://a.example"}).headers
+        assert (own["access-control-allow-origin"], own["vary"]) == ("https://a.example", "Origin")
+        other = made.http.get("/v1/", headers={"Origin": "https://b.example"}).headers
+        assert "access-control-allow-origin" not in other
+        asked = {"Origin": "https://b.example", "Access-Control-Request-Method": "POST"}
+        assert "access-control-allow-origin" not in made.http.options("/v1/workflows/run", headers=asked).headers
+    finally:
+        made.close()
 
 
 def test_health_names_the_instance(server: Server) -> None:

@@ -224,3 +224,44 @@ def test_a_run_that_has_not_failed_is_not_retried(server: Server) -> None:
     origin = server.run(inputs={})["workflow_run_id"]
     answer = server.post(f"/v1/runs/{origin}/retry")
     assert (answer.status_code, answer.json()["code"]) == (409, "run_not_failed")
+
+
+# --- differences and reasons ---
+
+
+def test_a_difference_is_told_between_any_two_events(server: Server) -> None:
+    run_id = server.run(inputs={})["workflow_run_id"]
+    at = server.seq(run_id, "NodeSucceeded", "llm")
+    found = server.http.get(f"/v1/runs/{run_id}/diff", params={"from": at - 1, "to": at}).json()
+    assert found["nodes"] == {"llm": {"from": "running", "to": "succeeded"}}
+    assert "llm.text" in found["variables"]
+    assert server.http.get(f"/v1/runs/{run_id}/diff").json()["status"] == {"from": "pending", "to": "succeeded"}
+
+
+@pytest.mark.parametrize("query", ["from=0", "to=999", "from=5&to=4", "from=x"])
+def test_a_difference_of_places_that_are_none_is_refused(server: Server, query: str) -> None:
+    run_id = server.run(inputs={})["workflow_run_id"]
+    answer = server.http.get(f"/v1/runs/{run_id}/diff?{query}")
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_param")
+
+
+def test_a_reason_is_one_sentence_for_the_run_or_a_node(server: Server) -> None:
+    run_id = server.run(inputs={"q": 1})["workflow_run_id"]
+    whole = server.http.get(f"/v1/runs/{run_id}/why").json()
+    assert (whole["id"], whole["status"], whole["node_id"]) == (run_id, "succeeded", None)
+    found = server.http.get(f"/v1/runs/{run_id}/why", params={"node": "Big"}).json()
+    assert found["node_id"] == "big"
+    assert 'because node "Choice" (choice) took the branch "false"' in found["why"]
+    answer = server.http.get(f"/v1/runs/{run_id}/why", params={"node": "bgi"})
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_differences_and_reasons_are_for_those_who_see_the_run(server: Server) -> None:
+    run_id = server.run(inputs={})["workflow_run_id"]
+    own = {"Authorization": f"Bearer {server.key}"}
+    other = {"Authorization": f"Bearer {server.imported(CHAT)['api_key']}"}
+    for path in ("diff", "why"):
+        assert server.http.get(f"/v1/runs/{run_id}/{path}", headers=own).status_code == 200
+        assert server.http.get(f"/v1/runs/{run_id}/{path}", headers=other).status_code == 404
+    for path in ("fork", "retry"):
+        assert server.post(f"/v1/runs/{run_id}/{path}", {"at": 3}, headers=other).status_code == 404

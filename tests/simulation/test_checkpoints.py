@@ -4,8 +4,11 @@ Snapshots every 3 events and checkpoints every 2 KB put a cut between every two 
 table, the snapshots and the events behind them must be as good as from the whole history.
 """
 
+import json
+
 import pytest
 
+from benchmarks.containers import document as container_document
 from libs.events.model import CheckpointWritten, RunSnapshotted
 from services.executor.partition import PartitionFold
 from services.executor.recovery import PartitionReader, read_to, recover
@@ -97,4 +100,17 @@ def test_a_table_larger_than_the_interval_is_not_written_for_ever() -> None:
     events = world.events()
     checkpoints = {each.event.checkpoint_id for each in events if isinstance(each.event, CheckpointWritten)}
     assert 1 <= len(checkpoints) < 30
+    world.close()
+
+
+def test_snapshots_of_a_run_that_grows_cost_no_more_than_a_few_of_its_last_one() -> None:
+    """Counted in what is written: with a fixed distance it would be half the number of snapshots."""
+    world = World(snapshot_events=10, max_steps=10_000)
+    run = world.submit(world.add("document", container_document("loop", 500)))
+    world.start_executor()
+    world.run()
+    assert world.fold(run).status == "succeeded"
+    sizes = [len(json.dumps(each.event.state)) for each in world.events() if isinstance(each.event, RunSnapshotted)]
+    assert len(sizes) > 10
+    assert sum(sizes) < 6 * max(sizes)
     world.close()

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+import httpx
 import pytest
 
 from flowledger.cli import VERBS, cli, run
@@ -15,6 +17,7 @@ from flowledger.cli.follow import Frame, frames
 from flowledger.cli.output import seconds, table
 from flowledger.cli.reading import since_instant
 from flowledger.cli.running import declared_types, parse_value, read_inputs
+from flowledger.cli.target import ConnectionLost, Server
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 HEAVY = ("fastapi", "uvicorn", "sqlalchemy", "confluent_kafka", "httpx", "pydantic", "yaml", "rich", "jinja2")
@@ -167,3 +170,39 @@ def test_help_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stderr) == []
+
+
+def _answers(*script: httpx.Response | Exception) -> Callable[[], httpx.Response]:
+    """Each call takes the next of `script`."""
+    left = list(script)
+
+    def ask() -> httpx.Response:
+        taken = left.pop(0)
+        if isinstance(taken, Exception):
+            raise taken
+        return taken
+
+    return ask
+
+
+def test_a_request_that_may_be_repeated_goes_to_the_next_server_of_the_folder() -> None:
+    found: list[Server] = []
+    there = Server("http://127.0.0.1:9", "t", again=found.append)
+    reset = httpx.ReadError("Connection reset by peer")
+    answer = there.reached(_answers(reset, httpx.ConnectError("refused"), httpx.Response(200)), repeatable=True)
+    assert (answer.status_code, len(found)) == (200, 2)
+
+
+def test_a_request_that_may_have_been_done_is_not_repeated() -> None:
+    found: list[Server] = []
+    there = Server("http://127.0.0.1:9", "t", again=found.append)
+    with pytest.raises(ConnectionLost, match="reset by peer"):
+        there.reached(_answers(httpx.ReadError("Connection reset by peer"), httpx.Response(200)), repeatable=False)
+    assert not found
+    assert there.reached(_answers(httpx.ConnectError("refused"), httpx.Response(200)), repeatable=False).is_success
+
+
+def test_a_server_at_a_fixed_address_is_asked_once() -> None:
+    there = Server("http://127.0.0.1:9", "t")
+    with pytest.raises(Problem, match="Is the server running"):
+        there.reached(_answers(httpx.ReadError("reset"), httpx.Response(200)), repeatable=True)

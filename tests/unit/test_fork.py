@@ -10,7 +10,7 @@ from libs.workflow.fork import Fork, ForkInvalid, fork, retry_point
 from libs.workflow.machine import Stop, decide
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from libs.workflow.state import Key
-from tests.documents import chain, code, document, edges, end, fan_out, node, start, template
+from tests.documents import chain, code, document, edges, end, fan_out, human_input, node, start, template
 from tests.driver import Driver, done
 
 RETRY = {"retry_enabled": True, "max_retries": 2, "retry_interval": 100}
@@ -115,6 +115,26 @@ def test_a_container_goes_on_with_the_round_that_was_under_way() -> None:
     forked = _forked(origin, made, lambda key, attempt: asked.append(key.path) or done(key, attempt))
     assert asked == ["iteration:each:1", "iteration:each:2"]
     assert forked.state.outputs == origin.state.outputs
+
+
+def test_an_answered_form_is_not_asked_again_and_an_open_one_is() -> None:
+    text = document(
+        [start(), human_input("ask"), human_input("more"), end(out="ask.note")],
+        edges("start > ask", "ask[ok] > more", "more[ok] > end"),
+    )
+    driver = Driver(text)
+    driver.run()
+    driver.submit("ask", "ok", note="fine")
+    driver.run()
+    assert driver.state.status == "paused"
+    made = fork(driver.definition, driver.events, len(driver.events))
+    assert (made.first, made.again) == (("more",), ("more",))
+    forked = _forked(driver, made)
+    assert forked.state.status == "paused"
+    assert [key.node_id for key in forked.open_forms()] == ["more"]
+    forked.submit("more", "ok")
+    forked.run()
+    assert forked.state.outputs == {"out": "fine"}
 
 
 # --- places ---

@@ -186,6 +186,13 @@ def test_an_earlier_run_lends_its_variables_but_no_secret_and_not_its_identity()
     assert "greeting" not in variables
 
 
+def test_a_value_that_is_sealed_in_the_log_is_not_lent() -> None:
+    sealed = {"$sealed": "1.k.t", "shown": "***"}
+    earlier: dict[str, Any] = {"split": {"first": [sealed], "kind": ["yes"]}, "start": sealed}
+    variables = prepare(_definition(), "choice", {}, earlier).variables
+    assert variables == {"split": {"kind": ["yes"]}}
+
+
 def test_an_earlier_runs_inputs_are_a_start_nodes_own() -> None:
     earlier = Driver(DOCUMENT, q="earlier")
     assert prepare(_definition(), "start", {}, earlier.state.pool.dump()).inputs == {"q": "earlier"}

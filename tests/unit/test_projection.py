@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from libs.events.codec import Recorded
 from libs.events.commands import Origin
 from libs.events.ids import execution_id
-from libs.events.model import NodeRestarted, NodeStarted, NodeSucceeded, RunStarted
+from libs.events.model import (
+    FormOpened,
+    FormSubmitted,
+    NodeRestarted,
+    NodeStarted,
+    NodeSucceeded,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+)
 from services.projector.projection import Changes, RunContext, project, unknown_runs
 from services.projector.rows import KEPT, REPLACED, Row
 from tests.projections import TALK, Owner, accepted, conversation, failing_story, interleaved, node, run_id, story
@@ -180,3 +189,17 @@ def test_a_run_of_one_node_and_a_fork_say_so_in_their_rows() -> None:
     context = {RUN: RunContext("a", "w", "end_user", "u", "n0")}
     later = project(history(accepted(RUN), node("n0", 1))[2:], context)
     assert later.nodes[execution_id(RUN, "", "n0")]["triggered_from"] == "single-step"
+
+
+def test_a_run_that_waits_for_a_person_is_paused_and_so_is_its_node() -> None:
+    opened = FormOpened(node_id="n0", form_id="f", token="t", actions=("ok",), form={}, due_us=1)
+    start = NodeStarted(node_id="n0", node_type="human-input", index=1)
+    events = history(accepted(RUN), RunStarted(max_steps=5), start, opened, RunPaused(forms=("f",)))
+    found = rows(events)
+    assert found.runs[RUN]["status"] == "paused"
+    assert found.nodes[execution_id(RUN, "", "n0")]["status"] == "paused"
+    submitted = FormSubmitted(node_id="n0", form_id="f", command_offset=2, action="ok")
+    more = (submitted, RunResumed(), NodeSucceeded(node_id="n0", handle="ok"))
+    found = rows(history(*(each.event for each in events[1:]), *more))
+    assert found.runs[RUN]["status"] == "running"
+    assert found.nodes[execution_id(RUN, "", "n0")]["status"] == "succeeded"

@@ -62,3 +62,21 @@ def test_a_representation_of_settings_shows_no_secret() -> None:
     secrets = ("ADMIN_TOKEN", "SECRET_KEY", "DATABASE_URL", "PROVIDER_OPENAI_API_KEY")
     settings = load_settings({f"FLOWLEDGER_{name}": f"hidden-{name}" for name in secrets}, None)
     assert "hidden" not in repr(settings)
+
+
+def test_a_bucket_has_its_settings_and_needs_its_keys() -> None:
+    given = {"FLOWLEDGER_S3_BUCKET": "b/p", "FLOWLEDGER_S3_ACCESS_KEY": "k", "FLOWLEDGER_S3_SECRET_KEY": KEY}
+    found = load_settings(given, None)
+    assert found.s3 is not None
+    assert (found.s3.endpoint, found.s3.region) == ("https://s3.us-east-1.amazonaws.com", "us-east-1")
+    assert KEY not in repr(found)
+    assert load_settings({}, None).s3 is None
+    with pytest.raises(SettingsError, match=r"S3_ACCESS_KEY(.|\n)*S3_ENDPOINT"):
+        load_settings({"FLOWLEDGER_S3_BUCKET": "b", "FLOWLEDGER_S3_ENDPOINT": "minio:9000"}, None)
+
+
+def test_limits_are_whole_numbers() -> None:
+    found = load_settings({"FLOWLEDGER_MAX_APP_RUNS": "5", "FLOWLEDGER_UPLOAD_BLOCKED": "exe, .BAT"}, None)
+    assert (found.max_app_runs, found.max_runs, found.upload_blocked) == (5, 0, ("exe", "bat"))
+    with pytest.raises(SettingsError, match="FLOWLEDGER_MAX_RUNS"):
+        load_settings({"FLOWLEDGER_MAX_RUNS": "-1"}, None)

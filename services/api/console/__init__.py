@@ -6,13 +6,24 @@ Every route needs the admin token, by header or by a session; keys of apps open 
 from fastapi import APIRouter
 
 from services.api.console.apps import console_app_routes
+from services.api.console.draft_runs import draft_run_routes
 from services.api.console.drafts import draft_routes
 from services.api.console.imports import import_routes
+from services.api.console.runs import run_history_routes
 from services.api.console.session import session_routes
+from services.api.console.variables import variable_routes
 from services.api.parts import Parts
 
 __all__ = ["console_routes"]
 
 
 def console_routes(parts: Parts) -> list[APIRouter]:
-    return [session_routes(parts), import_routes(parts), console_app_routes(parts), draft_routes(parts)]
+    return [
+        session_routes(parts),
+        import_routes(parts),
+        console_app_routes(parts),
+        draft_run_routes(parts),
+        variable_routes(parts),
+        draft_routes(parts),
+        run_history_routes(parts),
+    ]

@@ -8,9 +8,12 @@ import pytest
 
 from libs.events.codec import Recorded
 from libs.events.commands import Caller
-from libs.events.ids import execution_id, message_id_of, new_run_id, task_id_of
+from libs.events.ids import execution_id, new_run_id, task_id_of
 from libs.events.model import (
     Event,
+    FormExpired,
+    FormOpened,
+    FormSubmitted,
     LimitExceeded,
     NodeExcepted,
     NodeFailed,
@@ -20,11 +23,14 @@ from libs.events.model import (
     NodeStarted,
     NodeStopped,
     NodeSucceeded,
+    PauseRequested,
     RoundFinished,
     RoundStarted,
     RunAccepted,
     RunFailed,
     RunPartiallySucceeded,
+    RunPaused,
+    RunResumed,
     RunStarted,
     RunStopped,
     RunSucceeded,
@@ -348,43 +354,6 @@ def test_a_chatflow_speaks_in_messages() -> None:
     assert [identity(frame) for frame in history.frames][-2:] == [None, "3"]
 
 
-@pytest.mark.parametrize("end", [RunPartiallySucceeded(), RunStopped(error="User requested stop")])
-def test_a_message_ends_before_its_run(end: Any) -> None:
-    history = History().begin("advanced-chat")
-    message, run = history.add(end)
-    assert (message["event"], message["id"], message["files"]) == ("message_end", message_id_of(RUN), [])
-    assert run["event"] == "workflow_finished"
-    assert history.frames[-1].last
-
-
-def test_a_failed_message_ends_with_its_error() -> None:
-    history = History().begin("advanced-chat")
-    finished, error = history.add(RunFailed(error="boom"))
-    assert (finished["event"], finished["data"]["status"]) == ("workflow_finished", "failed")
-    assert {"event": "error", "code": "invalid_param", "status": 400, "message": "boom"}.items() <= error.items()
-    assert error["message_id"] == message_id_of(RUN)
-    assert [frame.last for frame in history.frames[-2:]] == [False, True]
-    assert b"workflow_finished" in history.maker.finished_frame()
-
-
-def test_what_the_models_used_is_added_up_in_the_message() -> None:
-    history = History().begin("advanced-chat")
-    usage = {
-        "prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "total_price": "0.0000001", "currency": "USD",
-        "latency": 0.5, "time_to_first_token": 0.1, "time_to_generate": 0.4, "prompt_unit_price": "0.01",
-    }  # fmt: skip
-    for node_id, kind, where in (("a", "llm", "outputs"), ("b", "question-classifier", "process_data")):
-        history.add(started(node_id, kind))
-        history.add(NodeSucceeded(node_id=node_id, **{where: {"usage": usage}}))
-    history.add(started("c", "code"))
-    history.add(NodeSucceeded(node_id="c", outputs={"usage": usage}))  # its own affair, whatever it is called
-    message, _ = history.add(RunSucceeded(total_tokens=14))
-    shown = message["metadata"]["usage"]
-    assert (shown["prompt_tokens"], shown["completion_tokens"], shown["total_tokens"]) == (6, 8, 14)
-    assert (shown["total_price"], shown["prompt_unit_price"], shown["currency"]) == ("0.0000002", "0.01", "USD")
-    assert (shown["latency"], shown["time_to_first_token"], shown["time_to_generate"]) == (1.0, 0.1, 0.8)
-
-
 def test_a_frame_is_one_line_of_utf8() -> None:
     history = History().begin()
     history.add(started())
@@ -446,3 +415,103 @@ def test_a_last_event_id_is_a_cursor(text: str, cursor: Cursor) -> None:
 def test_other_last_event_ids_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="Last-Event-ID"):
         Cursor.parse(text)
+
+
+# --- pauses and forms ---
+
+FORM = FormOpened(
+    node_id="n1",
+    form_id=execution_id(RUN, "", "n1"),
+    token="secret",
+    actions=("ok",),
+    form={
+        "form_content": "Well? {{#$output.note#}}",
+        "inputs": [{"type": "paragraph", "output_variable_name": "note"}],
+        "user_actions": [{"id": "ok", "title": "OK", "button_style": "primary"}],
+        "resolved_default_values": {"note": "x"},
+        "display_in_ui": True,
+    },
+    due_us=T0 + 60_000_000,
+)
+PAUSED = RunPaused(forms=(FORM.form_id,), total_steps=2, total_tokens=7, elapsed_s=0.5)
+
+
+def _asking() -> History:
+    history = History().begin()
+    history.add(started(kind="human-input"))
+    return history
+
+
+def test_a_form_and_the_pause_for_it_carry_the_same_members() -> None:
+    history = _asking()
+    (required,) = history.add(FORM)
+    (paused,) = history.add(PAUSED)
+    assert (required["event"], paused["event"]) == ("human_input_required", "workflow_paused")
+    assert required["data"] == {
+        "form_id": FORM.form_id,
+        "node_id": "n1",
+        "node_title": "N1",
+        "form_content": "Well? {{#$output.note#}}",
+        "inputs": [{"type": "paragraph", "output_variable_name": "note"}],
+        "actions": [{"id": "ok", "title": "OK", "button_style": "primary"}],
+        "display_in_ui": True,
+        "form_token": "secret",
+        "resolved_default_values": {"note": "x"},
+        "expiration_time": T0 // 1_000_000 + 60,
+    }
+    kind = "human_input_required"
+    assert paused["data"] == {
+        "workflow_run_id": RUN,
+        "paused_nodes": ["n1"],
+        "outputs": {},
+        "reasons": [{"TYPE": kind, "type": kind} | required["data"]],
+        "status": "paused",
+        "created_at": T0 // 1_000_000 + 1,
+        "elapsed_time": 0.5,
+        "total_tokens": 7,
+        "total_steps": 2,
+    }
+    assert [(frame.pauses, frame.last) for frame in history.frames[-2:]] == [(False, False), (True, False)]
+
+
+def test_a_pause_on_request_says_why() -> None:
+    history = History().begin()
+    assert history.add(PauseRequested(command_offset=1, reason="maintenance")) == []
+    (paused,) = history.add(RunPaused(reason="maintenance"))
+    assert paused["data"]["reasons"] == [
+        {"TYPE": "scheduled_pause", "type": "scheduled_pause", "message": "maintenance"}
+    ]
+    assert history.maker.asked.parked
+
+
+def test_a_submission_is_shown_with_the_end_of_its_node() -> None:
+    history = _asking()
+    history.add(FORM)
+    history.add(PAUSED)
+    submitted = FormSubmitted(
+        node_id="n1", form_id=FORM.form_id, command_offset=3, action="ok", inputs={"note": "fine"}
+    )
+    assert history.add(submitted) == []
+    (resumed,) = history.add(RunResumed())
+    assert (resumed["event"], resumed["data"]["reason"]) == ("workflow_started", "resumption")
+    filled, done = history.add(NodeSucceeded(node_id="n1", handle="ok", outputs={"note": "fine"}))
+    assert (filled["event"], done["event"]) == ("human_input_form_filled", "node_finished")
+    assert filled["data"]["rendered_content"] == "Well? fine"
+    assert [identity(frame) for frame in history.frames[-2:]] == [None, "8"]
+    assert done["data"]["id"] == execution_id(RUN, "", "n1")
+
+
+def test_a_snapshot_of_a_run_that_is_about_to_go_on_shows_no_pause() -> None:
+    history = _asking()
+    history.add(FORM)
+    history.add(PAUSED)
+    assert b"workflow_paused" in history.maker.snapshot()[-1]
+    history.add(FormExpired(node_id="n1", form_id=FORM.form_id))
+    assert history.maker.paused
+    assert not any(b"workflow_paused" in wire for wire in history.maker.snapshot())
+
+
+def test_a_pinned_answer_of_a_person_has_no_form() -> None:
+    history = _asking()
+    (done,) = history.add(NodeSucceeded(node_id="n1", handle="ok", outputs={"__action_id": "ok"}, pinned=True))
+    assert done["event"] == "node_finished"

@@ -1,8 +1,16 @@
 """What tells two requests apart, and what keys and cursors look like."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
 from services.api.access import end_user_id
+from services.api.errors import ApiError
 from services.api.records import make_cursor, read_cursor
-from services.api.requests import body_digest, is_app_key, is_uuid
+from services.api.requests import body_digest, is_app_key, is_uuid, read_body
 
 
 def test_how_an_answer_is_delivered_does_not_make_another_request() -> None:
@@ -41,3 +49,21 @@ def test_an_end_user_has_one_id_per_app() -> None:
 
 def test_a_cursor_reads_back() -> None:
     assert read_cursor(make_cursor({"created_at": 5, "id": "x"})) == (5, "x")
+
+
+def _request(parts: AsyncIterator[bytes]) -> Request:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": await anext(parts), "more_body": True}
+
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
+
+
+def test_a_body_that_never_ends_is_given_up() -> None:
+    async def forever() -> AsyncIterator[bytes]:
+        while True:
+            await asyncio.sleep(0.001)
+            yield b"x"
+
+    with pytest.raises(ApiError) as late:
+        asyncio.run(read_body(_request(forever()), 1_000_000_000, within_s=0.05))
+    assert (late.value.status, late.value.code) == (408, "request_timeout")

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from libs.workflow.outcome import Failed, Outcome, Succeeded
+from services.executor.files import FileStore
 from services.executor.models import Delta, Message, ModelError, ModelProvider, ModelRequest, Models, Usage
 from services.executor.nodes.llm import LlmHandler
 from services.executor.nodes.port import Attempt
 from services.executor.nodes.prompts import History
 from services.executor.sandbox import SandboxError
 from tests.attempts import Emitted, attempt_of
+from tests.unit.nodes.kept import kept_files
 
 MODEL = {"provider": "langgenius/openai/openai", "name": "m-1", "mode": "chat", "completion_params": {}}
 
@@ -73,6 +75,7 @@ def run(
     secrets: dict[str, str] | None = None,
     chatflow: bool = False,
     history: History | None = None,
+    files: FileStore | None = None,
 ) -> Ran:
     model, emitted = script or Script(), Emitted()
     complete = {
@@ -84,7 +87,7 @@ def run(
     }
     mode = "advanced-chat" if chatflow else "workflow"
     attempt = attempt_of("llm", complete, values, secrets=secrets, mode=mode, emit=emitted)
-    outcome = asyncio.run(LlmHandler(model, render, history=history).run(attempt))
+    outcome = asyncio.run(LlmHandler(model, render, history=history, files=files).run(attempt))
     return Ran(outcome, model, emitted)
 
 
@@ -327,6 +330,13 @@ def test_images_go_to_the_last_message_of_the_user() -> None:
     messages = ran.script.asked[0].messages
     assert [message.images for message in messages] == [(), ("https://x.example/a.png",), ()]
     assert messages[1].detail == "low"
+
+
+def test_an_uploaded_image_is_sent_with_its_content() -> None:
+    files, kept = kept_files({"a.png": b"\x89PNG"})
+    given = kept["a.png"] | {"type": "image", "mime_type": "image/png"}
+    ran = run({**prompt(("user", "see")), **seeing("s", "f")}, {"s.f": given}, files=files)
+    assert ran.script.asked[0].messages[0].images == ("data:image/png;base64,iVBORw==",)
 
 
 def test_without_a_message_of_the_user_images_make_one() -> None:

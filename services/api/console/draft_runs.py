@@ -1,0 +1,165 @@
+"""Runs of the draft: all of it, one node, one container. Runs like any other, in the log, marked as debugging.
+
+A single node answers with its execution when it has ended. Its document is the draft as of the request; later saves
+change nothing in a run that has begun.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from libs.events.registry import AppCreated
+from services.api.access import ADMIN_ID, Principal
+from services.api.console import shapes
+from services.api.console.apps import CONSOLE
+from services.api.console.executions import executions
+from services.api.console.queries import last_execution
+from services.api.console.runs import CHAT, asked
+from services.api.console.session import app_of
+from services.api.console.variables import kept_variables
+from services.api.drafting import draft_workflow_id
+from services.api.errors import invalid_param, not_found
+from services.api.frames import Json, encode
+from services.api.parts import Parts
+from services.api.requests import RunRequest, body_digest, read_json
+from services.api.runs import asked_pins
+from services.api.schemas import answers, errors, json_body, streamed
+from services.api.starting import Wanted
+from services.api.workflows import last_event_id
+
+DEBUGGING = "debugging"
+SINGLE_STEP = "single-step"
+
+
+def draft_run_routes(parts: Parts) -> APIRouter:
+    router = APIRouter(prefix="/console/api/apps/{app_id}", tags=["Console"])
+    run_doc = CONSOLE | json_body(shapes.DraftRunBody)
+    stream = streamed(None) | errors(400, 401, 403, 404, 413, 415, 503)
+
+    @router.post("/workflows/draft/run", summary="Run the draft", responses=stream, openapi_extra=run_doc)
+    async def run_draft(request: Request, app_id: str) -> Response:
+        app = await app_of(parts, request, app_id, "workflow")
+        body = await read_json(request, parts.limits.max_body_bytes)
+        return await _stream(parts, request, await _wanted(parts, request, app, body))
+
+    @router.post(
+        "/advanced-chat/workflows/draft/run",
+        summary="Say something to the draft of a chatflow",
+        responses=stream,
+        openapi_extra=CONSOLE | json_body(shapes.DraftChatBody),
+    )
+    async def run_draft_chat(request: Request, app_id: str) -> Response:
+        app = await app_of(parts, request, app_id, CHAT)
+        body = await read_json(request, parts.limits.max_body_bytes)
+        query = body.get("query")
+        if query is not None and not isinstance(query, str):
+            raise invalid_param("query: expected a string", "query")
+        wanted = await _wanted(parts, request, app, {"inputs": {}} | _given(body))
+        return await _stream(parts, request, replace(wanted, query=query or ""))
+
+    for prefix, modes in (("", ()), ("/advanced-chat", (CHAT,))):
+        for kind in ("iteration", "loop"):
+            _container(router, parts, prefix, modes, kind)
+    _single(router, parts)
+    return router
+
+
+def _container(router: APIRouter, parts: Parts, prefix: str, modes: tuple[str, ...], kind: str) -> None:
+    @router.post(
+        f"{prefix}/workflows/draft/{kind}/nodes/{{node_id}}/run",
+        summary=f"Run one {kind} of the draft",
+        responses=streamed(None) | errors(400, 401, 403, 404, 413, 415, 503),
+        openapi_extra=CONSOLE | json_body(shapes.DraftRunBody),
+    )
+    async def run_container(request: Request, app_id: str, node_id: str) -> Response:
+        app = await app_of(parts, request, app_id, *modes)
+        body = await read_json(request, parts.limits.max_body_bytes)
+        wanted = await _part(parts, request, app, body, node_id, kind)
+        return await _stream(parts, request, wanted)
+
+
+def _single(router: APIRouter, parts: Parts) -> None:
+    @router.post(
+        "/workflows/draft/nodes/{node_id}/run",
+        summary="Run one node of the draft and wait for it",
+        responses=answers(shapes.NodeExecution, 400, 401, 403, 404, 413, 415, 503),
+        openapi_extra=CONSOLE | json_body(shapes.DraftRunBody),
+    )
+    async def run_node(request: Request, app_id: str, node_id: str) -> Response:
+        app = await app_of(parts, request, app_id)
+        body = await read_json(request, parts.limits.max_body_bytes)
+        wanted = await _part(parts, request, app, body, node_id, None)
+        run_id = await parts.starter.finished(replace(wanted, triggered_from=SINGLE_STEP))
+        return _answer(await _execution(parts, run_id, node_id))
+
+    @router.get(
+        "/workflows/draft/nodes/{node_id}/last-run",
+        summary="The newest execution of a node in runs of the draft",
+        responses=answers(shapes.NodeExecution, 401, 403, 404, 503),
+        openapi_extra=CONSOLE,
+    )
+    async def last_run(request: Request, app_id: str, node_id: str) -> Response:
+        app = await app_of(parts, request, app_id)
+        workflow_id = draft_workflow_id(app.app_id)
+        found = await asked(parts, lambda connection: last_execution(connection, app.app_id, workflow_id, node_id))
+        if found is None:
+            raise not_found(f'node "{node_id[:64]}" has not run in the draft')
+        return _answer(await _execution(parts, found[0], node_id, found[1]))
+
+
+async def _stream(parts: Parts, request: Request, wanted: Wanted) -> Response:
+    wanted = replace(wanted, request=replace(wanted.request, streaming=True))
+    return await parts.starter.start(wanted, last_event_id(request))
+
+
+async def _wanted(parts: Parts, request: Request, app: AppCreated, body: Json) -> Wanted:
+    """A run of the draft, as the administrator asks for it. Raises ApiError."""
+    asked_for = RunRequest.parse(request, {name: value for name, value in body.items() if name != "response_mode"})
+    draft = await parts.drafting.find(app)
+    if draft is None:
+        raise invalid_param("the app has no draft yet. Save one first")
+    version = await parts.drafting.runnable(app, draft)
+    return Wanted(
+        Principal(None),
+        app,
+        version,
+        ADMIN_ID,
+        asked_for,
+        body_digest(body, version.digest),
+        pins=asked_pins(Principal(None), body),
+        triggered_from=DEBUGGING,
+        invoke_from="debugger",
+    )
+
+
+async def _part(parts: Parts, request: Request, app: AppCreated, body: Json, node_id: str, kind: str | None) -> Wanted:
+    """A run of one node (of type `kind`) with what earlier runs of the draft have left. Raises ApiError."""
+    wanted = await _wanted(parts, request, app, body)
+    definition = await parts.starter.definition(wanted.version)
+    node = definition.nodes.get(node_id)
+    if node is None or kind not in (None, node.type):
+        raise invalid_param(f'the draft has no {kind or "node"} "{node_id[:64]}"', "node_id")
+    query = body.get("query")
+    kept: dict[str, Any] = dict(await kept_variables(parts, app))
+    if isinstance(query, str):
+        kept["sys"] = {**kept.get("sys", {}), "query": [query]}
+    return replace(wanted, only=node_id, kept=kept, lenient=True)
+
+
+def _given(body: Json) -> Json:
+    return {name: value for name, value in body.items() if value is not None}
+
+
+async def _execution(parts: Parts, run_id: str, node_id: str, execution_id: str | None = None) -> Json:
+    history = await parts.folds.history(run_id, Principal(None))
+    for one in executions(history):
+        if one["node_id"] == node_id and execution_id in (None, one["id"]):
+            return one
+    # The run was refused or stopped before its node began: there is nothing to show of it.
+    raise not_found(f'node "{node_id[:64]}" did not run')
+
+
+def _answer(execution: Json) -> Response:
+    return Response(encode(execution), media_type="application/json")

@@ -1,0 +1,200 @@
+"""The API of an app's public page (`/api`): a passport for the browser, then runs, always streaming, in reduced detail.
+
+The page is named by its code, which nobody guesses; a browser shows the code and the passport that it got for it. A
+passport is a signed statement of who the browser is: nothing is kept on a server. Browsers are users of their own: one
+that calls itself like a user of the service API is still somebody else.
+"""
+
+import uuid
+from dataclasses import dataclass, replace
+from typing import Final
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from libs.events.ids import run_id_of_task
+from libs.events.registry import AppCreated
+from services.api import schemas
+from services.api.about import parameters_of, published, site_of
+from services.api.access import Principal
+from services.api.errors import ApiError, invalid_param, not_found, unauthorized
+from services.api.frames import Json
+from services.api.parts import Parts
+from services.api.reads import RunSummary
+from services.api.requests import RunRequest, body_digest, read_json
+from services.api.schemas import answers, errors, json_body, parameters, streamed
+from services.api.starting import Wanted
+from services.api.workflows import attach, last_event_id, require_workflow
+
+PASSPORT: Final = "web-passport"
+PASSPORT_S: Final = 30 * 24 * 60 * 60
+MAX_USER: Final = 255
+_BY_PASSPORT: Final[Json] = {"security": [{"passport": []}]}
+
+
+@dataclass(slots=True, frozen=True)
+class Visitor:
+    """A browser on an app's page."""
+
+    app: AppCreated
+    user: str
+
+    @property
+    def principal(self) -> Principal:
+        return Principal(self.app, browser=True)
+
+    def owns(self, run: RunSummary | None) -> bool:
+        return (
+            run is not None and run.app_id == self.app.app_id and run.caller_id == self.principal.caller(self.user).id
+        )
+
+
+def web_routes(parts: Parts) -> APIRouter:
+    router = APIRouter(prefix="/api", tags=["Public page"])
+
+    @router.get(
+        "/passport",
+        summary="A passport for a browser",
+        description="The header X-App-Code names the page.",
+        responses=answers(schemas.Passport, 400, 401, 404),
+        openapi_extra=parameters("user_id") | {"security": []},
+    )
+    async def passport(request: Request) -> Response:
+        app = await _page(parts, request)
+        user = request.query_params.get("user_id") or str(uuid.UUID(parts.new_uuid()))
+        if len(user) > MAX_USER:
+            raise invalid_param(f"user_id: at most {MAX_USER} characters", "user_id")
+        now_s = parts.now_us() // 1_000_000
+        claims = {"sub": "Web API Passport", "app_id": app.app_id, "app_code": app.site_code, "user": user}
+        return JSONResponse({"access_token": parts.access.signer.sign(PASSPORT, claims, now_s + PASSPORT_S)})
+
+    @router.get(
+        "/parameters",
+        summary="Input form and features",
+        responses=answers(schemas.Parameters, 400, 401, 503),
+        openapi_extra=_BY_PASSPORT,
+    )
+    async def app_parameters(request: Request) -> Response:
+        visitor = await visitor_of(parts, request)
+        return JSONResponse(parameters_of(await published(parts, visitor.app)))
+
+    @router.get("/meta", summary="Icons of tools", responses=answers(schemas.Meta, 401), openapi_extra=_BY_PASSPORT)
+    async def meta(request: Request) -> Response:
+        await visitor_of(parts, request)
+        return JSONResponse({"tool_icons": {}})
+
+    @router.get("/site", summary="The page", responses=answers(schemas.Site, 401, 503), openapi_extra=_BY_PASSPORT)
+    async def site(request: Request) -> Response:
+        visitor = await visitor_of(parts, request)
+        latest = parts.registry.latest(visitor.app.app_id)
+        definition = None if latest is None else await parts.starter.definition(latest)
+        user = visitor.principal.caller(visitor.user).id
+        about = {"app_id": visitor.app.app_id, "end_user_id": user, "enable_site": True}
+        return JSONResponse(about | {"site": site_of(visitor.app, definition)} | site_of(visitor.app, definition))
+
+    @router.post(
+        "/workflows/run",
+        summary="Run the published version",
+        responses=streamed(None) | errors(400, 401, 413, 415, 422, 429, 503),
+        openapi_extra=_BY_PASSPORT | json_body(schemas.WebRunBody),
+    )
+    async def run_workflow(request: Request) -> Response:
+        visitor = await visitor_of(parts, request)
+        body = await read_json(request, parts.limits.max_body_bytes)
+        require_workflow(visitor.app)
+        version = parts.registry.latest(visitor.app.app_id)
+        if version is None:
+            raise invalid_param("the app has no published version")
+        given = {name: value for name, value in body.items() if name != "response_mode"}
+        wanted = Wanted(
+            visitor.principal,
+            visitor.app,
+            version,
+            visitor.user,
+            replace(RunRequest.parse(request, given), streaming=True),
+            body_digest(given, visitor.user),
+            invoke_from="web-app",
+        )
+        return await parts.starter.start(wanted, last_event_id(request))
+
+    @router.post(
+        "/workflows/tasks/{task_id}/stop",
+        summary="Stop an own run by its task id",
+        responses=answers(schemas.Result, 400, 401, 503),
+        openapi_extra=_BY_PASSPORT,
+    )
+    async def stop_task(request: Request, task_id: str) -> Response:
+        visitor = await visitor_of(parts, request)
+        require_workflow(visitor.app)
+        await _stop(parts, visitor, task_id)
+        return JSONResponse({"result": "success"})
+
+    @router.get(
+        "/workflow/{workflow_run_id}/events",
+        summary="Attach to an own run's event stream",
+        responses=streamed(None) | errors(400, 401, 404, 503),
+        openapi_extra=_BY_PASSPORT | parameters("include_state_snapshot", "continue_on_pause"),
+    )
+    async def run_events(request: Request, workflow_run_id: str) -> Response:
+        visitor = await visitor_of(parts, request)
+        run = await parts.reads.summary(workflow_run_id)
+        if run is None or not visitor.owns(run):
+            raise not_found("Workflow run not found")
+        return await attach(parts, request, run)
+
+    return router
+
+
+async def visitor_of(parts: Parts, request: Request) -> Visitor:
+    """The browser whose passport the request carries. Raises ApiError 401."""
+    claims = parts.access.signer.read(PASSPORT, _passport_in(request), parts.now_us() / 1e6)
+    if claims is None:
+        raise unauthorized("the header X-App-Passport must carry a passport of GET /api/passport")
+    code = request.headers.get("x-app-code")
+    if code is not None and code != claims.get("app_code"):
+        raise unauthorized("the passport is of another page")
+    app = parts.registry.app(str(claims.get("app_id")))
+    if app is None or parts.registry.app_of_site(str(claims.get("app_code"))) != app:
+        # It may be new here; whoever has a passport got it from one of us.
+        await parts.access.refresh()
+        app = parts.registry.app_of_site(str(claims.get("app_code")))
+    if app is None or app.app_id != claims.get("app_id"):
+        raise ApiError(401, "web_app_access_denied", "the page is gone or switched off")
+    return Visitor(app, str(claims.get("user")))
+
+
+def _passport_in(request: Request) -> str:
+    """By header, by the cookie of the page, or as older clients send it."""
+    given = request.headers.get("x-app-passport")
+    if given:
+        return given
+    code = request.headers.get("x-app-code", "")
+    cookie = request.cookies.get(f"passport-{code}")
+    if cookie:
+        return cookie
+    scheme, _, token = request.headers.get("authorization", "").strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+async def _page(parts: Parts, request: Request) -> AppCreated:
+    code = request.headers.get("x-app-code", "")
+    if not code:
+        raise unauthorized("the header X-App-Code must name the page")
+    app = parts.registry.app_of_site(code)
+    if app is None:
+        await parts.access.refresh()
+        app = parts.registry.app_of_site(code)
+    if app is None:
+        raise not_found("there is no such page, or it is switched off")
+    return app
+
+
+async def _stop(parts: Parts, visitor: Visitor, task_id: str) -> None:
+    """Ask for a stop if the task is an own run; nobody learns whether it is."""
+    try:
+        run_id = run_id_of_task(task_id)
+    except ValueError:
+        return
+    run = await parts.reads.summary(run_id)
+    if run is not None and visitor.owns(run) and not run.ended:
+        await parts.submitter.stop(run_id, "User requested stop", visitor.user)
