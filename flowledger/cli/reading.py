@@ -92,10 +92,11 @@ def show(run: str, at: int | None, as_json: bool, url: str | None, data: Path | 
     if as_json:
         output.data(found)
         return
-    _print_run(found)
+    print_run(found)
 
 
-def _print_run(run: dict[str, Any]) -> None:
+def print_run(run: dict[str, Any]) -> None:
+    """A run for a person, on stdout."""
     click.echo(f"run      {run['id']}")
     click.echo(f"state    {state(run['status'])}" + (f"  at sequence {run['seq']}" if run.get("seq") else ""))
     click.echo(f"app      {run.get('app_id')}  version {run.get('version')}")

@@ -46,7 +46,7 @@ def rebuild(yes: bool, data: Path | None, as_json: bool) -> None:
         return
     engine = open_engine(database_url)
     try:
-        log = _open_log(given)
+        log = open_log(given)
         with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
             done = rebuild_tables(log, engine, _shown_by(bar))
         log.close()
@@ -81,7 +81,8 @@ def _shown_by(bar: Any) -> Callable[[int, int], None]:
     return show
 
 
-def _open_log(given: "Settings") -> "Log":
+def open_log(given: "Settings") -> "Log":
+    """The log of these settings, for reading. Raises LogError."""
     if given.kafka is not None:
         from libs.events.kafka import KafkaLog
 
@@ -131,7 +132,7 @@ def verify(run: str | None, data: Path | None, as_json: bool) -> int:
     database_url = _database_url(given)
     engine = open_engine(database_url)
     try:
-        log = _open_log(given)
+        log = open_log(given)
         run_id = None if run is None else _one_run(run, find_runs(engine, run.lower()))
         with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
             found = verify_tables(log, engine, run_id, _shown_by(bar))

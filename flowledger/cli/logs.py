@@ -1,0 +1,181 @@
+"""`log`: records as they stand in the log, whoever wrote them and whether or not they count.
+
+Reads the log itself, no server: the data folder, or with FLOWLEDGER_KAFKA the broker. What the validity rule does not
+admit is shown too: this is where one looks when something is wrong.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flowledger.cli import output
+from flowledger.cli.exits import NOT_FOUND, UNREACHABLE, USAGE, Problem
+from flowledger.cli.target import settings
+from flowledger.cli.upkeep import open_log
+
+if TYPE_CHECKING:
+    from libs.events.log import Log, Record, Topic
+
+TOPICS = ("events", "commands", "definitions", "index", "blobs", "dead-letters", "chunks")
+_GIST = 160
+
+_data = click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
+_topic = click.option("--topic", default="events", show_default=True, type=click.Choice(TOPICS))
+_partition = click.option("--partition", type=click.IntRange(0), help="Only this one.")
+_json = click.option("--json", "as_json", is_flag=True, help="One object a line.")
+
+
+@click.group()
+def log() -> None:
+    """Records as they stand in the log, read without a server.
+
+    \b
+    Examples:
+      flowledger log tail -n 50
+      flowledger log tail --follow --json
+      flowledger log grep 0193 --topic commands
+    """
+
+
+@log.command()
+@click.option("-n", "count", default=20, show_default=True, type=click.IntRange(0), help="Records per partition.")
+@click.option("--follow", is_flag=True, help="And what comes, until Ctrl-C.")
+@_topic
+@_partition
+@_json
+@_data
+def tail(count: int, follow: bool, topic: str, partition: int | None, as_json: bool, data: Path | None) -> None:
+    """The last records of each partition, oldest first.
+
+    \b
+    Examples:
+      flowledger log tail
+      flowledger log tail --topic definitions -n 5
+    """
+    from libs.events.log import LogError, Topic
+
+    given = settings(data)
+    wanted = Topic(topic)
+    try:
+        with closing(open_log(given)) as opened:
+            ends = {}
+            for number in _partitions(opened, wanted, partition):
+                first, end = opened.bounds(wanted, number)
+                ends[number] = end
+                for record in _read(opened, wanted, number, max(first, end - count), end):
+                    _show(record, as_json=as_json)
+            if follow:
+                for record in _coming(opened, wanted, ends):
+                    _show(record, as_json=as_json)
+    except LogError as error:
+        raise Problem(f"log tail: {error}", UNREACHABLE) from error
+
+
+@log.command()
+@click.argument("pattern")
+@click.option("-i", "--ignore-case", is_flag=True)
+@_topic
+@_partition
+@_json
+@_data
+def grep(pattern: str, ignore_case: bool, topic: str, partition: int | None, as_json: bool, data: Path | None) -> None:
+    """Records whose key, headers or value match a regular expression. Exit code 3 when none does.
+
+    \b
+    Examples:
+      flowledger log grep 01930000-0000-7000-8000-000000000001
+      flowledger log grep 'NodeFailed|RunFailed' --json
+    """
+    from libs.events.log import LogError, Topic
+
+    try:
+        wanted = re.compile(pattern.encode(), re.IGNORECASE if ignore_case else 0)
+    except re.error as error:
+        raise Problem(f"log grep {pattern!r}: no regular expression: {error}", USAGE) from error
+    found = 0
+    try:
+        with closing(open_log(settings(data))) as opened:
+            for number in _partitions(opened, Topic(topic), partition):
+                first, end = opened.bounds(Topic(topic), number)
+                for record in _read(opened, Topic(topic), number, first, end):
+                    if _matches(wanted, record):
+                        found += 1
+                        _show(record, as_json=as_json)
+    except LogError as error:
+        raise Problem(f"log grep: {error}", UNREACHABLE) from error
+    if not found:
+        raise Problem(f"log grep: nothing in {topic} matches {pattern!r}", NOT_FOUND)
+
+
+def _partitions(opened: "Log", topic: "Topic", only: int | None) -> list[int]:
+    """Those of the topic; some topics have one partition whatever the log has."""
+    from libs.events.log import Topic
+
+    count = 1 if topic in (Topic.DEFINITIONS, Topic.INDEX, Topic.DEAD_LETTERS) else opened.partitions
+    if only is not None and only >= count:
+        raise Problem(f"--partition {only}: {topic} has partitions 0 to {count - 1}", USAGE)
+    return list(range(count)) if only is None else [only]
+
+
+def _read(opened: "Log", topic: "Topic", partition: int, start: int, stop: int) -> "Iterator[Record]":
+    for batch in opened.read(topic, partition, start, stop):
+        yield from batch
+
+
+def _coming(opened: "Log", topic: "Topic", starts: dict[int, int]) -> "Iterator[Record]":
+    """New records, for ever."""
+    arrived: SimpleQueue[Any] = SimpleQueue()
+    with closing(opened.tail(topic, starts, arrived.put, arrived.put)):
+        while True:
+            batch = arrived.get()
+            if isinstance(batch, Exception):
+                raise batch
+            yield from batch
+
+
+def _matches(wanted: "re.Pattern[bytes]", record: "Record") -> bool:
+    parts = [
+        record.key or b"",
+        record.value or b"",
+        *(name.encode() + b": " + value for name, value in record.headers.items()),
+    ]
+    return any(wanted.search(part) for part in parts)
+
+
+def _show(record: "Record", *, as_json: bool) -> None:
+    from libs.events.codec import run_of, stamp_of, type_of
+
+    headers = {name: value.decode("utf-8", "replace") for name, value in record.headers.items()}
+    value = _value(record.value)
+    if as_json:
+        key = None if record.key is None else record.key.decode("utf-8", "replace")
+        line = {"topic": str(record.topic), "partition": record.partition, "offset": record.offset}
+        output.data(line | {"timestamp_ms": record.timestamp_ms, "key": key, "headers": headers, "value": value})
+        return
+    stamp = stamp_of(record)
+    place = f"{record.topic}[{record.partition}]@{record.offset}"
+    owner = "" if stamp is None else f"{stamp.epoch}/{stamp.n}"
+    about = run_of(record) or ("" if record.key is None else record.key.decode("utf-8", "replace"))
+    seq = f"#{headers['ce_sequence']}" if "ce_sequence" in headers else ""
+    gist = "" if value is None else json.dumps(value, ensure_ascii=False)
+    gist = gist if len(gist) <= _GIST else gist[:_GIST] + "..."
+    kind = type_of(record) or headers.get("ce_type", "?")
+    click.echo(f"{place:<16} {owner:<8} {kind:<22} {about}{seq}  {gist}".rstrip())
+
+
+def _value(value: bytes | None) -> Any:
+    if value is None:
+        return None
+    try:
+        return json.loads(value)
+    except ValueError:
+        return {"bytes": len(value)}
+
+
+COMMANDS: dict[str, click.Command] = {"log": log}

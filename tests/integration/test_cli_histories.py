@@ -1,0 +1,142 @@
+"""Verbs that read the log or a file of it: export, replay, log tail, log grep. On a data folder, without a server."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowledger.cli import run as command_line
+from flowledger.cli.exits import INVALID, NOT_FOUND, UNREACHABLE, USAGE
+from tests.documents import document, edges, end, start, template
+
+SECRET = "sk-live-0123456789-abcdefghij"
+FLOW = document(
+    [start("q"), template("t", "{{ q }} {{ k }}", q="start.q", k="env.key"), end(out="t.output")],
+    edges("start > t > end"),
+    environment_variables=[{"name": "key", "value_type": "secret", "value": SECRET}],
+)
+
+
+class Said:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Type = Callable[..., Said]
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Type:
+    for name in ("FLOWLEDGER_URL", "FLOWLEDGER_KAFKA", "FLOWLEDGER_DATA"):
+        monkeypatch.delenv(name, raising=False)
+
+    def type_(*words: object) -> Said:
+        capsys.readouterr()
+        code = command_line([str(word) for word in words])
+        return Said(code, *capsys.readouterr())
+
+    return type_
+
+
+@pytest.fixture
+def ran(typed: Type, tmp_path: Path) -> tuple[Path, str]:
+    """A data folder with one run, and the run's id."""
+    flow = tmp_path / "flow.yml"
+    flow.write_text(FLOW)
+    said = typed("run", flow, "-i", "q=hello", "--data", tmp_path / "data", "--json")
+    assert said.code == 0, said.err
+    return tmp_path / "data", said.lines[0]["workflow_run_id"]
+
+
+def shown(said: Said) -> Any:
+    found = dict(said.lines[0])
+    found.pop("queue_time")  # the file has milliseconds
+    found["variables"].pop("env", None)  # and no secrets, so there is nothing to mask in it
+    return found
+
+
+def test_an_exported_history_folds_to_what_the_server_shows_at_every_event(
+    typed: Type, ran: tuple[Path, str], tmp_path: Path
+) -> None:
+    data, run_id = ran
+    file = tmp_path / "run.jsonl"
+    assert typed("export", run_id[:20], "-o", file, "--data", data).code == 0
+    assert SECRET not in file.read_text()
+    count = len(file.read_text().splitlines()) - 1
+    assert shown(typed("replay", file, "--json")) == shown(typed("show", run_id, "--data", data, "--json"))
+    for at in range(1, count + 1):
+        here = shown(typed("replay", file, "--at", at, "--json"))
+        there = shown(typed("show", run_id, "--at", at, "--data", data, "--json"))
+        assert here == there
+    assert "succeeded" in typed("replay", file).out
+    assert typed("export", run_id, "-o", "-", "--data", data).out == file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda lines: lines[1:], "not the head"),
+        (lambda lines: [lines[0], *lines[2:]], "expected event 1"),
+        (lambda lines: [*lines[:3], *lines[4:]], "expected event 3"),
+        (lambda lines: [*lines[:-1], lines[-1][:-9]], "not JSON"),
+        (lambda lines: [line.replace("RunStarted", "RunDreamt") for line in lines], "unknown event type"),
+        (lambda lines: [*lines, "[]"], "expected an object"),
+        (lambda lines: lines[:1], "no events"),
+        (lambda lines: [], "not the head"),
+    ],
+)
+def test_a_file_that_is_no_whole_history_is_refused_with_the_line(
+    typed: Type, ran: tuple[Path, str], tmp_path: Path, change: Callable[[list[str]], list[str]], problem: str
+) -> None:
+    file = tmp_path / "run.jsonl"
+    typed("export", ran[1], "-o", file, "--data", ran[0])
+    file.write_text("\n".join(change(file.read_text().splitlines())))
+    said = typed("replay", file)
+    assert (said.code, said.out) == (INVALID, "")
+    assert problem in said.err
+    assert "run.jsonl" in said.err
+
+
+def test_a_sequence_that_is_not_there_is_refused(typed: Type, ran: tuple[Path, str], tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    typed("export", ran[1], "-o", file, "--data", ran[0])
+    assert typed("replay", file, "--at", 999).code == INVALID
+    assert typed("export", "ffff", "-o", file, "--data", ran[0]).code == NOT_FOUND
+
+
+def test_records_are_shown_as_they_stand(typed: Type, ran: tuple[Path, str]) -> None:
+    data, run_id = ran
+    told = typed("log", "tail", "-n", 1_000, "--json", "--data", data)
+    assert [line["offset"] for line in told.lines] == list(range(len(told.lines)))
+    assert told.lines[0]["headers"]["ce_type"] == "flowledger.PartitionClaimed.1"
+    assert typed("log", "tail", "-n", 2, "--json", "--data", data).lines == told.lines[-2:]
+    found = typed("log", "grep", run_id, "--json", "--data", data).lines
+    assert len(found) >= 9
+    assert found == [line for line in told.lines if run_id in json.dumps(line)]
+    plain = typed("log", "grep", "NodeSucceeded", "--data", data)
+    assert len(plain.out.splitlines()) == 3
+    assert run_id in plain.out
+    assert SECRET not in told.out + typed("log", "tail", "--topic", "definitions", "-n", 99, "--data", data).out
+
+
+def test_what_cannot_be_read_or_found_has_its_exit_code(typed: Type, ran: tuple[Path, str], tmp_path: Path) -> None:
+    data, _ = ran
+    assert typed("log", "grep", "no such thing", "--data", data).code == NOT_FOUND
+    assert typed("log", "grep", "(", "--data", data).code == USAGE
+    assert typed("log", "tail", "--partition", 7, "--data", data).code == USAGE
+    assert typed("log", "tail", "--topic", "nonsense", "--data", data).code == USAGE
+    assert typed("log", "tail", "--data", tmp_path / "nowhere").code == UNREACHABLE
+
+
+def test_tables_and_log_are_compared_without_a_server(typed: Type, ran: tuple[Path, str]) -> None:
+    data, run_id = ran
+    assert typed("rebuild", "--yes", "--data", data).code == 0
+    assert typed("verify", "--data", data, "--json").lines[0]["equal"] is True
+    assert typed("verify", run_id[:20], "--data", data).code == 0
+    assert typed("verify", "ffff", "--data", data).code == NOT_FOUND
