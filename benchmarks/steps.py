@@ -26,6 +26,7 @@ from libs.events.commands import Caller, StartRun
 from libs.events.ids import new_run_id
 from libs.events.log import Ack, Log, Record, Topic
 from libs.events.model import RUN_END_TYPES, NodeSucceeded
+from libs.events.sealing import Vault
 from libs.events.sqlite import SqliteLog
 from libs.workflow.catalog import Catalog
 from libs.workflow.outcome import Outcome, Succeeded
@@ -53,6 +54,7 @@ async def steps(log: Log, folder: Path, runs: int, seconds: float) -> dict[str, 
         refresh_definitions=lambda: None,
         handlers={"start": StartHandler(), "end": EndHandler(), "template-transform": AtOnce()},
         blobs=FolderBlobs(folder / "blobs"),
+        vault=Vault(lambda: None),
         owner_id=f"benchmark-{uuid.uuid4().hex}",
         slots={"wait": 4000, "process": 2},
         max_steps=100_000,
@@ -134,7 +136,10 @@ async def raw(log: Log, writers: int, seconds: float) -> dict[str, object]:
             if future is not None:
                 future.set_result(None)
 
-    appender = log.open_appender(lambda acks: loop.call_soon_threadsafe(acked, acks))
+    def hand_over(acks: list[Ack]) -> None:
+        loop.call_soon_threadsafe(acked, acks)
+
+    appender = log.open_appender(hand_over)
     event = NodeSucceeded(node_id="n1", outputs={"output": "x" * 200}, inputs={"q": "y"})
     run_id = new_run_id(0, 1, 1)
     numbers = [0] * log.partitions

@@ -203,7 +203,7 @@ def said(run: str, number: int, answer: str) -> list[Event]:
 def conversation(owner: Owner) -> Iterator[Recorded]:
     """Two messages; the second fails. Between them somebody renames, sets a variable, and rates twice."""
     first, second = run_id(500), run_id(501)
-    rated = {"app_id": "app", "message_id": message_id_of(first), "caller": Caller(id="u", user="ann")}
+    rated: dict[str, Any] = {"app_id": "app", "message_id": message_id_of(first), "caller": Caller(id="u", user="ann")}
     yield owner.claim()
     for event in said(first, 1, "yes \0 no"):
         yield owner.record(first, event)
