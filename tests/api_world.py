@@ -39,6 +39,7 @@ from libs.events.sealing import Vault
 from libs.workflow.catalog import Catalog
 from services.api import ApiDependencies, Limits, create_app
 from services.api.records import Records
+from services.executor.conversations import Conversations
 from services.executor.partition import PartitionFold
 from tests.documents import document, edges, end, start
 from tests.unit.api.speaking import llm
@@ -125,6 +126,12 @@ class ScriptedExecutor:
 
     def seq(self, run_id: str) -> int:
         return self._owned[partition_of(run_id)].seqs[run_id]
+
+    def forget_conversations(self) -> None:
+        """As an owner does with conversations in which nothing has happened for a day."""
+        with self._lock:
+            for owned in self._owned.values():
+                owned.fold.conversations = Conversations()
 
     def begin_deciding(self) -> None:
         for partition in self._owned:

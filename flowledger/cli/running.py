@@ -41,6 +41,7 @@ _MODEL_TYPES = ("llm", "question-classifier", "parameter-extractor", "agent")
 @click.option("--inputs", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Inputs, JSON or YAML.")
 @click.option("--file", "files", multiple=True, metavar="K=PATH|URL", help="One file input; again for a list.")
 @click.option("--query", help="The user's message, for chatflows.")
+@click.option("--conversation", metavar="ID", help="Chatflows: go on with this conversation; else a new one begins.")
 @click.option("--pin", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Pinned answers (YAML).")
 @click.option("--only", metavar="NODE", help="Run one node alone (id or title); a container with its body.")
 @click.option("--from-run", metavar="RUN", help="With --only: begin with the variables of this run.")
@@ -56,6 +57,7 @@ def run(
     inputs: Path | None,
     files: tuple[str, ...],
     query: str | None,
+    conversation: str | None,
     pin: Path | None,
     only: str | None,
     from_run: str | None,
@@ -92,6 +94,7 @@ def run(
             "inputs": read_inputs(pairs, inputs, types, files, partial(upload, there, app_id)),
             "user": user,
             "query": query,
+            "conversation_id": conversation,
             "pins": _pins(there, pin, offline=offline),
             "only": only,
             "from_run": find_run(there, from_run) if from_run else None,
@@ -311,8 +314,11 @@ def _frames(there: Server, run_id: str, started: Started | None, timeout_s: floa
 
 def _print_result(there: Server, last: Frame, run_id: str, *, as_json: bool, quiet: bool) -> int:
     end = last.data.get("data") or {}
+    talk_id = last.data.get("conversation_id")
     if as_json:
         result = {"workflow_run_id": run_id, "task_id": last.data.get("task_id")}
+        if talk_id:
+            result["conversation_id"] = talk_id
         result |= {key: end.get(key) for key in _RESULT_KEYS}
         output.data(result | ({"reasons": end.get("reasons")} if end.get("status") == "paused" else {}))
     elif end.get("outputs"):
@@ -326,6 +332,8 @@ def _print_result(there: Server, last: Frame, run_id: str, *, as_json: bool, qui
         talk(f"run {run_id} {status}{why}. See what happened: {own_name()} history {run_id}{there.options}")
     elif not quiet:
         talk(f"See all of it: {own_name()} show {run_id}{there.options}")
+        if talk_id:
+            talk(f"Go on talking: the same command with another --query and --conversation {talk_id}")
     return code
 
 

@@ -26,7 +26,9 @@ from services.api.about import about_routes
 from services.api.absent import absent_routes
 from services.api.access import Access
 from services.api.apps import app_routes
+from services.api.chat import chat_routes
 from services.api.console import console_routes
+from services.api.conversations import conversation_routes
 from services.api.drafting import Drafting
 from services.api.edge import Edge
 from services.api.errors import CODES, ApiError, invalid_param, unavailable
@@ -34,6 +36,7 @@ from services.api.files import file_routes
 from services.api.folds import Folds
 from services.api.forks import fork_routes
 from services.api.forms import form_routes
+from services.api.fresh import FreshTables
 from services.api.health import health_routes
 from services.api.logs import log_routes
 from services.api.metrics import ApiMetrics
@@ -50,6 +53,7 @@ from services.api.streams import RunStreams
 from services.api.submit import Submitter
 from services.api.tables import Tables
 from services.api.tail import EventTail, TailBehind
+from services.api.talks import Talks
 from services.api.threads import Threads
 from services.api.time_travel import time_travel_routes
 from services.api.uploads import Signer, Uploads
@@ -116,6 +120,8 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     )
     app.state.parts = parts
     app.include_router(workflow_routes(parts))
+    app.include_router(chat_routes(parts))
+    app.include_router(conversation_routes(parts))
     app.include_router(about_routes(parts))
     app.include_router(file_routes(parts))
     app.include_router(log_routes(parts))
@@ -159,6 +165,8 @@ def _build(deps: ApiDependencies) -> Parts:
     uploads = Uploads(files, threads, limits.blocked_extensions)
     pinger = Pinger(limits.ping_s, limits.stuck_s)
     folds = Folds(deps.log, deps.blobs, catalog, reads, threads)
+    fresh = FreshTables(deps.log, tail, tables, limits.fresh_s, limits.tables_s)
+    talks = Talks(fresh, submitter, deps.blobs, threads, decide_s=limits.start_lifetime_s + 1.0)
     starter = RunStarter(
         deps.registry,
         catalog,
@@ -170,6 +178,7 @@ def _build(deps: ApiDependencies) -> Parts:
         threads,
         pinger,
         folds,
+        talks,
         decide_s=limits.start_lifetime_s + 1.0,
     )
     publisher = Publisher(
@@ -189,6 +198,8 @@ def _build(deps: ApiDependencies) -> Parts:
         registry=deps.registry,
         catalog=catalog,
         tables=tables,
+        fresh=fresh,
+        talks=talks,
         limits=limits,
         threads=threads,
         access=Access(deps.registry, deps.admin_token, RequestRate(limits.key_requests_per_minute, time.monotonic)),

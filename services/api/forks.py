@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from libs.events.codec import Recorded
 from libs.events.commands import Origin, StartRun
-from libs.events.ids import execution_id, task_id_of
+from libs.events.ids import task_id_of
 from libs.workflow.fork import Fork, ForkInvalid, RetryPoint, fork, retry_point
 from services.api import schemas
 from services.api.errors import ApiError, invalid_param
@@ -17,6 +17,7 @@ from services.api.frames import Json
 from services.api.parts import Parts
 from services.api.requests import body_digest, idempotency_key, read_json
 from services.api.schemas import answers, json_body, secured
+from services.api.talks import name_of
 
 __all__ = ["fork_routes"]
 
@@ -119,7 +120,7 @@ def _command(parts: Parts, origin: str, made: Fork, key: str | None, digest: str
     run_id = parts.submitter.new_run_id(accepted.app_id, key)
     return StartRun(
         run_id=run_id,
-        **_conversation(run_id, made),
+        **_conversation(parts.submitter.new_conversation_id(run_id), made),
         idempotency_key=key,
         body_digest=digest,
         not_after_us=parts.submitter.not_after_us(),
@@ -129,7 +130,7 @@ def _command(parts: Parts, origin: str, made: Fork, key: str | None, digest: str
     )
 
 
-def _conversation(run_id: str, made: Fork) -> dict[str, Any]:
+def _conversation(conversation_id: str, made: Fork) -> dict[str, Any]:
     """A conversation of its own, as the first run found it: what the fork says is no turn of that one's."""
     if made.accepted.mode != "advanced-chat":
         return {}
@@ -142,8 +143,8 @@ def _conversation(run_id: str, made: Fork) -> dict[str, Any]:
         "history": started.history,
     }
     return {
-        "conversation_id": execution_id(run_id, "", "conversation"),
+        "conversation_id": conversation_id,
         "conversation": state,
         "continues": True,
-        "conversation_name": made.accepted.conversation_name,
+        "conversation_name": made.accepted.conversation_name or name_of(made.accepted.query or ""),
     }

@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from pydantic_core import PydanticSerializationError, to_json
 
 from libs.events.codec import Recorded
-from libs.events.ids import execution_id, task_id_of
+from libs.events.ids import execution_id, message_id_of, task_id_of
 from libs.events.model import (
     FormOpened,
     NodeExcepted,
@@ -44,6 +44,7 @@ from libs.events.model import (
 from libs.workflow.state import rounds_of
 from services.api.asked import Asked, AskedForm
 from services.api.shortening import shortened
+from services.api.usage import Usage
 
 Json = dict[str, Any]
 
@@ -63,6 +64,9 @@ _ASKED = frozenset(
     }
 )  # fmt: skip
 """Events that say something about forms and pauses."""
+
+_ASKERS = frozenset({"question-classifier", "parameter-extractor"})
+"""Those that ask a model too."""
 
 END_STATUS: dict[type[Any], str] = {
     RunSucceeded: "succeeded",
@@ -155,6 +159,7 @@ class FrameMaker:
         self._nodes: dict[tuple[str, str], _Node] = {}
         self._speaking: dict[tuple[str, str], _Node] = {}
         self._said: list[str] = []
+        self._usage = Usage()
         self.position = 0
 
     @property
@@ -367,6 +372,8 @@ class FrameMaker:
         node = self._finish((event.path, event.node_id))
         if node is None or node.started.node_type in MARKERS:
             return []
+        if self._chat and node.started.node_type in _SPEAKERS | _ASKERS and (usage := _usage_in(event)):
+            self._usage.add(usage)
         status, error = "succeeded", None
         if not isinstance(event, NodeSucceeded):
             status, error = "failed" if isinstance(event, NodeFailed) else "exception", event.error
@@ -407,7 +414,7 @@ class FrameMaker:
         body: Json = {"event": event}
         if self._chat and self.accepted is not None:
             body["conversation_id"] = self.accepted.conversation_id
-            body["message_id"] = execution_id(self.run_id, "", "message")
+            body["message_id"] = message_id_of(self.run_id)
             body["created_at"] = self.accepted_us // 1_000_000
             return body | {"task_id": self.task_id}
         return body | {"workflow_run_id": self.run_id, "task_id": self.task_id}
@@ -425,14 +432,27 @@ class FrameMaker:
         }
         return self._framed("workflow_started", data)
 
+    def finished_frame(self) -> bytes:
+        """`workflow_finished` of a run that has ended, whatever else its end has to say."""
+        assert self.end is not None
+        return _wire(self._framed("workflow_finished", self._finished(self.end, self.ended_us)), str(self.seq))
+
     def _ended(self, event: RunEnd, at_us: int) -> list[Json]:
         bodies = [] if self.started_us else [self._workflow_started()]
-        if self._chat and isinstance(event, RunSucceeded | RunPartiallySucceeded):
-            end = self._body("message_end")
-            end |= {"id": end["message_id"], "metadata": _message_metadata(event), "files": files_in(event.outputs)}
-            bodies.append(end)
-        bodies.append(self._framed("workflow_finished", self._finished(event, at_us)))
-        return bodies
+        finished = self._framed("workflow_finished", self._finished(event, at_us))
+        if not self._chat:
+            return [*bodies, finished]
+        if isinstance(event, RunFailed):
+            error = {"code": "invalid_param", "status": 400, "message": event.error or "the run has failed"}
+            return [*bodies, finished, self._body("error") | {"workflow_run_id": self.run_id} | error]
+        end = self._body("message_end")
+        end |= {"id": end["message_id"], "metadata": self.metadata(), "files": files_in(event.outputs)}
+        return [*bodies, end, finished]
+
+    def metadata(self) -> Json:
+        """Of the message that an ended run answers."""
+        total = self.end.total_tokens if self.end is not None else 0
+        return {"retriever_resources": [], "usage": self._usage.of(total)}
 
     def _finished(self, event: RunEnd, at_us: int) -> Json:
         caller = self.accepted.caller if self.accepted else None
@@ -564,7 +584,7 @@ def started_inputs(run_id: str, accepted: RunAccepted) -> Json:
         "sys.workflow_run_id": run_id,
     }
     if accepted.mode == "advanced-chat":
-        inputs |= {"sys.query": accepted.query or "", "sys.dialogue_count": 1}
+        inputs |= {"sys.query": accepted.query or "", "sys.dialogue_count": accepted.dialogue_count or 1}
     return inputs
 
 
@@ -601,8 +621,13 @@ def _length_of(started: NodeStarted) -> dict[str, int]:
     return {"iteration_length": len(items) if isinstance(items, list) else 0}
 
 
-def _message_metadata(event: RunEnd) -> Json:
-    return {"retriever_resources": [], "usage": {"total_tokens": event.total_tokens}}
+def _usage_in(event: NodeSucceeded | NodeFailed | NodeExcepted) -> Json | None:
+    """What the node's model has used, where the node says it."""
+    for place in (event.outputs, event.process_data):
+        usage = (place or {}).get("usage")
+        if isinstance(usage, dict):
+            return usage
+    return None
 
 
 def _reduced(data: Json, *, extras: bool) -> Json:

@@ -1,10 +1,5 @@
-"""The reference's log of an app, page by page, and its end users. From the tables, once they are as new as the request.
+"""The reference's log of an app, page by page, and its end users: from tables that are as new as the request."""
 
-A list is asked for behind answers and frames that were given already, so it waits until the projector has stored
-everything that was in the log when the request came.
-"""
-
-import asyncio
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -31,8 +26,6 @@ MAX_LIMIT: Final = 100
 KEYWORD_CHARS: Final = 30
 ADMIN_ACCOUNT: Final[Json] = {"id": ADMIN_ID, "name": "admin", "email": "admin"}
 
-_FIRST_PAUSE_S: Final = 0.005
-_LONGEST_PAUSE_S: Final = 0.1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LOST_PLUS: Final = re.compile(r" (\d\d:?\d\d)$")
 _CREATED_FROM: Final = {"explore": "installed-app"}
@@ -106,23 +99,7 @@ def log_routes(parts: Parts) -> APIRouter:
 
 async def fresh_tables(parts: Parts) -> Tables:
     """The tables, with everything in them that is in the log as of now. Raises RecordsUnavailable, TailBehind."""
-    tables = parts.tables
-    if tables is None:
-        raise RecordsUnavailable("this server has no tables")
-    numbers = range(parts.log.partitions)
-    ends = await asyncio.gather(*(parts.tail.fresh(number, parts.limits.fresh_s) for number in numbers))
-    pause_s = _FIRST_PAUSE_S
-    try:
-        async with asyncio.timeout(parts.limits.tables_s):
-            while True:
-                stored = await tables.progress()
-                if all(stored.get(number, 0) >= end for number, end in zip(numbers, ends, strict=True)):
-                    return tables
-                # The projector tells nobody when it has committed: it may live anywhere, or not at all.
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-    except TimeoutError as error:
-        raise RecordsUnavailable("the tables are behind the log") from error
+    return await parts.fresh.tables()
 
 
 def _wanted(app_id: str, query: Mapping[str, str]) -> LogFilter:

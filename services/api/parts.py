@@ -10,6 +10,7 @@ from libs.workflow.catalog import Catalog
 from services.api.access import Access
 from services.api.drafting import Drafting
 from services.api.folds import Folds
+from services.api.fresh import FreshTables
 from services.api.publishing import Publisher
 from services.api.reads import Reads
 from services.api.sse import Pinger
@@ -18,6 +19,7 @@ from services.api.streams import RunStreams
 from services.api.submit import Submitter
 from services.api.tables import Tables
 from services.api.tail import EventTail
+from services.api.talks import Talks
 from services.api.threads import Threads
 from services.api.uploads import Signer, Uploads
 
@@ -59,6 +61,8 @@ class Parts:
     registry: RegistryTail
     catalog: Catalog
     tables: Tables | None
+    fresh: FreshTables
+    talks: Talks
     limits: Limits
     threads: Threads
     access: Access

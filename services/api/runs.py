@@ -20,6 +20,7 @@ from libs.workflow.pins import PinsInvalid, parse_pins
 from services.api import schemas
 from services.api.access import Principal
 from services.api.asked import Asked, AskedForm
+from services.api.chat import conversation_of
 from services.api.errors import ApiError, forbidden, invalid_param, not_found, unavailable
 from services.api.forms import MAX_BYTES, asking, submit
 from services.api.frames import Json, encode
@@ -173,6 +174,7 @@ async def _start(parts: Parts, request: Request) -> Response:
             wanted,
             body_digest(body),
             query=query,
+            conversation_id=conversation_of(body),
             pins=pins,
             **_part(body),
         ),

@@ -46,10 +46,41 @@ class WebRunBody(_Shape):
     files: list[Values] | None = None
 
 
+class ChatBody(UserBody):
+    query: str = Field(description="The text of the message", min_length=1)
+    inputs: Values = Field(description="Values of the start node's variables, with every message; may be empty")
+    response_mode: Literal["blocking", "streaming"] | None = Field(default=None, description="Default: blocking")
+    conversation_id: str | None = Field(default=None, description="Absent or empty: a new conversation")
+    files: list[Values] | None = None
+    auto_generate_name: bool | None = Field(default=None, description="Name a new conversation after it; default true")
+    workflow_id: str | None = Field(default=None, description="Run this version")
+    trace_id: str | None = None
+    trace_session_id: str | None = None
+
+
+class AnybodyBody(_Shape):
+    user: str | None = Field(default=None, description="The caller's own name for its user")
+
+
+class NameBody(AnybodyBody):
+    name: str | None = Field(default=None, description="Required unless auto_generate is true")
+    auto_generate: bool | None = Field(default=None, description="Name it after its first message")
+
+
+class ValueBody(AnybodyBody):
+    value: Any = Field(description="A value of the variable's type")
+
+
+class FeedbackBody(UserBody):
+    rating: Literal["like", "dislike"] | None = Field(default=None, description="null takes it back")
+    content: str | None = None
+
+
 class StartBody(_Shape):
     app_id: str | None = Field(default=None, description="Required with the admin token")
     inputs: Values = Field(default_factory=dict)
     query: str | None = Field(default=None, description="The user's message, for chatflows")
+    conversation_id: str | None = Field(default=None, description="Of a chatflow; absent: a new conversation")
     user: str | None = None
     files: list[Values] | None = None
     pins: Values | None = Field(default=None, description="Pinned answers of nodes; needs the admin token")
@@ -236,6 +267,95 @@ class FormDefinition(_Shape):
 
 class Nothing(_Shape):
     pass
+
+
+class MessageAnswer(_Shape):
+    event: str
+    task_id: str
+    id: str
+    message_id: str
+    conversation_id: str
+    mode: Mode
+    answer: str
+    metadata: Values
+    created_at: int
+
+
+class Conversation(_Shape):
+    id: str
+    name: str
+    inputs: Values
+    status: str
+    introduction: str
+    created_at: int
+    updated_at: int
+
+
+class ConversationList(_Shape):
+    limit: int
+    has_more: bool
+    data: list[Conversation]
+
+
+class ConversationVariable(_Shape):
+    id: str
+    name: str
+    value_type: str
+    value: str = Field(description="A text as it is, everything else as JSON")
+    description: str
+    created_at: int
+    updated_at: int
+
+
+class VariableList(_Shape):
+    limit: int
+    has_more: bool
+    data: list[ConversationVariable]
+
+
+class Message(_Shape):
+    id: str
+    conversation_id: str
+    parent_message_id: str | None
+    inputs: Values
+    query: str
+    answer: str
+    feedback: Values | None
+    retriever_resources: list[Values]
+    created_at: int
+    agent_thoughts: list[Values]
+    message_files: list[Values]
+    status: Literal["normal", "paused", "error"]
+    error: str | None
+    extra_contents: list[Values]
+
+
+class MessageList(_Shape):
+    limit: int
+    has_more: bool
+    data: list[Message]
+
+
+class Suggested(Result):
+    data: list[str]
+
+
+class Feedback(_Shape):
+    id: str
+    app_id: str
+    conversation_id: str
+    message_id: str
+    rating: Literal["like", "dislike"]
+    content: str | None
+    from_source: Literal["user", "admin"]
+    from_end_user_id: str | None
+    from_account_id: str | None
+    created_at: str
+    updated_at: str
+
+
+class FeedbackList(_Shape):
+    data: list[Feedback]
 
 
 # --- answers: ours ---

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from libs.events.blobs import Blobs
 from libs.events.codec import CodecError, decode_event
 from libs.events.commands import StartRun
-from libs.events.ids import created_at_us, execution_id, task_id_of
+from libs.events.ids import created_at_us, task_id_of
 from libs.events.log import LogError, Record
 from libs.events.model import RunPaused
 from libs.events.registry import AppCreated, RegistryTail, VersionPublished
@@ -27,21 +27,26 @@ from libs.workflow.modes import PartInvalid, find_node, prepare, reads
 from libs.workflow.pins import check_pins, parse_pins
 from services.api.access import Principal
 from services.api.detached import Detached
-from services.api.errors import invalid_param, unavailable
+from services.api.errors import ApiError, invalid_param, unavailable
 from services.api.folds import Folds, accepted_in
-from services.api.frames import Cursor, FrameMaker, encode
+from services.api.frames import Cursor, Frame, FrameMaker, encode
 from services.api.history import restored
+from services.api.live import Receiver
 from services.api.reads import RunSummary
 from services.api.requests import RunRequest
 from services.api.sse import EventStream, Outbox, Pinger
 from services.api.streams import RunStreams
-from services.api.submit import Started, Submitter
+from services.api.submit import ConversationUnknown, Started, Submitter
 from services.api.tail import EventTail
+from services.api.talks import UNNAMED, Talks, missing, name_of
 from services.api.threads import Threads
 from services.api.uploads import FileUser, Uploads
-from services.api.views import blocking, blocking_paused
+from services.api.views import blocking, blocking_paused, message_answer
 
 logger = logging.getLogger(__name__)
+
+TELLING_TRIES = 3
+"""How often a conversation may change from outside between reading its state and continuing it."""
 
 STREAM_ANSWER_S = 0.5
 """How long a stream waits for the answer to its start before it opens anyway."""
@@ -70,6 +75,12 @@ class Wanted:
     """With `only`: variables it begins with where no run is named, as a pool's dump has them."""
     lenient: bool = False
     """With `only`: inputs that it does not read are dropped, not refused."""
+    conversation_id: str | None = None
+    """Chatflows: the conversation that the message continues; None: it begins one."""
+    named: bool = True
+    """Chatflows: whether a new conversation is called after its first message."""
+    as_message: bool = False
+    """Blocking answers have the form of a message."""
 
 
 class RunStarter:
@@ -85,6 +96,7 @@ class RunStarter:
         threads: Threads,
         pinger: Pinger,
         folds: Folds,
+        talks: Talks,
         decide_s: float,
     ) -> None:
         self._registry = registry
@@ -97,6 +109,7 @@ class RunStarter:
         self._threads = threads
         self._pinger = pinger
         self._folds = folds
+        self._talks = talks
         self._decide_s = decide_s
 
     async def definition(self, version: VersionPublished) -> Definition:
@@ -125,6 +138,8 @@ class RunStarter:
         command = await self._command(wanted)
         if wanted.request.streaming:
             return await self._streaming(command, after)
+        if wanted.as_message:
+            return await self._message(command)
         return await self._blocking(command)
 
     async def finished(self, wanted: Wanted) -> str:
@@ -137,6 +152,18 @@ class RunStarter:
         finally:
             end.cancel()
         return started.run_id
+
+    async def _submit(
+        self, command: StartRun, answer_s: float, on_late_refusal: Callable[[ApiError], None] | None = None
+    ) -> Started:
+        """As the submitter's `start`; an owner that has forgotten the conversation is told its state."""
+        for _ in range(TELLING_TRIES):
+            try:
+                return await self._submitter.start(command, answer_s=answer_s, on_late_refusal=on_late_refusal)
+            except ConversationUnknown as error:
+                unknown = error
+                command = await self._talks.tell(command)
+        raise unknown
 
     async def _command(self, wanted: Wanted) -> StartRun:
         definition = await self.definition(wanted.version)
@@ -160,8 +187,19 @@ class RunStarter:
             if any(problem.severity == "error" for problem in problems):
                 raise invalid_param("\n".join(map(str, problems)), "pins")
         app_id = wanted.app.app_id
-        run_id = self._submitter.new_run_id(app_id, wanted.request.idempotency_key)
-        chat = definition.mode == "advanced-chat"
+        chat = definition.mode == "advanced-chat" and only is None
+        continued = wanted.conversation_id if chat else None
+        try:
+            run_id = self._submitter.new_run_id(app_id, wanted.request.idempotency_key, continued)
+        except ValueError as error:
+            raise missing() from error
+        opened: dict[str, Any] = {"conversation_id": continued, "continues": True} if continued else {}
+        if chat and not continued:
+            opened = {
+                "conversation_id": self._submitter.new_conversation_id(run_id),
+                "conversation_name": name_of(wanted.query or "") if wanted.named else UNNAMED,
+                "introduction": str(definition.features.get("opening_statement") or "") or None,
+            }
         return StartRun(
             run_id=run_id,
             app_id=app_id,
@@ -172,7 +210,7 @@ class RunStarter:
             inputs=inputs,
             files=tuple(files),
             query=wanted.query,
-            conversation_id=execution_id(run_id, "", "conversation") if chat else None,
+            **opened,
             caller=wanted.principal.caller(wanted.user),
             triggered_from=wanted.triggered_from,
             invoke_from=wanted.invoke_from,
@@ -204,10 +242,10 @@ class RunStarter:
         outbox = self._streams.new_outbox()
         self._streams.begin(command.run_id, outbox)
         try:
-            started = await self._submitter.start(
+            started = await self._submit(
                 command,
-                answer_s=self._decide_s if self._may_refuse(command) else STREAM_ANSWER_S,
-                on_late_refusal=lambda error: outbox.fail(error.code, error.message),
+                self._decide_s if self._may_refuse(command) else STREAM_ANSWER_S,
+                lambda error: outbox.fail(error.code, error.message),
             )
         except BaseException:
             self._abandon(command.run_id, outbox)
@@ -219,10 +257,10 @@ class RunStarter:
 
     def _may_refuse(self, command: StartRun) -> bool:
         """Whether the owner may answer with something that belongs into the status of the answer."""
-        return command.idempotency_key is not None or self._submitter.limits_apps
+        return bool(command.idempotency_key is not None or command.continues or self._submitter.limits_apps)
 
-    def _abandon(self, run_id: str, outbox: Outbox) -> None:
-        self._streams.discard(outbox, run_id)
+    def _abandon(self, run_id: str, receiver: Receiver) -> None:
+        self._streams.discard(receiver, run_id)
         live = self._tail.live(run_id)
         if live is not None and live.fold is None:
             self._tail.forget(run_id)
@@ -249,7 +287,7 @@ class RunStarter:
     async def _blocking(self, command: StartRun) -> Response:
         end = self._tail.end_of(command.run_id)
         try:
-            started = await self._submitter.start(command, answer_s=self._decide_s)
+            started = await self._submit(command, self._decide_s)
             if started.attached:
                 end.cancel()
                 return await self._attached_blocking(started)
@@ -265,6 +303,43 @@ class RunStarter:
             )
 
         return WaitingAnswer(command.run_id, lambda: self._end(end, made), end.cancel)
+
+    async def _message(self, command: StartRun) -> Response:
+        """The answer as a message, when there is one: its status depends on how the run ends."""
+        collector = Collector()
+        streams = self._streams
+        streams.begin(command.run_id, collector)
+        try:
+            started = await self._submit(command, self._decide_s)
+        except BaseException:
+            self._abandon(command.run_id, collector)
+            raise
+        run_id = started.run_id
+        if run_id != command.run_id:
+            self._abandon(command.run_id, collector)
+            collector = Collector()
+            live = await streams.live(run_id)
+            if live is None:
+                raise unavailable("the run cannot be looked up now. Try again")
+            live.attach(collector, live.place)
+            if live.fold is not None and live.fold.maker.paused:
+                collector.finish()
+
+        def made() -> tuple[int, bytes]:
+            live = self._tail.live(run_id)
+            if live is None or live.fold is None or collector.problem is not None:
+                problem = unavailable("the answer cannot be read now. Ask for the messages of the conversation")
+                return problem.status, bytes(problem.response().body)
+            return message_answer(live.fold.maker)
+
+        end = self._tail.end_of(run_id)
+        end.add_done_callback(lambda done: collector.fail("", "nothing new arrives") if done.cancelled() else None)
+
+        def close() -> None:
+            streams.discard(collector, run_id)
+            end.cancel()
+
+        return MessageAnswer(run_id, collector, made, close)
 
     async def _end(self, end: "asyncio.Future[Record]", made: Callable[[Any, int], bytes]) -> bytes:
         recorded = decode_event(await end)
@@ -325,6 +400,51 @@ def _ended_answer(run: RunSummary) -> dict[str, Any]:
 
 def run_headers(run_id: str) -> dict[str, str]:
     return {"X-Workflow-Run-Id": run_id, "X-Task-Id": task_id_of(run_id)}
+
+
+class Collector:
+    """Waits for the end of a run that somebody folds, or for its pause."""
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.problem: str | None = None
+
+    def push(self, frames: list[Frame]) -> None:
+        if frames[-1].last or frames[-1].pauses:
+            self.finish()
+
+    def fail(self, code: str, message: str) -> None:
+        self.problem = message
+        self.finish()
+
+    def finish(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class MessageAnswer(Detached):
+    """The answer to a blocking message: a failed run is an error, so nothing leaves before the run has ended."""
+
+    def __init__(
+        self, run_id: str, collector: Collector, made: Callable[[], tuple[int, bytes]], on_close: Callable[[], object]
+    ) -> None:
+        super().__init__({"content-type": "application/json; charset=utf-8"} | run_headers(run_id))
+        self._collector = collector
+        self._made = made
+        self._on_close = on_close
+
+    async def run(self, gone: "asyncio.Future[None]", send: Any) -> None:
+        try:
+            await asyncio.wait([gone, self._collector.done], return_when=asyncio.FIRST_COMPLETED)
+            if self._collector.done.done():
+                status, body = self._made()
+                await send({"type": "http.response.start", "status": status, "headers": self.raw_headers})
+                await send({"type": "http.response.body", "body": body, "more_body": False})
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        self._on_close()
 
 
 class WaitingAnswer(Detached):

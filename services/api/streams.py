@@ -15,9 +15,9 @@ from libs.events.model import RunAccepted
 from libs.events.sealing import SealError
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition, DefinitionInvalid
-from services.api.frames import Cursor, Frame, FrameMaker, error_frame
+from services.api.frames import Cursor, FrameMaker, error_frame
 from services.api.history import Span, read_events, restored
-from services.api.live import Fold, LiveRun, Ring
+from services.api.live import Fold, LiveRun, Receiver, Ring
 from services.api.reads import Reads, RunSummary
 from services.api.replay import Step, replay
 from services.api.sse import Outbox, Write
@@ -61,12 +61,13 @@ class RunStreams:
         self._open.add(outbox)
         return outbox
 
-    def discard(self, outbox: Outbox, run_id: str) -> None:
+    def discard(self, receiver: Receiver, run_id: str) -> None:
         """The client is gone: free what it held."""
-        self._open.discard(outbox)
+        if isinstance(receiver, Outbox):
+            self._open.discard(receiver)
         live = self.tail.live(run_id)
         if live is not None:
-            live.detach(outbox)
+            live.detach(receiver)
 
     def close(self) -> None:
         """Send all clients away; they may resume elsewhere."""
@@ -87,9 +88,9 @@ class RunStreams:
     def make_live(self, run_id: str) -> LiveRun:
         return LiveRun(run_id, self._definition_or_none, self._restore)
 
-    def begin(self, run_id: str, outbox: Outbox) -> None:
+    def begin(self, run_id: str, receiver: Receiver) -> None:
         """Follow a run that is about to be started: nothing of it is in the log yet."""
-        self.tail.watch(run_id).attach(outbox, Cursor())
+        self.tail.watch(run_id).attach(receiver, Cursor())
 
     async def live(self, run_id: str) -> LiveRun | None:
         """The complete live fold of a run, filled from the log if need be; None: there is no such run.
@@ -256,9 +257,8 @@ class RunStreams:
         span = await self.reads.span(summary.id)
         maker = FrameMaker(summary.id)
         maker.task_id = summary.id
-        last: list[Frame] = []
         if span is not None:
             async for events in self.reads.events(span):
                 for recorded in events:
-                    last = maker.on_event(recorded) or last
-        return last[-1].wire if last else b""
+                    maker.on_event(recorded)
+        return maker.finished_frame() if maker.ended else b""

@@ -15,11 +15,18 @@ from pydantic import JsonValue
 from libs.events.blobs import Blobs
 from libs.events.claim_check import offload, oversized
 from libs.events.codec import encode_body, encode_command
-from libs.events.commands import AnyCommand, PauseRun, ResumeRun, StartRun, StopRun, SubmitForm
-from libs.events.ids import RunId, new_run_id, partition_for_key, partition_of
+from libs.events.commands import AnyCommand, ConversationCommand, PauseRun, ResumeRun, StartRun, StopRun, SubmitForm
+from libs.events.ids import (
+    ConversationId,
+    RunId,
+    new_conversation_id,
+    new_run_id,
+    partition_for_key,
+    partition_of,
+)
 from libs.events.log import Log, LogError, Topic
 from libs.events.model import CommandRejected
-from services.api.errors import ApiError, too_many_requests, unavailable
+from services.api.errors import ApiError, not_found, too_many_requests, unavailable
 from services.api.tail import EventTail
 
 logger = logging.getLogger(__name__)
@@ -71,19 +78,28 @@ class Submitter:
         """Starts that are under way here, so that a burst does not pass before the tail shows its first one."""
         self._late_answers: set[asyncio.Task[None]] = set()
 
-    def new_run_id(self, app_id: str, idempotency_key: str | None) -> RunId:
-        """Starts with equal keys meet in one partition; so do all of an app that has a limit, or nobody could count.
+    def new_run_id(self, app_id: str, idempotency_key: str | None, conversation_id: str | None = None) -> RunId:
+        """Runs of a conversation live in its partition. Starts with equal keys meet in one; so do all of an app that
+        has a limit, or nobody could count. Others go anywhere.
 
-        Others go anywhere.
+        Raises ValueError when `conversation_id` is not one of ours.
         """
         partitions = self._log.partitions
-        if self._max_app_runs:
+        if conversation_id is not None:
+            partition = partition_of(conversation_id)
+            if partition >= partitions:
+                raise ValueError(f"there is no partition {partition}")
+        elif self._max_app_runs:
             partition = partition_for_key(app_id, "", partitions)
         elif idempotency_key is not None:
             partition = partition_for_key(app_id, idempotency_key, partitions)
         else:
             partition = self._random_bits(32) % partitions
         return new_run_id(partition, self._now_us(), self._random_bits(62))
+
+    def new_conversation_id(self, run_id: str) -> ConversationId:
+        """Of a conversation that begins with this run."""
+        return new_conversation_id(partition_of(run_id), self._now_us(), self._random_bits(62))
 
     def not_after_us(self) -> int:
         """Until when a start may be decided: a late one must not surprise a caller who has given up."""
@@ -194,6 +210,18 @@ class Submitter:
             except TimeoutError:
                 return None
 
+    async def change(self, command: ConversationCommand, *, answer_s: float) -> None:
+        """Have a conversation changed; returns when that is in the log. Raises ApiError."""
+        partition = partition_of(command.conversation_id)
+        with self._tail.expecting(partition):
+            offset = await self._send(command, partition)
+            try:
+                answer = await self._tail.answer(partition, offset, answer_s)
+            except TimeoutError:
+                raise unavailable("no executor has decided the change yet. Try again") from None
+        if isinstance(answer, CommandRejected):
+            raise _refused(answer)
+
     async def _send(self, command: AnyCommand, partition: int) -> int:
         try:
             # Sending may wait for the local buffer; the acknowledgement comes on the adapter's thread.
@@ -205,7 +233,15 @@ class Submitter:
             raise unavailable(UNKNOWN if isinstance(command, StartRun) else UNKNOWN_WISH) from error
 
 
+class ConversationUnknown(ApiError):
+    """The owner of the partition has to be told the state of the conversation."""
+
+
 def _refused(rejected: CommandRejected) -> ApiError:
+    if rejected.code == "conversation_unknown":
+        return ConversationUnknown(503, "service_unavailable", "the conversation could not be continued. Try again")
+    if rejected.code == "conversation_not_found":
+        return not_found("Conversation does not exist")
     if rejected.code == "idempotency_key_reused":
         return ApiError(422, "idempotency_key_reused", "the Idempotency-Key was used with another request body")
     if rejected.code == "expired":

@@ -34,6 +34,10 @@ class Tables:
     async def runs(self, wanted: Filter, limit: int) -> Sequence[Mapping[str, Any]]:
         return await self._ask(lambda: self._records.runs(wanted, limit))
 
+    async def ask(self, question: Callable[[Connection], T]) -> T:
+        """What `question` reads, on one connection."""
+        return await self._ask(lambda: self._records.ask(question))
+
     async def progress(self) -> dict[int, int]:
         return await self._ask(self._records.progress)
 
@@ -42,9 +46,6 @@ class Tables:
 
     async def end_user(self, app_id: str, user_id: str) -> EndUser | None:
         return await self._ask(lambda: self._records.end_user(app_id, user_id))
-
-    async def ask(self, question: Callable[[Connection], T]) -> T:
-        return await self._ask(lambda: self._records.ask(question))
 
     async def _ask(self, question: Callable[[], T]) -> T:
         if self._silent and self._places.locked():

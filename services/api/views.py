@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from libs.events.codec import Recorded, rfc3339
-from libs.events.ids import execution_id
+from libs.events.ids import execution_id, message_id_of
 from libs.events.model import (
     Event,
     FormOpened,
@@ -18,6 +18,7 @@ from libs.events.model import (
     NodeSucceeded,
     RunAccepted,
     RunEnd,
+    RunFailed,
     RunStarted,
     StopRequested,
 )
@@ -25,7 +26,8 @@ from libs.workflow.definition import Definition
 from libs.workflow.machine import evolve, new_state
 from libs.workflow.pool import Pool, for_display
 from services.api.asked import Asked, AskedForm
-from services.api.frames import END_STATUS, Json
+from services.api.errors import invalid_param
+from services.api.frames import END_STATUS, FrameMaker, Json, encode
 from services.api.reads import RunSummary, inputs_text, summarize
 
 
@@ -68,6 +70,32 @@ def blocking_paused(run_id: str, task_id: str, workflow_id: str, paused: Json) -
     data = {name: value for name, value in paused.items() if name != "workflow_run_id"}
     data = {"id": run_id, "workflow_id": workflow_id} | data | {"error": None, "finished_at": None}
     return {"task_id": task_id, "workflow_run_id": run_id, "data": data}
+
+
+def message_answer(maker: FrameMaker) -> tuple[int, bytes]:
+    """Status and body of the answer to a blocking message, in the reference's shape."""
+    assert maker.accepted is not None
+    if isinstance(maker.end, RunFailed):
+        failed = invalid_param(maker.end.error or "the run has failed")
+        return failed.status, bytes(failed.response().body)
+    message_id = message_id_of(maker.run_id)
+    answer = maker.end.outputs.get("answer") if maker.end is not None else None
+    message = {
+        "id": message_id,
+        "message_id": message_id,
+        "conversation_id": maker.accepted.conversation_id,
+        "mode": maker.accepted.mode,
+        "answer": answer if isinstance(answer, str) else maker.text,
+        "metadata": maker.metadata(),
+        "created_at": maker.accepted_us // 1_000_000,
+    }
+    if maker.end is not None or maker.asked.paused is None:
+        return 200, encode({"event": "message", "task_id": maker.task_id} | message)
+    message |= {"workflow_run_id": maker.run_id}
+    paused = maker.paused_answer(maker.asked.paused)
+    names = ("paused_nodes", "reasons", "status", "elapsed_time", "total_tokens", "total_steps")
+    data = message | {name: paused[name] for name in names}
+    return 200, encode({"event": "workflow_paused", "task_id": maker.task_id} | message | {"data": data})
 
 
 def listed(row: Mapping[str, Any]) -> Json:

@@ -88,14 +88,15 @@ async def _run(parts: Parts, request: Request, workflow_id: str | None) -> Respo
     require_workflow(app)
     wanted = RunRequest.parse(request, body)
     check_trace_session(request, body)
-    version = await _version(parts, app, workflow_id)
+    version = await chosen_version(parts, app, workflow_id)
     return await parts.starter.start(
         Wanted(Principal(app), app, version, user, wanted, body_digest(body, workflow_id or "")),
         last_event_id(request),
     )
 
 
-async def _version(parts: Parts, app: AppCreated, workflow_id: str | None) -> VersionPublished:
+async def chosen_version(parts: Parts, app: AppCreated, workflow_id: str | None) -> VersionPublished:
+    """The version that a request names, or the newest one. Raises ApiError."""
     if workflow_id is None:
         version = parts.registry.latest(app.app_id)
         if version is None:

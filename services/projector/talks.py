@@ -89,7 +89,7 @@ def _on_accepted(changes: TalkChanges, event: RunAccepted, conversation_id: str,
     }
     number = event.dialogue_count or 1
     begins: Row = {}
-    if number == 1:
+    if number == 1 or event.forked_from is not None:  # a fork is a conversation of its own
         begins = {
             "name": clean(event.conversation_name) or "",
             "introduction": clean(event.introduction) or "",
@@ -122,8 +122,7 @@ def _on_found(changes: TalkChanges, event: RunStarted, conversation_id: str, nam
         "id": clean(form.id),
         "value_type": clean(form.value_type),
         "description": clean(form.description) or "",
-        # All of them in one blob, for more small variables than an event can hold: the reference says where.
-        "initial": _json(values if is_ref(values) else values.get(name)),
+        "initial": _json(values.get(name)),
         "created_at": recorded.at_us,
     }
     fold(changes.variables, row, _NONE, (conversation_id, name))

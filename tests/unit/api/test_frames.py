@@ -8,7 +8,7 @@ import pytest
 
 from libs.events.codec import Recorded
 from libs.events.commands import Caller
-from libs.events.ids import execution_id, new_run_id, task_id_of
+from libs.events.ids import execution_id, message_id_of, new_run_id, task_id_of
 from libs.events.model import (
     Event,
     FormExpired,
@@ -352,6 +352,43 @@ def test_a_chatflow_speaks_in_messages() -> None:
     frames = history.add(RunSucceeded())
     assert [frame["event"] for frame in frames] == ["message_end", "workflow_finished"]
     assert [identity(frame) for frame in history.frames][-2:] == [None, "3"]
+
+
+@pytest.mark.parametrize("end", [RunPartiallySucceeded(), RunStopped(error="User requested stop")])
+def test_a_message_ends_before_its_run(end: Any) -> None:
+    history = History().begin("advanced-chat")
+    message, run = history.add(end)
+    assert (message["event"], message["id"], message["files"]) == ("message_end", message_id_of(RUN), [])
+    assert run["event"] == "workflow_finished"
+    assert history.frames[-1].last
+
+
+def test_a_failed_message_ends_with_its_error() -> None:
+    history = History().begin("advanced-chat")
+    finished, error = history.add(RunFailed(error="boom"))
+    assert (finished["event"], finished["data"]["status"]) == ("workflow_finished", "failed")
+    assert {"event": "error", "code": "invalid_param", "status": 400, "message": "boom"}.items() <= error.items()
+    assert error["message_id"] == message_id_of(RUN)
+    assert [frame.last for frame in history.frames[-2:]] == [False, True]
+    assert b"workflow_finished" in history.maker.finished_frame()
+
+
+def test_what_the_models_used_is_added_up_in_the_message() -> None:
+    history = History().begin("advanced-chat")
+    usage = {
+        "prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "total_price": "0.0000001", "currency": "USD",
+        "latency": 0.5, "time_to_first_token": 0.1, "time_to_generate": 0.4, "prompt_unit_price": "0.01",
+    }  # fmt: skip
+    for node_id, kind, where in (("a", "llm", "outputs"), ("b", "question-classifier", "process_data")):
+        history.add(started(node_id, kind))
+        history.add(NodeSucceeded(node_id=node_id, **{where: {"usage": usage}}))
+    history.add(started("c", "code"))
+    history.add(NodeSucceeded(node_id="c", outputs={"usage": usage}))  # its own affair, whatever it is called
+    message, _ = history.add(RunSucceeded(total_tokens=14))
+    shown = message["metadata"]["usage"]
+    assert (shown["prompt_tokens"], shown["completion_tokens"], shown["total_tokens"]) == (6, 8, 14)
+    assert (shown["total_price"], shown["prompt_unit_price"], shown["currency"]) == ("0.0000002", "0.01", "USD")
+    assert (shown["latency"], shown["time_to_first_token"], shown["time_to_generate"]) == (1.0, 0.1, 0.8)
 
 
 def test_a_frame_is_one_line_of_utf8() -> None:

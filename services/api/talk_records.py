@@ -1,0 +1,153 @@
+"""Conversations, messages, variables and feedback as the tables hold them: questions for `Records.ask`. Blocking."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy.engine import Connection
+
+from libs.tables import (
+    conversations,
+    message_feedbacks,
+    messages,
+    workflow_conversation_variables,
+    workflow_runs,
+)
+
+Row = Mapping[str, Any]
+
+SORTS: Final = ("created_at", "-created_at", "updated_at", "-updated_at")
+
+
+def conversation(connection: Connection, conversation_id: str) -> Row | None:
+    """The row, unless the conversation was deleted."""
+    table = conversations.c
+    query = select(conversations).where(
+        table.id == conversation_id, table.app_id.is_not(None), table.deleted_at.is_(None)
+    )
+    found = connection.execute(query).mappings().first()
+    return dict(found) if found is not None else None
+
+
+@dataclass(slots=True, frozen=True)
+class ConversationPage:
+    """A page of an app's user's conversations: those behind `last`, in the order of `sort`."""
+
+    app_id: str
+    caller_id: str
+    sort: str
+    last: Row | None
+    limit: int
+
+
+def conversation_page(connection: Connection, wanted: ConversationPage) -> Sequence[Row]:
+    """One more than the page holds, when there are more."""
+    table = conversations.c
+    conditions: list[ColumnElement[bool]] = [
+        table.app_id == wanted.app_id,
+        table.created_by == wanted.caller_id,
+        table.deleted_at.is_(None),
+    ]
+    column = table[wanted.sort.removeprefix("-")]
+    falling = wanted.sort.startswith("-")
+    if wanted.last is not None:
+        at, last_id = wanted.last[column.name], wanted.last["id"]
+        beyond = column < at if falling else column > at
+        beside = table.id < last_id if falling else table.id > last_id
+        conditions.append(or_(beyond, and_(column == at, beside)))
+    order = (column.desc(), table.id.desc()) if falling else (column, table.id)
+    query = select(conversations).where(*conditions).order_by(*order).limit(wanted.limit + 1)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+_MESSAGE = (*messages.c, workflow_runs.c.status.label("run_status"))
+
+
+def message(connection: Connection, message_id: str) -> Row | None:
+    """The row, unless its conversation was deleted."""
+    query = (
+        select(*_MESSAGE)
+        .join(workflow_runs, workflow_runs.c.id == messages.c.workflow_run_id)
+        .join(conversations, conversations.c.id == messages.c.conversation_id)
+        .where(messages.c.id == message_id, conversations.c.deleted_at.is_(None))
+    )
+    found = connection.execute(query).mappings().first()
+    return dict(found) if found is not None else None
+
+
+def message_page(connection: Connection, conversation_id: str, before: int | None, limit: int) -> Sequence[Row]:
+    """The newest messages with a number below `before`, newest first; one more when there are more."""
+    conditions = [messages.c.conversation_id == conversation_id]
+    if before is not None:
+        conditions.append(messages.c.number < before)
+    query = (
+        select(*_MESSAGE)
+        .join(workflow_runs, workflow_runs.c.id == messages.c.workflow_run_id)
+        .where(*conditions)
+        .order_by(messages.c.number.desc())
+        .limit(limit + 1)
+    )
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def first_query(connection: Connection, conversation_id: str) -> str:
+    """What the conversation began with."""
+    query = (
+        select(messages.c.query)
+        .where(messages.c.conversation_id == conversation_id)
+        .order_by(messages.c.number)
+        .limit(1)
+    )
+    return connection.execute(query).scalar() or ""
+
+
+def ended_messages(connection: Connection, conversation_id: str, limit: int) -> Sequence[Row]:
+    """The messages that were answered last, in the order of their ends."""
+    query = (
+        select(messages.c.query, messages.c.answer)
+        .where(messages.c.conversation_id == conversation_id, messages.c.finished_at.is_not(None))
+        .order_by(messages.c.last_offset.desc())
+        .limit(limit)
+    )
+    return [dict(row) for row in connection.execute(query).mappings()][::-1]
+
+
+def variables(connection: Connection, conversation_id: str) -> Sequence[Row]:
+    """All variables, in the order in which they came."""
+    table = workflow_conversation_variables.c
+    query = (
+        select(workflow_conversation_variables)
+        .where(table.conversation_id == conversation_id, table.id.is_not(None))
+        .order_by(table.created_at, table.name)
+    )
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def ratings(connection: Connection, message_ids: Sequence[str], caller_id: str) -> dict[str, str]:
+    """Message -> what this user thinks of it."""
+    table = message_feedbacks.c
+    query = select(table.message_id, table.rating).where(
+        table.message_id.in_(message_ids),
+        table.rating.is_not(None),
+        or_(table.from_end_user_id == caller_id, table.from_account_id == caller_id),
+    )
+    return {row.message_id: row.rating for row in connection.execute(query)}
+
+
+def feedback_page(connection: Connection, app_id: str, page: int, limit: int) -> Sequence[Row]:
+    """What users think, newest first."""
+    table = message_feedbacks.c
+    query = (
+        select(message_feedbacks)
+        .where(table.app_id == app_id, table.rating.is_not(None))
+        .order_by(table.created_at.desc(), table.id.desc())
+        .limit(limit)
+        .offset((page - 1) * limit)
+    )
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def value_of(row: Row) -> str:
+    """JSON of the value of a variable's row."""
+    return str(row["value"] if row["value"] is not None else row["initial"] or "null")
