@@ -64,7 +64,7 @@ class LiveRun:
 
     def park(self, snapshot_offset: int) -> None:
         """Forget the state, which a snapshot holds; it comes back by hydration."""
-        self.state, self.pins = None, None
+        self.state = self.pins = self.secrets = None
         self.snapshot, self.snapshot_offset = None, snapshot_offset
 
     def let_go(self) -> None:
