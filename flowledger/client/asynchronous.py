@@ -103,6 +103,21 @@ class AsyncClient:
         """Ask for the run to stop. A run that has ended stays as it is."""
         return await self._do(self._asking.stop(run_id, reason))
 
+    async def pause(self, run_id: str, reason: str | None = None) -> Json:
+        """Let nothing new begin in the run; what runs may end."""
+        return await self._do(self._asking.pause(run_id, reason))
+
+    async def resume(
+        self,
+        run_id: str,
+        action: str | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        form: str | None = None,
+    ) -> Json:
+        """As `AsyncRun.resume`."""
+        return await self._do(self._asking.resume(run_id, action, inputs, form))
+
     def events(
         self, run_id: str, after: str = "0", *, user: str | None = None, timeout_s: float | None = None
     ) -> AsyncIterator[Event]:
@@ -193,3 +208,16 @@ class AsyncRun:
     async def stop(self, reason: str | None = None) -> Json:
         """Ask for it to stop."""
         return await self._client.stop(self.id, reason)
+
+    async def pause(self, reason: str | None = None) -> Json:
+        """Let nothing new begin in it; what runs may end."""
+        return await self._client.pause(self.id, reason)
+
+    async def resume(
+        self, action: str | None = None, inputs: Mapping[str, Any] | None = None, *, form: str | None = None
+    ) -> Json:
+        """Answer the form that it waits for by `action` and `inputs`; without an action, take a pause back.
+
+        `form`: which one, when there are several: its id, or its node's. What it waits for is in `state().waiting_for`.
+        """
+        return await self._client.resume(self.id, action, inputs, form=form)

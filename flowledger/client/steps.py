@@ -109,6 +109,19 @@ class Asking:
         answer: Json = yield from self._json(json_call("POST", f"{_path(run_id)}/stop", body))
         return answer
 
+    def pause(self, run_id: str, reason: str | None) -> Steps[Json]:
+        body = {"user": self.user} | ({"reason": reason} if reason else {})
+        answer: Json = yield from self._json(json_call("POST", f"{_path(run_id)}/pause", body))
+        return answer
+
+    def resume(
+        self, run_id: str, action: str | None, inputs: Mapping[str, Any] | None, form: str | None
+    ) -> Steps[Json]:
+        given = {"action": action, "inputs": None if inputs is None else dict(inputs), "form": form}
+        body = {"user": self.user} | {name: value for name, value in given.items() if value is not None}
+        answer: Json = yield from self._json(json_call("POST", f"{_path(run_id)}/resume", body))
+        return answer
+
     # --- apps ---
 
     def _app(self, target: str | Path) -> Steps[str]:

@@ -1,4 +1,5 @@
-"""Random worlds: graphs, several runs and executors, crashes, lost and timed-out bursts, foreign records, stops.
+"""Random worlds: graphs, several runs and executors, crashes, lost and timed-out bursts, foreign records, stops, people
+who answer forms (some twice), pauses.
 
 A world is a function of its seed; a failure names it. `FLOWLEDGER_SIMULATION_SEEDS=5000` runs that many worlds
 (otherwise as many as fit into some 20 s), `FLOWLEDGER_SIMULATION_FIRST=123` begins with that seed.
@@ -17,7 +18,15 @@ from collections.abc import Callable
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from libs.events.log import Entry, Topic
-from libs.events.model import NodeExcepted, NodeFailed, NodeRestarted, NodeRetryScheduled, NodeStarted, NodeSucceeded
+from libs.events.model import (
+    FormOpened,
+    NodeExcepted,
+    NodeFailed,
+    NodeRestarted,
+    NodeRetryScheduled,
+    NodeStarted,
+    NodeSucceeded,
+)
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from services.executor.executor import Executor
 from services.executor.nodes.port import Attempt, Handler
@@ -31,7 +40,13 @@ FIRST = int(os.environ.get("FLOWLEDGER_SIMULATION_FIRST", "1"))
 SEEDS = int(os.environ.get("FLOWLEDGER_SIMULATION_SEEDS", "0"))
 """0: as many as fit into the budget."""
 
-MISHAPS = ("go on", "go on", "go on", "lose", "time out", "crash", "beside", "foreign", "stop", "leave")
+MISHAPS = (
+    "go on", "go on", "go on", "lose", "time out", "crash", "beside", "foreign", "stop", "leave", "answer", "answer",
+    "pause", "resume",
+)  # fmt: skip
+MOST_ANSWERS = 100
+REST_S = 30.0
+"""Virtual seconds in which everything but people comes to its end."""
 ENDS_OF_ATTEMPTS = (NodeSucceeded, NodeFailed, NodeExcepted, NodeRetryScheduled)
 
 
@@ -41,7 +56,7 @@ def _document(number: int) -> str:
 
     @seed(number)
     @settings(max_examples=3, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-    @given(graphs())
+    @given(graphs(people=True))
     def draw(text: str) -> None:
         found.append(text)
 
@@ -57,6 +72,22 @@ def _answers(number: int) -> Callable[[Attempt], Outcome]:
         return Succeeded(outputs={"result": f"{attempt.node.id} at {attempt.path}"})
 
     return answer
+
+
+def _answer_forms(world: World, run_id: str) -> bool:
+    """What a person does, the same in every world; whether there was anything to do."""
+    state = world.fold(run_id)
+    if state.ended:
+        return False
+    if state.pause_reason is not None:
+        world.resume(run_id)
+    for form in world.open_forms(run_id):
+        world.submit_form(run_id, form.form_id, _action(form), result=f"{form.node_id} at {form.path}")
+    return True
+
+
+def _action(form: FormOpened) -> str:
+    return random.Random(f"{form.node_id} {form.path}").choice(["ok", "no"])
 
 
 class Watched(Handler):
@@ -88,6 +119,7 @@ class Chaos(World):
         self.wrong: list[str] = []
         self.executors: list[Executor] = []
         self.stopped: set[str] = set()
+        self.submitted: set[str] = set()
         self.handlers = {"code": Watched(self, number, source.choice([0.0, 0.05, 0.4]))}
         self.snapshot_events = source.choice([2, 3, 7, 1000])
         self.checkpoint_bytes = source.choice([600, 3_000, 20_000])
@@ -118,6 +150,12 @@ class Chaos(World):
                 if source.random() < 0.5 and not self.log.waiting():
                     self.stop(run_id)
                     self.stopped.add(run_id)
+            case "answer" if not self.log.waiting():
+                self._answer(source.choice(runs))
+            case "pause" if not self.log.waiting():
+                self.pause(source.choice(runs))
+            case "resume" if not self.log.waiting():
+                self.resume(source.choice(runs))
             case "leave":
                 self.run(until=self._main.done, horizon_s=20)
                 if not self._main.done():
@@ -129,6 +167,17 @@ class Chaos(World):
                 self.loop.settle()
                 self.place()
 
+    def _answer(self, run_id: str) -> None:
+        """Answer a form; one that was answered is answered otherwise, which must change nothing."""
+        forms = self.open_forms(run_id)
+        if forms:
+            form = self.source.choice(forms)
+            action = _action(form)
+            if form.form_id in self.submitted:
+                action = "no" if action == "ok" else "ok"
+            self.submitted.add(form.form_id)
+            self.submit_form(run_id, form.form_id, action, result=f"{form.node_id} at {form.path}")
+
     def place(self) -> None:
         self.executors.append(self.start_executor())
 
@@ -137,7 +186,9 @@ def _undisturbed(number: int, text: str, inputs: dict[str, object]) -> tuple[str
     world = World(script=_answers(number))
     run_id = world.submit(world.add("document", text), **inputs)  # type: ignore[arg-type]  # inputs are any JSON
     world.start_executor()
-    world.run()
+    world.run(horizon_s=REST_S)
+    while _answer_forms(world, run_id):
+        world.run(horizon_s=REST_S)
     state = world.fold(run_id)
     world.close()
     return state.status, state.outputs
@@ -157,6 +208,10 @@ def _live_through(number: int) -> None:
     world.crash()
     world.place()
     world.run(horizon_s=120)
+    for _ in range(MOST_ANSWERS):
+        if not [run_id for run_id in runs if _answer_forms(world, run_id)]:
+            break
+        world.run(horizon_s=REST_S)
     for run_id in runs:
         _check(world, run_id, expected)
     _check_recovery(world)
