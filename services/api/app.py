@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -158,7 +159,7 @@ def _build(deps: ApiDependencies) -> Parts:
         random_bits=deps.random_bits,
         send_s=limits.send_s,
         lifetime_s=limits.start_lifetime_s,
-        max_app_runs=limits.max_app_runs,
+        max_app_runs=partial(_max_runs_of, deps.registry, limits.max_app_runs),
         max_runs=limits.max_runs,
     )
     files = Files(deps.log, deps.blobs, now_us=deps.now_us, random_bits=deps.random_bits)
@@ -221,6 +222,13 @@ def _build(deps: ApiDependencies) -> Parts:
         now_us=deps.now_us,
         new_uuid=deps.new_uuid,
     )
+
+
+def _max_runs_of(registry: RegistryTail, most: int, app_id: str) -> int:
+    """How many runs the app may have at once: its own limit, and at most what all apps may have. 0: any number."""
+    app = registry.app(app_id)
+    own = app.max_active_requests if app is not None else None
+    return min((limit for limit in (own, most) if limit), default=0)
 
 
 def _handle_errors(app: FastAPI) -> None:

@@ -257,7 +257,8 @@ class RunStarter:
 
     def _may_refuse(self, command: StartRun) -> bool:
         """Whether the owner may answer with something that belongs into the status of the answer."""
-        return bool(command.idempotency_key is not None or command.continues or self._submitter.limits_apps)
+        limited = self._submitter.limits(command.app_id)
+        return bool(command.idempotency_key is not None or command.continues or limited)
 
     def _abandon(self, run_id: str, receiver: Receiver) -> None:
         self._streams.discard(receiver, run_id)

@@ -61,10 +61,10 @@ class Submitter:
         random_bits: Callable[[int], int],
         send_s: float,
         lifetime_s: float,
-        max_app_runs: int = 0,
+        max_app_runs: Callable[[str], int] = lambda _: 0,
         max_runs: int = 0,
     ) -> None:
-        """`max_app_runs`, `max_runs`: how many runs an app, and all of them together, may have at once; 0: any."""
+        """`max_app_runs(app id)`, `max_runs`: runs of an app, and of all apps, that may be under way; 0: any number."""
         self._log = log
         self._blobs = blobs
         self._tail = tail
@@ -89,7 +89,7 @@ class Submitter:
             partition = partition_of(conversation_id)
             if partition >= partitions:
                 raise ValueError(f"there is no partition {partition}")
-        elif self._max_app_runs:
+        elif self._max_app_runs(app_id):
             partition = partition_for_key(app_id, "", partitions)
         elif idempotency_key is not None:
             partition = partition_for_key(app_id, idempotency_key, partitions)
@@ -135,9 +135,9 @@ class Submitter:
             return Started(answer.duplicate_of, attached=True)
         raise _refused(answer)
 
-    @property
-    def limits_apps(self) -> bool:
-        return self._max_app_runs > 0
+    def limits(self, app_id: str) -> bool:
+        """Whether the app may have so many runs only: then a start may be refused."""
+        return self._max_app_runs(app_id) > 0
 
     def _limited(self, command: StartRun) -> StartRun:
         """The start with the limits in force. Raises ApiError 429 when it can be refused without asking its owner.
@@ -148,9 +148,10 @@ class Submitter:
         full = self._max_runs > 0 and self._tail.open_runs + self._starting >= self._max_runs
         if full and command.idempotency_key is None:
             raise too_many_requests(f"{self._max_runs} runs are under way, the most at once. Try again later")
-        if not full and not self._max_app_runs:
+        most = self._max_app_runs(command.app_id)
+        if not full and not most:
             return command
-        return command.model_copy(update={"max_app_runs": self._max_app_runs or None, "full": full or None})
+        return command.model_copy(update={"max_app_runs": most or None, "full": full or None})
 
     @contextmanager
     def _one_more(self) -> Iterator[None]:

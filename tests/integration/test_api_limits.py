@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from libs.events.ids import partition_of
+from libs.events.log import Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.model import RunStarted, RunSucceeded
+from libs.events.registry import AppChanged, encode_fact
 from services.api import Limits
 from tests.api_world import ScriptedExecutor, Server, nothing, until
 
@@ -63,6 +65,16 @@ def test_a_run_too_many_of_an_app_is_refused_until_one_has_ended(apps: tuple[Ser
     third = begin(server, app["api_key"])
     refused(server, app["api_key"])
     assert len({partition_of(run_id) for run_id in (first, second, third)}) == 1
+
+
+def test_an_apps_own_limit_counts_when_it_is_lower(apps: tuple[Server, ScriptedExecutor]) -> None:
+    server, _ = apps
+    app = server.import_app()
+    change = AppChanged(change_id="c1", app_id=app["app_id"], max_active_requests=1, updated_at_us=1)
+    server.parts.log.send(Topic.DEFINITIONS, 0, encode_fact(change)).result(5)
+    until(lambda: server.registry.app(app["app_id"]).max_active_requests == 1)  # type: ignore[union-attr]  # it is there
+    begin(server, app["api_key"])
+    assert "at most 1" in refused(server, app["api_key"])["message"]
 
 
 def test_a_repeat_is_no_further_run(apps: tuple[Server, ScriptedExecutor]) -> None:
