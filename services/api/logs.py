@@ -1,4 +1,4 @@
-"""The reference's log of an app, page by page, and its end users: from tables that are as new as the request."""
+"""The reference's log of an app, page by page, and its end users. From tables that are as new as the request."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,6 @@ from services.api.frames import Json
 from services.api.parts import Parts
 from services.api.records import LogFilter, RecordsUnavailable
 from services.api.schemas import answers, parameters, secured
-from services.api.tables import Tables
 
 STATUSES: Final = ("succeeded", "failed", "stopped")
 MAX_PAGE: Final = 99_999
@@ -56,7 +55,7 @@ def log_routes(parts: Parts) -> APIRouter:
         page = _whole(request.query_params, "page", 1, MAX_PAGE)
         limit = _whole(request.query_params, "limit", 20, MAX_LIMIT)
         try:
-            tables = await fresh_tables(parts)
+            tables = await parts.fresh.tables()
             rows, total = await tables.logs(wanted, page, limit)
         except RecordsUnavailable as error:
             raise unavailable("the log of runs cannot be read now. Try again") from error
@@ -74,7 +73,7 @@ def log_routes(parts: Parts) -> APIRouter:
     async def end_user(request: Request, end_user_id: str) -> Response:
         app = await parts.access.app_key(request)
         try:
-            found = await (await fresh_tables(parts)).end_user(app.app_id, end_user_id)
+            found = await (await parts.fresh.tables()).end_user(app.app_id, end_user_id)
         except RecordsUnavailable as error:
             raise unavailable("end users cannot be looked up now. Try again") from error
         if found is None:
@@ -95,11 +94,6 @@ def log_routes(parts: Parts) -> APIRouter:
         )
 
     return router
-
-
-async def fresh_tables(parts: Parts) -> Tables:
-    """The tables, with everything in them that is in the log as of now. Raises RecordsUnavailable, TailBehind."""
-    return await parts.fresh.tables()
 
 
 def _wanted(app_id: str, query: Mapping[str, str]) -> LogFilter:

@@ -140,11 +140,9 @@ async def _list(parts: Parts, request: Request) -> Response:
         if app_id not in (None, principal.app.app_id):
             raise not_found(f'app "{str(app_id)[:64]}" does not exist')
         app_id = principal.app.app_id
-    if parts.tables is None:
-        raise unavailable("this server has no tables to list runs from")
     wanted = Filter(app_id, status, since_us, query.get("id_prefix") or None, after)
     try:
-        rows = await parts.tables.runs(wanted, limit + 1)
+        rows = await (await parts.fresh.tables()).runs(wanted, limit + 1)
     except RecordsUnavailable as error:
         raise unavailable("the list of runs cannot be read now. Runs themselves can: ask for one by its id") from error
     more = make_cursor(rows[limit - 1]) if len(rows) > limit else None

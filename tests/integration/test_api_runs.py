@@ -464,6 +464,14 @@ def test_runs_are_listed_newest_first_in_pages(listing: Server) -> None:
     assert first["data"][0]["queue_time"] >= 0
 
 
+def test_a_run_is_listed_as_soon_as_it_was_answered(listing: Server) -> None:
+    key = listing.import_app()["api_key"]
+    for _ in range(5):
+        run_id = listing.start(key).json()["workflow_run_id"]
+        newest = listed(listing)["data"][0]
+        assert (newest["id"], newest["status"]) == (run_id, "succeeded")
+
+
 def test_lists_are_filtered(listing: Server) -> None:
     one, two = listing.import_app(), listing.import_app()
     run_id = listing.start(one["api_key"]).json()["workflow_run_id"]

@@ -22,7 +22,6 @@ from services.api.console.session import account, app_of
 from services.api.drafting import workflow_of
 from services.api.errors import invalid_param, not_found, unavailable
 from services.api.frames import Json, encode
-from services.api.logs import fresh_tables
 from services.api.parts import Parts
 from services.api.reads import RunSummary
 from services.api.records import RecordsUnavailable
@@ -174,7 +173,7 @@ async def run_of(parts: Parts, app: AppCreated, run_id: str) -> RunSummary:
 async def asked(parts: Parts, question: Callable[[Connection], T]) -> T:
     """The answer of the tables, never older than the request. Raises ApiError 503."""
     try:
-        return await (await fresh_tables(parts)).ask(question)
+        return await (await parts.fresh.tables()).ask(question)
     except RecordsUnavailable as error:
         raise unavailable("lists of runs cannot be read now. Runs themselves can: ask for one by its id") from error
 
