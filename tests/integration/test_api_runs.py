@@ -459,7 +459,8 @@ def test_runs_are_listed_newest_first_in_pages(listing: Server) -> None:
     assert (first["has_more"], second["has_more"], second["next_cursor"]) == (True, False, None)
     assert set(first["data"][0]) == {
         "id", "app_id", "workflow_id", "version", "status", "error", "created_at", "started_at", "finished_at",
-        "queue_time", "elapsed_time", "total_steps", "total_tokens", "seq", "triggered_from",
+        "queue_time", "elapsed_time", "total_steps", "total_tokens", "seq", "triggered_from", "only", "forked_from",
+        "forked_at",
     }  # fmt: skip
     assert first["data"][0]["queue_time"] >= 0
 
