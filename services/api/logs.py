@@ -17,6 +17,7 @@ from services.api.errors import ApiError, invalid_param, unavailable
 from services.api.frames import Json
 from services.api.parts import Parts
 from services.api.records import LogFilter, RecordsUnavailable
+from services.api.requests import is_uuid
 from services.api.schemas import answers, parameters, secured
 
 STATUSES: Final = ("succeeded", "failed", "stopped")
@@ -26,6 +27,8 @@ KEYWORD_CHARS: Final = 30
 ADMIN_ACCOUNT: Final[Json] = {"id": ADMIN_ID, "name": "admin", "email": "admin"}
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_US: Final = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+"""Instants beyond these two mean the same to a list, and no database takes all of them."""
 _LOST_PLUS: Final = re.compile(r" (\d\d:?\d\d)$")
 _CREATED_FROM: Final = {"explore": "installed-app"}
 
@@ -73,7 +76,8 @@ def log_routes(parts: Parts) -> APIRouter:
     async def end_user(request: Request, end_user_id: str) -> Response:
         app = await parts.access.app_key(request)
         try:
-            found = await (await parts.fresh.tables()).end_user(app.app_id, end_user_id)
+            tables = await parts.fresh.tables()
+            found = await tables.end_user(app.app_id, end_user_id) if is_uuid(end_user_id) else None
         except RecordsUnavailable as error:
             raise unavailable("end users cannot be looked up now. Try again") from error
         if found is None:
@@ -109,7 +113,7 @@ def _wanted(app_id: str, query: Mapping[str, str]) -> LogFilter:
         status=status,
         from_us=_instant(query, "created_at__after"),
         to_us=_instant(query, "created_at__before"),
-        user=query.get("created_by_end_user_session_id") or None,
+        user=query.get("created_by_end_user_session_id", "").replace("\0", "") or None,
         account_id=None if account is None else ADMIN_ID,
     )
 
@@ -121,7 +125,8 @@ def _instant(query: Mapping[str, str], name: str) -> int | None:
     try:
         # An unescaped + of an offset has become a space on its way through the query.
         found = datetime.fromisoformat(_LOST_PLUS.sub(r"+\1", text) if "T" in text else text)
-        return ((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
+        at_us = ((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
+        return min(max(at_us, 0), _LAST_US)
     except (ValueError, OverflowError) as error:
         raise invalid_param(f"{name}: expected an instant such as 2026-05-02T09:00:00Z", name) from error
 

@@ -135,12 +135,12 @@ async def _list(parts: Parts, request: Request) -> Response:
     limit = 20 if limit is None else limit
     if not 1 <= limit <= MAX_PAGE:
         raise invalid_param(f"limit: expected 1 to {MAX_PAGE}", "limit")
-    app_id = query.get("app") or query.get("app_id") or None
+    app_id = (query.get("app") or query.get("app_id") or "").replace("\0", "") or None
     if principal.app is not None:
         if app_id not in (None, principal.app.app_id):
             raise not_found(f'app "{str(app_id)[:64]}" does not exist')
         app_id = principal.app.app_id
-    wanted = Filter(app_id, status, since_us, query.get("id_prefix") or None, after)
+    wanted = Filter(app_id, status, since_us, query.get("id_prefix", "").replace("\0", "") or None, after)
     try:
         rows = await (await parts.fresh.tables()).runs(wanted, limit + 1)
     except RecordsUnavailable as error:

@@ -3,7 +3,8 @@
 The Python one from PyPI is a test dependency; the one from npm has a script of its own: `examples/clients/tour.mjs`.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tests.e2e.deployment import ADMIN_TOKEN, Service
 dify_client = pytest.importorskip("dify_client", reason="pip install dify-client, or make setup")
 
 KEY = "app-KeyThatClientsHaveAlready"
+CHAT_KEY = "app-KeyOfAChatThatExisted"
+CHAT = Path(__file__).resolve().parents[2] / "examples" / "clients" / "chat.yml"
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +57,26 @@ def test_a_workflow_app_answers_all_that_the_client_asks(url: str, tmp_path: Pat
     for mode in ("blocking", "streaming"):
         answer = client.create_completion_message({"q": "hi"}, mode, "u")
         assert (answer.status_code, answer.json()["code"]) == (400, "app_unavailable")
+
+
+def test_a_chatflow_answers_all_that_the_client_asks(url: str) -> None:
+    with_key(url, CHAT.read_text(), CHAT_KEY)
+    client = client_of("ChatClient", url, CHAT_KEY)
+    first = client.create_chat_message({}, "Hello", "u").json()
+    assert first["answer"]
+    talk = first["conversation_id"]
+    with client.create_chat_message({}, "Again", "u", "streaming", talk) as stream:
+        told = [frame["event"] for frame in spoken(stream.iter_lines(decode_unicode=True))]
+    assert "message_end" in told
+    messages = client.get_conversation_messages("u", talk, limit=10).json()
+    assert [message["query"] for message in messages["data"]] == ["Hello", "Again"]
+    assert client.message_feedback(first["message_id"], "like", "u").json() == {"result": "success"}
+    assert client.rename_conversation(talk, "Greetings", "u").json()["name"] == "Greetings"
+    (listed,) = client.get_conversations("u", limit=20).json()["data"]
+    assert (listed["id"], listed["name"]) == (talk, "Greetings")
+
+
+def spoken(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """What the client's own example makes of a stream: whatever stands behind `data:`."""
+    pieces = (line.split("data:", 1)[1].strip() for line in lines if line.startswith("data:"))
+    return [json.loads(piece) for piece in pieces if piece]

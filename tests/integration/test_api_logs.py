@@ -123,6 +123,9 @@ def test_filters(server: Server, key: str) -> None:
     assert logged(server, key, created_at__after="2020-01-01T00:00:00Z") == [failed, good]
     assert logged(server, key, created_at__before="2020-01-01T00:00:00+02:00") == []
     assert logged(server, key, created_at__after="2099-01-01") == []
+    assert logged(server, key, created_at__after="9999-12-31T23:59:59-12:00") == []
+    assert logged(server, key, created_at__after="0001-01-01") == [failed, good]
+    assert logged(server, key, created_by_end_user_session_id="Ann\0_1") == [failed]
 
 
 def test_bounds_of_time_are_inclusive(server: Server, key: str) -> None:
