@@ -40,6 +40,7 @@ from services.api.forms import form_routes
 from services.api.fresh import FreshTables
 from services.api.health import health_routes
 from services.api.logs import log_routes
+from services.api.many import many_routes
 from services.api.metrics import ApiMetrics
 from services.api.parts import Limits, Parts
 from services.api.publishing import Publisher
@@ -129,6 +130,7 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     app.include_router(absent_routes(parts))
     app.include_router(app_routes(parts))
     app.include_router(form_routes(parts))
+    app.include_router(many_routes(parts))  # before the paths that have a run id in this place
     app.include_router(run_routes(parts))
     app.include_router(fork_routes(parts))
     app.include_router(time_travel_routes(parts))

@@ -11,6 +11,7 @@ from libs.events.commands import Origin, StartRun
 from libs.events.ids import task_id_of
 from libs.workflow.fork import Fork, ForkInvalid, RetryPoint, fork, retry_point
 from services.api import schemas
+from services.api.access import Principal
 from services.api.errors import ApiError, invalid_param
 from services.api.folds import accepted_in
 from services.api.frames import Json
@@ -19,7 +20,7 @@ from services.api.requests import body_digest, idempotency_key, read_json
 from services.api.schemas import answers, json_body, secured
 from services.api.talks import name_of
 
-__all__ = ["fork_routes"]
+__all__ = ["fork_routes", "retry"]
 
 _COPIED = (
     "app_id", "workflow_id", "version", "digest", "mode", "inputs", "files", "query", "caller", "invoke_from",
@@ -77,6 +78,34 @@ async def _begin(
 ) -> Response:
     principal = await parts.access.anyone(request)
     key = idempotency_key(request)
+    made, started_id = await _begun(parts, principal, run_id, key, body, point, edits)
+    answer = {
+        "id": started_id,
+        "task_id": task_id_of(started_id),
+        "forked_from": run_id,
+        "forked_at": made.at,
+        "again": list(made.again),
+        "first": list(made.first),
+    }
+    return JSONResponse(answer, headers={"X-Workflow-Run-Id": started_id})
+
+
+async def retry(parts: Parts, principal: Principal, run_id: str, key: str) -> str:
+    """A new run that tries again what made this one fail; its id. Raises ApiError."""
+    _, started_id = await _begun(parts, principal, run_id, key, {}, None, {})
+    return started_id
+
+
+async def _begun(
+    parts: Parts,
+    principal: Principal,
+    run_id: str,
+    key: str | None,
+    body: Json,
+    point: RetryPoint | None,
+    edits: dict[str, JsonValue],
+) -> tuple[Fork, str]:
+    """(how it was forked, id of the new run). Raises ApiError."""
     history = await parts.folds.history(run_id, principal)
     sealed = await parts.folds.history(run_id, principal, sealed=True)
     await parts.access.app(accepted_in(history).app_id, principal)
@@ -88,15 +117,7 @@ async def _begin(
         raise ApiError(409, error.code, f"run {run_id}: {error}") from error
     command = _command(parts, run_id, made, key, body_digest(body, run_id))
     started = await parts.submitter.start(command, answer_s=parts.limits.start_lifetime_s + 1.0)
-    answer = {
-        "id": started.run_id,
-        "task_id": task_id_of(started.run_id),
-        "forked_from": run_id,
-        "forked_at": made.at,
-        "again": list(made.again),
-        "first": list(made.first),
-    }
-    return JSONResponse(answer, headers={"X-Workflow-Run-Id": started.run_id})
+    return made, started.run_id
 
 
 def _make(

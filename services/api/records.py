@@ -192,9 +192,14 @@ def _logged(wanted: LogFilter) -> list[ColumnElement[bool]]:
     return conditions
 
 
+def row_place(row: Mapping[str, Any]) -> tuple[int, str]:
+    """Where the page behind `row` begins."""
+    return row["created_at"], row["id"]
+
+
 def make_cursor(row: Mapping[str, Any]) -> str:
     """Where the page behind `row` begins; opaque to clients."""
-    return base64.urlsafe_b64encode(json.dumps([row["created_at"], row["id"]]).encode()).decode()
+    return base64.urlsafe_b64encode(json.dumps(row_place(row)).encode()).decode()
 
 
 def read_cursor(text: str) -> tuple[int, str]:

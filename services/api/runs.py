@@ -126,7 +126,7 @@ async def _list(parts: Parts, request: Request) -> Response:
     status = query.get("status") or None
     if status is not None and status not in STATUSES:
         raise invalid_param(f"status: expected one of {', '.join(STATUSES)}", "status")
-    since_us = _instant(query.get("since"))
+    since_us = instant(query.get("since"))
     try:
         after = read_cursor(query["cursor"]) if query.get("cursor") else None
     except (ValueError, OverflowError) as error:
@@ -388,7 +388,8 @@ def _conflict(code: str, message: str) -> ApiError:
     return ApiError(409, code, message)
 
 
-def _instant(text: str | None) -> int | None:
+def instant(text: str | None) -> int | None:
+    """Microseconds since the epoch. Raises ApiError 400."""
     try:
         return from_rfc3339(text) if text else None
     except (ValueError, OverflowError) as error:

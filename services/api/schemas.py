@@ -104,6 +104,15 @@ class ForkBody(_Shape):
     set: Values = Field(default_factory=dict, description="Other values: node.output -> value, of the same type")
 
 
+class BulkBody(_Shape):
+    action: Literal["stop", "retry"]
+    filter: dict[Literal["status", "app", "since", "id_prefix"], str] | None = Field(
+        None, description="Which runs, as in the list of runs; without one all that the action is for"
+    )
+    expect: int | None = Field(None, ge=0, description="How many were counted; without it nothing is done")
+    reason: str | None = Field(None, description="Why they are stopped")
+
+
 class SubmissionBody(UserBody):
     inputs: Values = Field(description="Values of the form's fields, by their output_variable_name")
     action: str = Field(description="Id of one of the form's user_actions")
@@ -516,6 +525,25 @@ class Why(_Shape):
     status: RunStatus
     node_id: str | None
     why: str = Field(description="One sentence")
+
+
+class BulkChanged(_Shape):
+    id: str
+    retried_as: str | None = Field(None, description="With retry: the new run")
+
+
+class BulkFailed(_Shape):
+    id: str
+    code: str
+    message: str
+
+
+class BulkDone(_Shape):
+    action: Literal["stop", "retry"]
+    count: int = Field(description="Runs that match")
+    done: bool
+    changed: list[BulkChanged]
+    failed: list[BulkFailed]
 
 
 class Forked(_Shape):
