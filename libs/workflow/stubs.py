@@ -79,8 +79,9 @@ def branch_outputs(node: Node, branch: str) -> Values:
                     label = each.label or f"CLASS {number}"
                     return {"class_name": each.name, "class_id": each.id, "class_label": label, "usage": usage()}
             return {"class_id": branch, "usage": usage()}
-        case HumanInputConfig():
-            return {"__action_id": branch, "__rendered_content": ""}
+        case HumanInputConfig(user_actions=actions):
+            title = next((action.title for action in actions if action.id == branch), "")
+            return {"__action_id": branch, "__action_value": title, "__rendered_content": ""}
         case _:
             return {"result": branch != "false", "selected_case_id": branch}
 

@@ -37,7 +37,7 @@ from services.api.requests import RunRequest
 from services.api.sse import EventStream, Outbox, Pinger
 from services.api.streams import RunStreams
 from services.api.submit import ConversationUnknown, Started, Submitter
-from services.api.tail import EventTail
+from services.api.tail import EventTail, TailBehind
 from services.api.talks import UNNAMED, Talks, missing, name_of
 from services.api.threads import Threads
 from services.api.uploads import FileUser, Uploads
@@ -478,7 +478,7 @@ class WaitingAnswer(Detached):
     def _result(self, done: "asyncio.Future[bytes]") -> bytes:
         try:
             return done.result()
-        except (LogError, CodecError, asyncio.CancelledError) as error:
+        except (LogError, CodecError, TailBehind, ApiError, asyncio.CancelledError) as error:
             # The status has left already; the envelope is the best that can be said.
             logger.warning("answer_unreadable", extra={"run_id": self._run_id, "problem": str(error)})
             problem = unavailable("the run's result cannot be read now. Ask for the run by its id")

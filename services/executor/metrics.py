@@ -24,6 +24,9 @@ class ExecutorMetrics(Collector):
         yield GaugeMetricFamily(
             "flowledger_partitions_alarmed", "Partitions stopped by an alarm", value=len(self._executor.health.alarms)
         )
-        runs = GaugeMetricFamily("flowledger_runs_unfinished", "Unfinished runs in memory")
-        runs.add_metric([], self._executor.unfinished_runs)
-        yield runs
+        yield GaugeMetricFamily("flowledger_runs_unfinished", "Unfinished runs", value=self._executor.unfinished_runs)
+        yield GaugeMetricFamily(
+            "flowledger_runs_in_memory",
+            "Unfinished runs whose state is in memory; runs that wait for a person are not",
+            value=self._executor.runs_in_memory,
+        )

@@ -305,3 +305,17 @@ def test_pins_that_fit_have_no_problem() -> None:
         check_pins(parse_pins({"nodes": {"summary": {"fail": "x", "times": 2}}, "types": {"code": {}}}), document())
         == ()
     )
+
+
+@pytest.mark.parametrize(
+    ("pin", "branch", "value"),
+    [({}, "ok", "Fine"), ({"branch": "no"}, "no", "No"), ({"branch": "__timeout"}, "__timeout", "")],
+)
+def test_a_pin_answers_in_the_place_of_a_person(pin: dict[str, Any], branch: str, value: str) -> None:
+    asks = one("human-input", user_actions=[{"id": "ok", "title": "Fine"}, {"id": "no", "title": "No"}])
+    given = parse_pins({"types": {"human-input": pin}}).for_node(asks)
+    assert given is not None
+    outcome = answer(given, asks, None, {}, 1)
+    assert isinstance(outcome, Succeeded), outcome
+    assert outcome.handle == branch
+    assert outcome.outputs == {"__action_id": branch, "__action_value": value, "__rendered_content": ""}
