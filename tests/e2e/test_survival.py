@@ -188,3 +188,41 @@ def test_a_run_whose_api_is_killed_is_read_on_at_another(deployed: Deployment, w
     with elsewhere.attach(app["api_key"], run_id, last) as answer:
         seen.extend(frames(answer))
     check_stream(seen, 4)
+
+
+def _told(history: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
+    return [(line["type"], line.get("node_id")) for line in history]
+
+
+def test_a_fork_outlives_its_executor_and_calls_nothing_again(deployed: Deployment, witness: Witness) -> None:
+    api = deployed.client(deployed.start("api"))
+    executor = deployed.start("executor")
+    deployed.start("projector")
+    app = api.import_document(calls(witness, 3, 0.5))
+    with api.run(app["api_key"], {"q": "x" * 100_000}) as answer:
+        origin = list(frames(answer))[-1]["workflow_run_id"]
+    history = api.history(origin)
+    at = next(line["seq"] for line in history if (line["type"], line.get("node_id")) == ("NodeSucceeded", "call2"))
+    body = {"at": at, "set": {"call1.status_code": 201}}
+    made = api.http.post(f"/v1/runs/{origin}/fork", json=body, headers=api.admin)
+    assert made.status_code == 200, made.text
+    assert made.json()["again"] == ["call3", "end"]
+    run_id = made.json()["id"]
+
+    def called() -> set[str]:
+        return {call.path for call in witness.calls if (call.key or "").startswith(run_id)}
+
+    wait_until(called, "the fork calls")
+    executor.kill()
+    deployed.start("executor")
+    with api.attach(app["api_key"], run_id) as answer:
+        assert list(frames(answer))[-1]["data"]["status"] == "succeeded"
+    assert called() == {"/call3"}
+    told = _told(check_history(api, run_id, 3))
+    assert [each for each in told if each[0] != "NodeRestarted"] == _told(history)
+
+    def row() -> list[tuple[str, str, int]]:
+        found = api.http.get("/v1/runs", params={"id_prefix": run_id}, headers=api.admin).json()["data"]
+        return [(each["status"], each["forked_from"], each["forked_at"]) for each in found]
+
+    wait_until(lambda: row() == [("succeeded", origin, at)], "the fork's row")
