@@ -1,5 +1,6 @@
 """Two API replicas over a real broker and database: what one starts the other streams, reads, lists and stops."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from libs.tables import open_engine
 from services.api.records import Records
 from services.projector.projector import Projector
 from tests import servers
-from tests.api_world import SPEAKING, ScriptedExecutor, Server, finish_llm, names, text_of, to_llm, until
+from tests.api_world import ECHO, SPEAKING, ScriptedExecutor, Server, finish_llm, names, text_of, to_llm, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -132,3 +133,26 @@ def test_runs_are_listed_from_postgres(
         projector.stop()
         engine.dispose()
         log.close()
+
+
+def test_a_draft_saved_at_one_replica_is_published_at_the_other_and_of_two_saves_one_wins(
+    replicas: tuple[Server, Server], executor: ScriptedExecutor
+) -> None:
+    here, there = replicas
+    made = here.http.post("/console/api/apps", json={"name": "d", "mode": "workflow"}, headers=here.admin())
+    path = f"/console/api/apps/{made.json()['id']}"
+    draft = {"graph": json.loads(ECHO)["workflow"]["graph"]}
+    first = there.http.post(f"{path}/workflows/draft", json=draft, headers=there.admin()).json()["hash"]
+    moved = [draft["graph"] | {"viewport": {"x": number}} for number in range(2)]
+    saves = [
+        server.http.post(f"{path}/workflows/draft", json={"graph": graph, "hash": first}, headers=server.admin())
+        for server, graph in zip(replicas, moved, strict=True)
+    ]
+    assert [answer.status_code for answer in saves] == [200, 409]
+    shown = there.http.get(f"{path}/workflows/draft", headers=there.admin()).json()
+    assert (shown["hash"], shown["graph"]) == (saves[0].json()["hash"], moved[0])
+    published = there.http.post(f"{path}/workflows/publish", headers=there.admin())
+    assert published.json()["result"] == "success", published.text
+    key = here.http.post(f"{path}/api-keys", headers=here.admin()).json()["token"]
+    assert there.start(key).json()["data"]["outputs"] == {"answer": "hi"}
+    assert here.http.get(f"{path}/workflows/publish", headers=here.admin()).json()["graph"] == moved[0]
