@@ -69,6 +69,7 @@ from libs.events.registry import (
     VersionMarked,
     VersionPublished,
 )
+from libs.events.triggers import ScheduleFired, WebhookCreated
 
 RUN = "019a3d3e-4d80-7003-8000-00000000002a"
 APP = "5f0c1f2e-7f0b-4a52-9d5e-0d8a3f1f8b11"
@@ -242,6 +243,8 @@ FACTS: tuple[Fact, ...] = (
     DraftVariableChanged(
         change_id="c3", app_id=APP, node_id="n", name="v", change="set", value={"x": [1]}, changed_at_us=11
     ),
+    WebhookCreated(webhook_id="h1", app_id=APP, node_id="hook", created_at_us=13),
+    ScheduleFired(app_id=APP, node_id="tick", due_us=14, run_id=RUN, fired_at_us=15),
     ImportPending(import_id="i1", app_id=APP, document="kind: app", changes={"name": "x"}, pending_since_us=12),
 )
 

@@ -17,8 +17,8 @@ are derived; the latest version of an app is the one with the highest offset. AP
 | `FactSealed` | that of the fact in it |
 
 A document that may hold secrets is sealed as a whole (`libs.events.sealing`): its text and its digest come back as
-they were. Drafts and pending imports: `libs.events.drafts`. A fact that nobody needs any more may be taken back by a
-record with its key and no value.
+they were. Drafts and pending imports: `libs.events.drafts`; webhooks and schedules: `libs.events.triggers`. A fact that
+nobody needs any more may be taken back by a record with its key and no value.
 """
 
 import hashlib
@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from libs.events.drafts import DraftBook, DraftFact, key_of_draft_fact
 from libs.events.log import Entry, Log, LogError, Record, Topic
 from libs.events.sealing import SealError, Vault
+from libs.events.triggers import ScheduleFired, TriggerBook, TriggerFact, WebhookCreated, key_of_trigger_fact
 
 REFRESH_EVERY_S = 0.1
 """Who asks for what does not exist must not make us ask the log each time."""
@@ -183,6 +184,7 @@ Fact = (
     | KeyRevoked
     | FactSealed
     | DraftFact
+    | TriggerFact
 )
 FACT: TypeAdapter[Fact] = TypeAdapter(Annotated[Fact, Field(discriminator="type")])
 
@@ -246,6 +248,8 @@ def _key_of(fact: Fact) -> str:
             return f"version-deleted/{fact.workflow_id}"
         case FactSealed():
             return fact.key
+        case WebhookCreated() | ScheduleFired():
+            return key_of_trigger_fact(fact)
         case _:
             return key_of_draft_fact(fact)
 
@@ -274,6 +278,7 @@ class Registry:
         self._deleted: set[str] = set()
         self._sites: dict[str, str] = {}
         self.drafts = DraftBook()
+        self.triggers = TriggerBook()
 
     def apply(self, record: Record) -> None:
         """Apply the next record. Never raises for what stands in it."""
@@ -324,6 +329,8 @@ class Registry:
                 self._revoked.add(fact.key_id)
             case FactSealed():
                 self._unseal(fact)
+            case WebhookCreated() | ScheduleFired():
+                self.triggers.evolve(fact)
             case _:
                 self.drafts.evolve(fact)
 

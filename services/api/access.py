@@ -9,6 +9,7 @@ import secrets
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from starlette.requests import Request
 
@@ -32,8 +33,8 @@ class Principal:
     """The holder of an app key (`app` is its app) or of the admin token (`app` is None)."""
 
     app: AppCreated | None
-    browser: bool = False
-    """Holds a passport to the app's page, not a key: what it calls itself is its own invention."""
+    surface: Literal["api", "browser", "trigger"] = "api"
+    """Where it came in. Browsers invent what they are called; what triggers begin belongs to nobody outside."""
 
     @property
     def admin(self) -> bool:
@@ -47,7 +48,7 @@ class Principal:
         if self.app is None:
             return Caller(role="account", id=ADMIN_ID, user=user)
         # A browser that takes the name of a user of the service API must not become that user.
-        named = f"browser\n{user}" if self.browser else user
+        named = user if self.surface == "api" else f"{self.surface}\n{user}"
         return Caller(role="end_user", id=end_user_id(self.app.app_id, named), user=user)
 
 

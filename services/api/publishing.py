@@ -132,6 +132,10 @@ class Publisher:
         """The name of a public page: 16 letters and digits that nobody guesses."""
         return self._letters(SITE_CODE_LENGTH)
 
+    def make_webhook_id(self) -> str:
+        """24 letters and digits: whoever knows them may call."""
+        return self._letters(KEY_LENGTH)
+
     def _letters(self, count: int) -> str:
         number = self._random_bits(192)  # far more than needed, so that the remainders are as good as even
         letters = []

@@ -142,6 +142,20 @@ class RunStarter:
             return await self._message(command)
         return await self._blocking(command)
 
+    async def begun(self, wanted: Wanted) -> Started:
+        """Start the run for a caller who waits for nothing: the log has the start when this returns. Raises ApiError.
+
+        Whether it was accepted is waited for only a moment; a refusal that comes later is logged.
+        """
+        command = await self._command(wanted)
+        return await self._submitter.start(
+            command,
+            answer_s=self._decide_s if command.idempotency_key is not None else STREAM_ANSWER_S,
+            on_late_refusal=lambda error: logger.warning(
+                "start_refused", extra={"run_id": command.run_id, "problem": error.message}
+            ),
+        )
+
     async def finished(self, wanted: Wanted) -> str:
         """Start the run and wait for its end, however long that takes; its id. Raises ApiError."""
         command = await self._command(wanted)

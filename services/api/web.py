@@ -41,7 +41,7 @@ class Visitor:
 
     @property
     def principal(self) -> Principal:
-        return Principal(self.app, browser=True)
+        return Principal(self.app, surface="browser")
 
     def owns(self, run: RunSummary | None) -> bool:
         return (

@@ -11,6 +11,7 @@ from services.api.console.drafts import draft_routes
 from services.api.console.imports import import_routes
 from services.api.console.runs import run_history_routes
 from services.api.console.session import session_routes
+from services.api.console.triggers import trigger_routes
 from services.api.console.variables import variable_routes
 from services.api.parts import Parts
 
@@ -24,6 +25,7 @@ def console_routes(parts: Parts) -> list[APIRouter]:
         console_app_routes(parts),
         draft_run_routes(parts),
         variable_routes(parts),
+        trigger_routes(parts),
         draft_routes(parts),
         run_history_routes(parts),
     ]

@@ -322,3 +322,25 @@ class VariablePage(Variables):
 
 class EnvironmentVariables(_Shape):
     items: list[Values]
+
+
+class Webhook(_Shape):
+    id: str
+    webhook_id: str
+    webhook_url: str
+    webhook_debug_url: str
+    node_id: str
+    created_at: str
+
+
+class Trigger(_Shape):
+    id: str
+    trigger_type: str
+    title: str
+    node_id: str
+    status: str
+    last_due_at: str | None = Field(description="Of a schedule: its newest instant that is over")
+
+
+class Triggers(_Shape):
+    data: list[Trigger]

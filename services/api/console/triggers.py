@@ -1,0 +1,93 @@
+"""Triggers of an app at the console: addresses of webhooks, and what begins the published version."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from libs.events.codec import rfc3339
+from libs.events.registry import AppCreated
+from libs.events.triggers import WebhookCreated
+from services.api.console import shapes
+from services.api.console.apps import CONSOLE
+from services.api.console.session import app_of
+from services.api.errors import invalid_param
+from services.api.frames import Json
+from services.api.parts import Parts
+from services.api.schemas import answers, parameters
+
+KINDS = ("trigger-webhook", "trigger-schedule", "trigger-plugin")
+
+
+def trigger_routes(parts: Parts) -> APIRouter:
+    router = APIRouter(prefix="/console/api/apps/{app_id}", tags=["Console"])
+
+    @router.get(
+        "/workflows/triggers/webhook",
+        summary="The address of a webhook node; made when it is first asked for",
+        responses=answers(shapes.Webhook, 400, 401, 403, 404, 503),
+        openapi_extra=CONSOLE | parameters("node_id", required=("node_id",)),
+    )
+    async def webhook(request: Request, app_id: str) -> Response:
+        app = await app_of(parts, request, app_id)
+        node_id = request.query_params.get("node_id")
+        if not node_id:
+            raise invalid_param("node_id is required", "node_id")
+        made = parts.registry.triggers.address(app.app_id, node_id)
+        if made is None:
+            made = await _made(parts, app, node_id)
+        base = str(request.base_url).rstrip("/")
+        return JSONResponse(
+            {
+                "id": made.webhook_id,
+                "webhook_id": made.webhook_id,
+                "webhook_url": f"{base}/triggers/webhook/{made.webhook_id}",
+                "webhook_debug_url": "",
+                "node_id": made.node_id,
+                "created_at": rfc3339(made.created_at_us),
+            }
+        )
+
+    @router.get(
+        "/triggers",
+        summary="What begins the published version from outside",
+        responses=answers(shapes.Triggers, 401, 403, 404, 503),
+        openapi_extra=CONSOLE,
+    )
+    async def list_triggers(request: Request, app_id: str) -> Response:
+        app = await app_of(parts, request, app_id)
+        latest = parts.registry.latest(app.app_id)
+        definition = None if latest is None else await parts.starter.definition(latest)
+        root = None if definition is None else definition.nodes[definition.root]
+        found: list[Json] = []
+        if root is not None and root.type in KINDS:
+            fired = parts.registry.triggers.fired(app.app_id, root.id)
+            found.append(
+                {
+                    "id": root.id,
+                    "trigger_type": root.type,
+                    "title": root.title,
+                    "node_id": root.id,
+                    "status": "enabled",
+                    "last_due_at": rfc3339(fired.due_us) if fired is not None else None,
+                }
+            )
+        return JSONResponse({"data": found})
+
+    return router
+
+
+async def _made(parts: Parts, app: AppCreated, node_id: str) -> WebhookCreated:
+    """The node's address; of two that are made at once both work, and the first is shown."""
+    draft = await parts.drafting.find(app)
+    nodes = draft.workflow["graph"].get("nodes") if draft is not None else None
+    datas = {one.get("id"): one.get("data") for one in nodes or () if isinstance(one, dict)}
+    data = datas.get(node_id)
+    if not isinstance(data, dict) or data.get("type") != "trigger-webhook":
+        raise invalid_param(f'the draft has no webhook node "{node_id[:64]}". Save it first', "node_id")
+    fact = WebhookCreated(
+        webhook_id=parts.publisher.make_webhook_id(),
+        app_id=app.app_id,
+        node_id=node_id,
+        created_at_us=parts.now_us(),
+    )
+    await parts.publisher.record([fact])
+    return parts.registry.triggers.address(app.app_id, node_id) or fact

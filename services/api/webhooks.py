@@ -1,0 +1,173 @@
+"""Requests from outside that start runs: `/triggers/webhook/{id}`.
+
+The address is the credential. What a request brings becomes the event that the workflow's webhook node takes apart;
+what the node requires is checked here, so that a caller learns at once what is missing. The answer is the node's own,
+and leaves when the log has the start: a caller that got it need not call again.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from fastapi import APIRouter, Request
+from pydantic import JsonValue
+from pydantic_core import from_json
+from starlette.responses import JSONResponse, Response
+
+from libs.events.ids import task_id_of
+from libs.events.registry import AppCreated, VersionPublished
+from libs.workflow.configs.flow import WebhookConfig, WebhookField
+from services.api.access import Principal
+from services.api.errors import ApiError, bad_request, invalid_param, not_found
+from services.api.frames import Json
+from services.api.multipart import MultipartInvalid, Part, parse_multipart
+from services.api.parts import Parts
+from services.api.requests import RunRequest, body_digest, idempotency_key, read_body
+from services.api.schemas import Responses, errors
+from services.api.starting import Wanted
+from services.api.uploads import FileUser
+
+MAX_BODY_BYTES: Final = 10 * 1024 * 1024
+METHODS: Final = ("GET", "PUT", "PATCH", "DELETE", "HEAD")
+"""Beside POST, which the OpenAPI document shows for all of them."""
+
+USER: Final = "webhook"
+_PRIVATE: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
+"""Headers that leave no trace in the log, unless the node declares them."""
+
+
+def webhook_routes(parts: Parts) -> APIRouter:
+    router = APIRouter(prefix="/triggers", tags=["Triggers"])
+    answered: Responses = {200: {"description": "The node's answer"}}
+
+    async def receive(request: Request, webhook_id: str) -> Response:
+        return await _receive(parts, request, webhook_id)
+
+    router.add_api_route(
+        "/webhook/{webhook_id}",
+        receive,
+        methods=["POST"],
+        summary="Start a run by an event from outside",
+        description="By the method that the webhook node names. Status and body of the answer are the node's.",
+        responses=answered | errors(400, 404, 413, 422, 429, 503),
+        openapi_extra={"security": []},
+    )
+    router.add_api_route("/webhook/{webhook_id}", receive, methods=list(METHODS), include_in_schema=False)
+    return router
+
+
+async def _receive(parts: Parts, request: Request, webhook_id: str) -> Response:
+    app, version, node_id, config = await _hook(parts, webhook_id)
+    if request.method.lower() != config.method:
+        allowed = config.method.upper()
+        message = f"this webhook is called by {allowed}, not by {request.method}"
+        raise ApiError(405, "method_not_allowed", message, headers={"Allow": allowed})
+    principal = Principal(app, surface="trigger")
+    event = await _event(parts, request, config, FileUser(app.app_id, principal, USER))
+    missing = _missing(config, event)
+    if missing:
+        raise invalid_param(f"the webhook requires {', '.join(missing)}. Send it")
+    wanted = Wanted(
+        principal,
+        app,
+        version,
+        USER,
+        RunRequest({"webhook_data": event}, (), False, idempotency_key(request)),
+        body_digest({"event": event}, node_id),
+        triggered_from="webhook",
+        invoke_from="trigger",
+    )
+    started = await parts.starter.begun(wanted)
+    headers = {"X-Workflow-Run-Id": started.run_id, "X-Task-Id": task_id_of(started.run_id)}
+    return _answer(config, headers)
+
+
+async def _hook(parts: Parts, webhook_id: str) -> tuple[AppCreated, VersionPublished, str, WebhookConfig]:
+    """What the address leads to, in the app's newest version. Raises ApiError 404."""
+    hook = parts.registry.triggers.webhook(webhook_id)
+    if hook is None:
+        await parts.access.refresh()
+        hook = parts.registry.triggers.webhook(webhook_id)
+    app = parts.registry.app(hook.app_id) if hook is not None else None
+    version = parts.registry.latest(app.app_id) if app is not None else None
+    if hook is None or app is None or version is None:
+        raise not_found("there is no such webhook, or its workflow is not published")
+    definition = await parts.starter.definition(version)
+    node = definition.nodes.get(hook.node_id)
+    if node is None or definition.root != hook.node_id or not isinstance(node.config, WebhookConfig):
+        raise not_found("the published workflow does not begin with this webhook. Publish one that does")
+    return app, version, hook.node_id, node.config
+
+
+async def _event(parts: Parts, request: Request, config: WebhookConfig, user: FileUser) -> Json:
+    declared = {field.name.lower() for field in config.headers}
+    shown = {name: value for name, value in request.headers.items() if name not in _PRIVATE or name in declared}
+    body, files = await _body(parts, request, user)
+    return {"headers": shown, "query_params": dict(request.query_params), "body": body, "files": files}
+
+
+async def _body(parts: Parts, request: Request, user: FileUser) -> tuple[Json, Json]:
+    """(fields, files) of the body, by what the request calls it."""
+    content = await read_body(request, MAX_BODY_BYTES)
+    kind = request.headers.get("content-type", "")
+    named = kind.partition(";")[0].strip().lower()
+    if not content:
+        return {}, {}
+    if named == "multipart/form-data":
+        try:
+            form = parse_multipart(kind, content)
+        except MultipartInvalid as error:
+            raise bad_request(f"the form cannot be read: {error}") from error
+        fields: Json = {part.name: part.text for part in form if part.filename is None}
+        files = {part.name: await _kept(parts, part, user) for part in form if part.filename is not None}
+        return fields, files
+    if named == "application/x-www-form-urlencoded":
+        return dict(parse_qsl(content.decode("utf-8", "replace"), keep_blank_values=True)), {}
+    if named == "application/octet-stream":
+        return {"raw": await _kept(parts, Part("raw", "webhook.bin", named, content), user)}, {}
+    if named == "text/plain":
+        return {"raw": content.decode("utf-8", "replace")}, {}
+    try:
+        value = from_json(content, allow_inf_nan=False)
+    except ValueError as error:
+        raise bad_request(f"the body is not JSON: {error}") from error
+    return (value, {}) if isinstance(value, dict) else ({"raw": json.dumps(value)}, {})
+
+
+async def _kept(parts: Parts, part: Part, user: FileUser) -> JsonValue:
+    """A file of the request as a value of the run."""
+    owner = user.principal.caller(user.user).id
+    one = Part("file", part.filename or "file", part.mime_type or "application/octet-stream", part.content)
+    stored = await parts.uploads.take([one], user.app_id, owner)
+    mention: JsonValue = {"transfer_method": "local_file", "upload_file_id": stored.file_id}
+    return await parts.uploads.mentioned(part.name, mention, user)
+
+
+def _missing(config: WebhookConfig, event: Json) -> list[str]:
+    """What the node requires and the event lacks."""
+    headers = {name.lower(): value for name, value in event["headers"].items()}
+    params, body, files = event["query_params"], event["body"], event["files"]
+    raw = config.content_type in ("text/plain", "application/octet-stream")
+
+    def lacking(fields: Sequence[WebhookField], there: Any, what: str) -> list[str]:
+        return [f"{what} {field.name}" for field in fields if field.required and not there(field.name)]
+
+    return [
+        *lacking(config.headers, lambda name: name.lower() in headers, "header"),
+        *lacking(config.params, lambda name: name in params, "query parameter"),
+        *lacking(config.body, lambda name: (raw and "raw" in body) or name in body or name in files, "body field"),
+    ]
+
+
+def _answer(config: WebhookConfig, headers: dict[str, str]) -> Response:
+    status = config.status_code if 200 <= config.status_code < 600 else 200
+    text = config.response_body.strip()
+    if status in (204, 304):
+        return Response(status_code=status, headers=headers)
+    if not text:
+        return JSONResponse({"status": "success"}, status, headers)
+    try:
+        return JSONResponse(json.loads(text), status, headers)
+    except ValueError:
+        return Response(text, status, headers, "text/plain; charset=utf-8")

@@ -1,0 +1,180 @@
+"""Runs that something outside begins, with a whole instance behind them."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from flowledger.dev import Embedded, start_embedded
+from libs.settings import Settings
+from tests.documents import document, edges, end, node
+
+HOOK = document(
+    [
+        node(
+            "hook",
+            "trigger-webhook",
+            method="post",
+            content_type="application/json",
+            headers=[{"name": "X-Kind", "type": "string", "required": True}],
+            params=[{"name": "page", "type": "number", "required": False}],
+            body=[{"name": "who", "type": "string", "required": True}],
+            status_code=202,
+            response_body='{"taken": true}',
+        ),
+        end(who="hook.who", kind="hook.X_Kind", page="hook.page"),
+    ],
+    edges("hook > end"),
+)
+
+
+def hook_with(**data: Any) -> str:
+    made = json.loads(HOOK)
+    made["workflow"]["graph"]["nodes"][0]["data"] |= {"headers": [], "params": [], "body": []} | data
+    made["workflow"]["graph"]["nodes"][1]["data"]["outputs"] = [
+        {"variable": "raw", "value_selector": ["hook", "_webhook_raw"]}
+    ]
+    return json.dumps(made)
+
+
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    folder = tmp_path_factory.mktemp("triggers")
+    made = start_embedded(folder, "127.0.0.1", 0, Settings(models="offline", data=folder, sandbox="process"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def http(instance: Embedded) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=instance.url, timeout=30, trust_env=False) as made:
+        yield made
+
+
+class Hook:
+    def __init__(self, http: httpx.Client, instance: Embedded, text: str = HOOK, *, publish: bool = True) -> None:
+        self.http = http
+        self.admin = {"Authorization": f"Bearer {instance.admin_token}"}
+        body = {"mode": "yaml-content", "yaml_content": text}
+        answer = http.post("/console/api/apps/imports", json=body, headers=self.admin)
+        self.app = f"/console/api/apps/{answer.json()['app_id']}"
+        if publish:
+            self.publish()
+        self.url = self.address().json()["webhook_url"]
+
+    def publish(self) -> None:
+        answer = self.http.post(f"{self.app}/workflows/publish", headers=self.admin)
+        assert answer.status_code == 200, answer.text
+
+    def address(self, node_id: str = "hook") -> httpx.Response:
+        query = {"node_id": node_id}
+        return self.http.get(f"{self.app}/workflows/triggers/webhook", params=query, headers=self.admin)
+
+    def ended(self, answer: httpx.Response) -> dict[str, Any]:
+        """The run that the call began, when it is over."""
+        run_id = answer.headers["x-workflow-run-id"]
+        deadline = time.monotonic() + 30
+        while True:
+            found = self.http.get(f"/v1/runs/{run_id}", headers=self.admin)
+            if found.status_code == 200 and found.json()["finished_at"]:
+                made: dict[str, Any] = found.json()
+                return made
+            assert time.monotonic() < deadline, found.text
+            time.sleep(0.02)
+
+
+def code_of(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["code"]
+
+
+def test_a_webhook_starts_a_run_and_answers_as_its_node_says(http: httpx.Client, instance: Embedded) -> None:
+    hook = Hook(http, instance)
+    headers = {"X-Kind": "order", "Authorization": "Bearer private-of-the-caller", "Cookie": "a=private-cookie"}
+    answer = http.post(hook.url, params={"page": "2"}, json={"who": "Ada"}, headers=headers)
+    assert (answer.status_code, answer.json()) == (202, {"taken": True})
+    run = hook.ended(answer)
+    assert run["outputs"] == {"who": "Ada", "kind": "order", "page": 2}
+    assert run["triggered_from"] == "webhook"
+    history = http.get(f"/v1/runs/{run['id']}/history", headers=hook.admin).text
+    assert "private" not in history
+    assert hook.address().json()["webhook_url"] == hook.url
+    assert http.get(f"{hook.app}/triggers", headers=hook.admin).json()["data"][0]["trigger_type"] == "trigger-webhook"
+
+
+def test_a_call_that_is_repeated_with_its_key_makes_one_run(http: httpx.Client, instance: Embedded) -> None:
+    hook = Hook(http, instance)
+    headers = {"X-Kind": "order", "Idempotency-Key": "delivery-1"}
+    first, second = (http.post(hook.url, json={"who": "Ada"}, headers=headers) for _ in range(2))
+    assert first.headers["x-workflow-run-id"] == second.headers["x-workflow-run-id"]
+    other = http.post(hook.url, json={"who": "Bob"}, headers=headers)
+    assert code_of(other) == (422, "idempotency_key_reused")
+
+
+def test_what_a_call_lacks_is_said_at_once(http: httpx.Client, instance: Embedded) -> None:
+    hook = Hook(http, instance)
+    answer = http.post(hook.url, json={})
+    assert code_of(answer) == (400, "invalid_param")
+    assert "header X-Kind" in answer.json()["message"]
+    assert "body field who" in answer.json()["message"]
+    wrong = http.post(hook.url, content=b"{", headers={"X-Kind": "x", "Content-Type": "application/json"})
+    assert code_of(wrong) == (400, "bad_request")
+    get = http.get(hook.url)
+    assert code_of(get) == (405, "method_not_allowed")
+    assert get.headers["allow"] == "POST"
+    form = http.post(hook.url, content=b"x", headers={"X-Kind": "x", "Content-Type": "multipart/form-data"})
+    assert code_of(form) == (400, "bad_request")
+
+
+def test_a_webhook_is_open_only_while_the_published_version_begins_with_it(
+    http: httpx.Client, instance: Embedded
+) -> None:
+    hook = Hook(http, instance, publish=False)
+    body, headers = {"who": "Ada"}, {"X-Kind": "x"}
+    assert code_of(http.post(hook.url, json=body, headers=headers)) == (404, "not_found")
+    hook.publish()
+    assert http.post(hook.url, json=body, headers=headers).status_code == 202
+    http.delete(hook.app, headers=hook.admin)
+    assert code_of(http.post(hook.url, json=body, headers=headers)) == (404, "not_found")
+    assert code_of(http.post("/triggers/webhook/nobody", json=body)) == (404, "not_found")
+
+
+def test_an_address_is_only_made_for_a_webhook_node(http: httpx.Client, instance: Embedded) -> None:
+    hook = Hook(http, instance)
+    assert code_of(hook.address("end")) == (400, "invalid_param")
+    assert code_of(hook.address("")) == (400, "invalid_param")
+    assert code_of(hook.address("nowhere")) == (400, "invalid_param")
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "field", "value"),
+    [
+        ("application/x-www-form-urlencoded", b"a=1&b=", "body", {"a": "1", "b": ""}),
+        ("text/plain", b"hello", "body", {"raw": "hello"}),
+        ("application/json", b'{"a": [1]}', "body", {"a": [1]}),
+    ],
+)
+def test_a_body_is_read_as_the_request_calls_it(
+    http: httpx.Client, instance: Embedded, kind: str, content: bytes, field: str, value: Any
+) -> None:
+    hook = Hook(http, instance, hook_with(content_type=kind, method="put", status_code=200, response_body=""))
+    answer = http.put(hook.url, content=content, headers={"Content-Type": kind})
+    assert (answer.status_code, answer.json()) == (200, {"status": "success"})
+    assert hook.ended(answer)["outputs"]["raw"][field] == value
+
+
+def test_a_file_of_a_form_becomes_a_file_of_the_run(http: httpx.Client, instance: Embedded) -> None:
+    fields = [{"name": "doc", "type": "file", "required": True}]
+    hook = Hook(http, instance, hook_with(content_type="multipart/form-data", body=fields, response_body="thanks"))
+    answer = http.post(hook.url, data={"a": "1"}, files={"doc": ("note.txt", b"inside", "text/plain")})
+    assert (answer.status_code, answer.text) == (202, "thanks")
+    run = hook.ended(answer)
+    assert run["status"] == "succeeded", run["error"]
+    kept = run["outputs"]["raw"]["files"]["doc"]
+    assert kept["filename"] == "note.txt"
+    assert code_of(http.post(hook.url, data={"a": "1"}, files={"other": ("x.txt", b"x", "text/plain")})) == (
+        400,
+        "invalid_param",
+    )
