@@ -83,7 +83,7 @@ FIELDS = {
     "title": "the node's title in the document",
     "total_steps": "node starts in the main graph, retries included",
     "total_tokens": "sum over all nodes",
-    "triggered_from": "`app-run` or `debugging`",
+    "triggered_from": "`app-run`, `debugging`, `single-step`, `webhook` or `schedule`",
     "updates": "variables written elsewhere: `{selector, value, value_type}`",
     "version": "name of the workflow version",
     "workflow_id": "the workflow version that runs",

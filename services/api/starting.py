@@ -148,12 +148,10 @@ class RunStarter:
         Whether it was accepted is waited for only a moment; a refusal that comes later is logged.
         """
         command = await self._command(wanted)
-        return await self._submitter.start(
+        return await self._submit(
             command,
-            answer_s=self._decide_s if command.idempotency_key is not None else STREAM_ANSWER_S,
-            on_late_refusal=lambda error: logger.warning(
-                "start_refused", extra={"run_id": command.run_id, "problem": error.message}
-            ),
+            self._decide_s if command.idempotency_key is not None else STREAM_ANSWER_S,
+            lambda error: logger.warning("start_refused", extra={"run_id": command.run_id, "problem": error.message}),
         )
 
     async def finished(self, wanted: Wanted) -> str:
@@ -161,7 +159,7 @@ class RunStarter:
         command = await self._command(wanted)
         end = self._tail.end_of(command.run_id)
         try:
-            started = await self._submitter.start(command, answer_s=self._decide_s)
+            started = await self._submit(command, self._decide_s)
             await end
         finally:
             end.cancel()
