@@ -36,10 +36,7 @@ def form_routes(parts: Parts) -> APIRouter:
         openapi_extra=secured("app_key", "admin"),
     )
     async def get_form(request: Request, form_token: str) -> Response:
-        principal = await parts.access.anyone(request)
-        _, form = await form_by_token(parts, form_token, principal)
-        _require_open(form)
-        return Response(encode(form.definition()), media_type="application/json")
+        return await shown(parts, form_token, await parts.access.anyone(request))
 
     @router.post(
         "/form/human_input/{form_token}",
@@ -50,12 +47,23 @@ def form_routes(parts: Parts) -> APIRouter:
     async def submit_form(request: Request, form_token: str) -> Response:
         principal = await parts.access.anyone(request)
         body = await read_json(request, min(MAX_BYTES, parts.limits.max_body_bytes))
-        user = required_user(body.get("user"))
-        maker, form = await form_by_token(parts, form_token, principal)
-        await submit(parts, maker, form, body, FileUser(_app_id(maker), principal, user))
-        return JSONResponse({})
+        return await submitted(parts, form_token, principal, body, required_user(body.get("user")))
 
     return router
+
+
+async def shown(parts: Parts, form_token: str, principal: Principal) -> Response:
+    """The form, while it is open. Raises ApiError."""
+    _, form = await form_by_token(parts, form_token, principal)
+    _require_open(form)
+    return Response(encode(form.definition()), media_type="application/json")
+
+
+async def submitted(parts: Parts, form_token: str, principal: Principal, body: Json, user: str) -> Response:
+    """Answer the form. Raises ApiError."""
+    maker, form = await form_by_token(parts, form_token, principal)
+    await submit(parts, maker, form, body, FileUser(_app_id(maker), principal, user))
+    return JSONResponse({})
 
 
 async def form_by_token(parts: Parts, token: str, principal: Principal) -> tuple[FrameMaker, AskedForm]:

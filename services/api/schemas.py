@@ -113,9 +113,13 @@ class BulkBody(_Shape):
     reason: str | None = Field(None, description="Why they are stopped")
 
 
-class SubmissionBody(UserBody):
+class WebSubmissionBody(_Shape):
     inputs: Values = Field(description="Values of the form's fields, by their output_variable_name")
     action: str = Field(description="Id of one of the form's user_actions")
+
+
+class SubmissionBody(UserBody, WebSubmissionBody):
+    pass
 
 
 class PauseBody(_Shape):

@@ -18,6 +18,7 @@ from services.api import schemas
 from services.api.about import parameters_of, published, site_of
 from services.api.access import Principal
 from services.api.errors import ApiError, invalid_param, not_found, unauthorized
+from services.api.forms import MAX_BYTES, shown, submitted
 from services.api.frames import Json
 from services.api.parts import Parts
 from services.api.reads import RunSummary
@@ -141,6 +142,27 @@ def web_routes(parts: Parts) -> APIRouter:
         if run is None or not visitor.owns(run):
             raise not_found("Workflow run not found")
         return await attach(parts, request, run)
+
+    @router.get(
+        "/form/human_input/{form_token}",
+        summary="A form that a run waits for",
+        responses=answers(schemas.FormDefinition, 401, 404, 412, 503),
+        openapi_extra=_BY_PASSPORT,
+    )
+    async def get_form(request: Request, form_token: str) -> Response:
+        visitor = await visitor_of(parts, request)
+        return await shown(parts, form_token, visitor.principal)
+
+    @router.post(
+        "/form/human_input/{form_token}",
+        summary="Answer a form: whoever has its token may, also for another's run",
+        responses=answers(schemas.Nothing, 400, 401, 404, 412, 413, 415, 503),
+        openapi_extra=_BY_PASSPORT | json_body(schemas.WebSubmissionBody),
+    )
+    async def submit_form(request: Request, form_token: str) -> Response:
+        visitor = await visitor_of(parts, request)
+        body = await read_json(request, min(MAX_BYTES, parts.limits.max_body_bytes))
+        return await submitted(parts, form_token, visitor.principal, body, visitor.user)
 
     return router
 

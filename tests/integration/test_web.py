@@ -7,10 +7,20 @@ from typing import Any
 import httpx
 import pytest
 
+from libs.events.ids import execution_id, form_token
 from libs.events.memory import MemoryLog, MemoryStore
-from libs.events.model import NodeFailed, NodeRetryScheduled, NodeStarted, NodeSucceeded, RunFailed, RunStarted
+from libs.events.model import (
+    FormOpened,
+    NodeFailed,
+    NodeRetryScheduled,
+    NodeStarted,
+    NodeSucceeded,
+    RunFailed,
+    RunPaused,
+    RunStarted,
+)
 from services.api.web import PASSPORT_S
-from tests.api_world import ADMIN, SPEAKING, ScriptedExecutor, Server, finish_llm, nothing, to_llm, until
+from tests.api_world import ADMIN, SPEAKING, T0_US, ScriptedExecutor, Server, finish_llm, nothing, to_llm, until
 from tests.documents import document, edges, node, start
 from tests.integration.test_console import Clock
 
@@ -160,6 +170,8 @@ PATHS = (
     ("POST", "/api/workflows/run"),
     ("POST", "/api/workflows/tasks/00000000-0000-4000-8000-000000000009/stop"),
     ("GET", "/api/workflow/00000000-0000-4000-8000-000000000009/events"),
+    ("GET", "/api/form/human_input/nonsense"),
+    ("POST", "/api/form/human_input/nonsense"),
 )
 
 
@@ -180,6 +192,36 @@ def test_without_a_passport_with_a_wrong_and_with_another_pages_nothing_opens(pa
         for headers in wrong:
             answer = page.server.http.request(method, path, headers=headers)
             assert code_of(answer) == (401, "unauthorized"), (path, headers)
+
+
+def asking(executor: ScriptedExecutor, run_id: str, accepted: Any) -> None:
+    executor.emit(
+        run_id,
+        RunStarted(max_steps=9),
+        NodeStarted(node_id="start", node_type="human-input", title="Ask", index=1),
+        FormOpened(
+            node_id="start",
+            form_id=execution_id(run_id, "", "start"),
+            token=form_token(run_id, 7),
+            actions=("ok",),
+            form={"form_content": "Well?", "inputs": [], "user_actions": [{"id": "ok", "title": "OK"}]},
+            due_us=T0_US,
+        ),
+        RunPaused(forms=(execution_id(run_id, "", "start"),)),
+    )
+
+
+def test_a_form_is_answered_by_any_browser_that_has_its_token(page: Page, executor: ScriptedExecutor) -> None:
+    executor.script = asking
+    seen = frames(run(page, page.visit("asker")))
+    assert [frame["event"] for frame in seen][-2:] == ["human_input_required", "workflow_paused"]
+    path = f"/api/form/human_input/{seen[-2]['data']['form_token']}"
+    http, headers = page.server.http, page.visit("another")
+    assert http.get(path, headers=headers).json()["form_content"] == "Well?"
+    assert code_of(http.get(path, headers=Page(page.server, SPEAKING).visit())) == (404, "not_found")
+    assert code_of(http.post(path, headers=headers, json={"action": "no"})) == (400, "invalid_form_data")
+    assert http.post(path, headers=headers, json={"action": "ok", "inputs": {}}).json() == {}
+    assert code_of(http.get(path, headers=headers)) == (412, "human_input_form_submitted")
 
 
 def test_a_passport_may_come_by_cookie_or_as_bearer(page: Page) -> None:
