@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from libs.events.codec import rfc3339
 from libs.events.commands import DeleteConversation, RateMessage, RenameConversation, SetConversationVariable
+from libs.events.ids import run_id_of_message
 from libs.events.registry import AppCreated
 from libs.workflow.segments import NUMBER_TYPES
 from libs.workflow.variables import MAX_VARIABLE_BYTES, fits
@@ -170,7 +171,7 @@ def _add_messages(router: APIRouter, parts: Parts) -> None:
         tables, talk = await parts.talks.found(query["conversation_id"], app.app_id, user)
         before = None
         if query.get("first_id"):
-            first = await ask(tables, talk_records.message, query["first_id"])
+            first = await _message_or_none(tables, query["first_id"])
             if first is None or first["conversation_id"] != talk["id"]:
                 raise not_found("first_id: there is no such message in the conversation")
             before = first["number"]
@@ -264,10 +265,18 @@ async def _told(parts: Parts, request: Request) -> tuple[AppCreated, str, Json]:
 
 
 async def _message_row(parts: Parts, app: AppCreated, user: str, message_id: str) -> Row:
-    tables = await parts.talks.tables()
-    row: Row | None = await ask(tables, talk_records.message, message_id)
+    row = await _message_or_none(await parts.talks.tables(), message_id)
     if row is None or row["app_id"] != app.app_id or row["created_by"] != user:
         raise not_found("Message does not exist")
+    return row
+
+
+async def _message_or_none(tables: Tables, message_id: str) -> Row | None:
+    try:
+        run_id_of_message(message_id)
+    except ValueError:  # no id of ours, and maybe nothing that a database would take
+        return None
+    row: Row | None = await ask(tables, talk_records.message, message_id)
     return row
 
 

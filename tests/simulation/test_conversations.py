@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from libs.events.blobs import is_ref
 from libs.events.commands import Caller, DeleteConversation, RenameConversation, SetConversationVariable
 from libs.events.ids import new_conversation_id
 from libs.events.model import CommandRejected, RunAccepted, RunStarted
@@ -238,6 +239,27 @@ def test_a_change_behind_what_is_told_is_asked_for_again() -> None:
     run_id = say(world, "two", conversation=newer, conversation_as_of=0)
     world.run()
     assert answer_of(world, run_id) == "two<> #10"
+    world.close()
+
+
+def test_a_history_too_large_for_an_event_is_remembered_all_the_same() -> None:
+    world = world_of()
+    for number, query in enumerate(["x" * 30_000, "y" * 30_000, "z" * 30_000]):
+        say(world, query, continues=number > 0)
+        world.run()
+        world.crash()
+        world.start_executor()
+        world.run()
+    assert world.blobs.kept
+    last = say(world, "last")
+    world.run()
+    state = world.events(last)
+    started = next(e.event for e in state if isinstance(e.event, RunStarted))
+    assert is_ref(started.history)
+    handler = world.handlers["llm"]
+    assert isinstance(handler, Remembering)
+    (asked,) = handler.asked[f"{last}/llm//1"]
+    assert asked.count("z" * 30_000) == 1
     world.close()
 
 
