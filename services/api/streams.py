@@ -26,6 +26,9 @@ from services.api.threads import DONE, Threads
 
 logger = logging.getLogger(__name__)
 
+BEHIND_S = 0.2
+"""How long a stream waits when the log is read later than its run happens."""
+
 
 class RunStreams:
     def __init__(self, log: Log, blobs: Blobs, catalog: Catalog, threads: Threads, buffer_bytes: int) -> None:
@@ -192,7 +195,12 @@ class RunStreams:
                 outbox.recover()
                 after = outbox.cursor or after
             else:
-                span = await self.reads.span(live.run_id)
+                try:
+                    span = await self.reads.span(live.run_id)
+                except TailBehind:
+                    # A stream may be late, it only must not lie; its client could do nothing but attach again.
+                    await asyncio.sleep(BEHIND_S)
+                    continue
                 if span is None:
                     return
                 reached = await self._catch_up(span, after, live.seq, outbox, write)
