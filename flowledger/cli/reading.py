@@ -100,6 +100,10 @@ def print_run(run: dict[str, Any]) -> None:
     click.echo(f"run      {run['id']}")
     click.echo(f"state    {state(run['status'])}" + (f"  at sequence {run['seq']}" if run.get("seq") else ""))
     click.echo(f"app      {run.get('app_id')}  version {run.get('version')}")
+    if run.get("only"):
+        click.echo(f"only     {run['only']}")
+    if run.get("forked_from"):
+        click.echo(f"forked   from {run['forked_from']} behind event {run['forked_at']}")
     click.echo(f"made     {run.get('created_at')}  took {seconds(run.get('elapsed_time'))}")
     for one in run.get("waiting_for") or ():
         click.echo(f"waits    {_wait(one)}")
@@ -171,6 +175,8 @@ def history(run: str, first: int | None, last: int | None, as_json: bool, url: s
 
 
 def _gist(event: dict[str, Any]) -> str:
+    if event.get("cause") == "copied":
+        return "(copied)"
     facts = event.get("data") or {}
     for key in ("error", "message", "handle", "reason"):
         if facts.get(key):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, JsonValue
 from pydantic_core import from_json, to_json
 
 from libs.events.model import EVENT, ConversationVariableSet, FormSubmitted, RunAccepted
-from libs.events.sealing import Vault
+from libs.events.sealing import Unopened, Vault
 from libs.events.slots import Slot, is_sealed, slots, with_values
 
 MARK = b'"$sealed"'
@@ -28,7 +28,7 @@ def seal_value(value: JsonValue, shown: JsonValue, vault: Vault) -> JsonValue:
 
 def read_value(value: JsonValue, vault: Vault | None) -> JsonValue:
     """The value itself with the key, what it shows without one. Raises SealError."""
-    if not is_sealed(value):
+    if not is_sealed(value) or isinstance(vault, Unopened):
         return value
     sealed = cast(dict[str, JsonValue], value)
     return sealed["shown"] if vault is None else from_json(vault.open(str(sealed["$sealed"])))

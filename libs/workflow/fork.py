@@ -32,6 +32,7 @@ from libs.events.model import (
     RunFailed,
     RunStarted,
 )
+from libs.events.sealed_values import read_sealed
 from libs.events.slots import is_sealed
 from libs.workflow.definition import Definition, NodeKind
 from libs.workflow.machine import apply, derived, new_state
@@ -95,13 +96,13 @@ def fork(
     at: int,
     edits: Mapping[str, JsonValue] | None = None,
     afresh: Key | None = None,
-    sealed: Sequence[RunEvent] | None = None,
 ) -> Fork:
     """The fork behind event `at` of `history` (from the run's first event on). Raises ForkInvalid.
 
     `edits`: `node.name` -> another value of the same type. `afresh`: an execution that is not copied at all.
-    `sealed`: the same history with secrets as they stand in the log; what is copied is taken from it.
+    Sealed values of `history` are copied as they stand; they are judged by what they show.
     """
+    as_logged, history = history, [read_sealed(event, None) for event in history]
     accepted = history[0]
     assert isinstance(accepted, RunAccepted)  # sequence 1 is nothing else
     if accepted.only is not None:
@@ -109,7 +110,7 @@ def fork(
     _check_place(history, at)
     numbers = _copied(definition, history[:at], afresh)
     copied = _numbered([history[number] for number in numbers])
-    as_logged = _numbered([(sealed or history)[number] for number in numbers])
+    copies = _numbered([as_logged[number] for number in numbers])
     started = next((event for event in history if isinstance(event, RunStarted)), RunStarted(max_steps=_NO_LIMIT))
     before = _fold(definition, accepted, started, copied)
     if before.error is not None:
@@ -119,9 +120,9 @@ def fork(
             f"Fork before event {failed}, or retry the run"
         )
     if edits:
-        edited = _Edited(definition, accepted, started, copied, as_logged, before.pool, at)
+        edited = _Edited(definition, accepted, started, copied, copies, before.pool, at)
         edited.take(edits)
-        accepted, started, copied, as_logged = edited.accepted, edited.started, edited.copied, edited.as_logged
+        accepted, started, copied, copies = edited.accepted, edited.started, edited.copied, edited.as_logged
         before = _fold(definition, accepted, started, copied)
     kept = {Key(event.path, event.node_id) for event in copied if isinstance(event, NodeStarted)}
     begun = (event for event in history if isinstance(event, NodeStarted))
@@ -130,7 +131,7 @@ def fork(
         apply(before, event, 0, 1)
     due = [*before.ready, *(each.key for each in before.running() if each.status == "retry")]
     first = dict.fromkeys(key.node_id for key in due)
-    prefix = [json.loads(encode_body(event)) for event in as_logged]
+    prefix = [json.loads(encode_body(event)) for event in copies]
     return Fork(at, accepted, started, prefix, tuple(again), tuple(first))
 
 

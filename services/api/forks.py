@@ -106,11 +106,10 @@ async def _begun(
     edits: dict[str, JsonValue],
 ) -> tuple[Fork, str]:
     """(how it was forked, id of the new run). Raises ApiError."""
-    history = await parts.folds.history(run_id, principal)
-    sealed = await parts.folds.history(run_id, principal, sealed=True)
+    history = await parts.folds.history(run_id, principal, sealed=True)
     await parts.access.app(accepted_in(history).app_id, principal)
     try:
-        made = await parts.threads.run(_make, parts, history, sealed, point, edits)
+        made = await parts.threads.run(_make, parts, history, point, edits)
     except ForkInvalid as error:
         if error.code == "invalid_param":
             raise invalid_param(str(error), str(error).partition(":")[0]) from error
@@ -120,20 +119,13 @@ async def _begun(
     return made, started.run_id
 
 
-def _make(
-    parts: Parts,
-    history: list[Recorded],
-    sealed: list[Recorded],
-    point: RetryPoint | None,
-    edits: dict[str, JsonValue],
-) -> Fork:
+def _make(parts: Parts, history: list[Recorded], point: RetryPoint | None, edits: dict[str, JsonValue]) -> Fork:
     """Blocking. `point` None: where a failed run is tried again."""
     definition = parts.folds.definition(history)
     events: list[Any] = [recorded.event for recorded in history]
-    as_logged: list[Any] = [recorded.event for recorded in sealed]
     if point is None:
         point = retry_point(definition, events)
-    return fork(definition, events, point.at, edits, point.afresh, as_logged)
+    return fork(definition, events, point.at, edits, point.afresh)
 
 
 def _command(parts: Parts, origin: str, made: Fork, key: str | None, digest: str) -> StartRun:

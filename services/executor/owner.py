@@ -427,7 +427,9 @@ class PartitionOwner:
             self._queue(run)
         if state.status == PAUSED and not run.queued:
             self._park(run, state)
-        elif state.seq - run.snapshot_seq >= max(self._x.snapshot_events, run.snapshot_seq // SNAPSHOT_SHARE):
+        elif not copying(state) and state.seq - run.snapshot_seq >= max(
+            self._x.snapshot_events, run.snapshot_seq // SNAPSHOT_SHARE
+        ):  # what is still to be copied would be in every snapshot
             self._snapshot(run, state)
 
     def _follow(self, run: LiveRun, state: RunState, now_us: int) -> bool:

@@ -144,12 +144,11 @@ def test_a_fork_copies_secrets_sealed_and_works_with_them(snapshot_events: int) 
     world.start_executor()
     world.run()
     keep = Unopened()
-    shown: list[Any] = [restore(each.event, world.blobs) for each in world.events(origin)]
-    sealed: list[Any] = [
+    events: list[Any] = [
         restore(decode_event(record, keep).event, world.blobs, keep) for record in world.records(origin)
     ]
-    at = next(n for n, event in enumerate(shown, 1) if event.type == "NodeSucceeded" and event.node_id == "call")
-    made = fork(compile_document(DOCUMENT), shown, at, {"start.q": "y"}, sealed=sealed)
+    at = next(n for n, event in enumerate(events, 1) if event.type == "NodeSucceeded" and event.node_id == "call")
+    made = fork(compile_document(DOCUMENT), events, at, {"start.q": "y"})
     run_id = world.request("document", forked_from=Origin(run_id=origin, seq=at), prefix=made.prefix, inputs={"q": "y"})
     world.run(landings=5)
     world.crash()
