@@ -249,7 +249,7 @@ _WANTED: Final[Mapping[str, str]] = {
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def file_value(given: Mapping[str, Any]) -> JsonValue:
+def file_value(given: Mapping[str, Any]) -> dict[str, JsonValue]:
     """The value of a file in the variable pool, from what a request says of it. Raises ValueError."""
     if given.get("dify_model_identity") == FILE_IDENTITY:
         return dict(given)
@@ -284,7 +284,7 @@ def file_value(given: Mapping[str, Any]) -> JsonValue:
     return value
 
 
-def _written(given: Mapping[str, Any], text: str) -> JsonValue:
+def _written(given: Mapping[str, Any], text: str) -> dict[str, JsonValue]:
     """A file whose content is in the request, as text."""
     name = str(given.get("filename") or given.get("name") or "text.txt")
     extension = _extension_of(name)
@@ -314,7 +314,8 @@ def _checked_file(variable: StartVariable, given: Mapping[str, Any], name: str) 
         "allowed_file_extensions": variable.allowed_file_extensions,
         "allowed_file_upload_methods": variable.allowed_file_upload_methods,
     }
-    _check_allowed(name, given, rules)
+    # A file that is given as text needs no type: its value has one.
+    _check_allowed(name, {**given, "type": value["type"]}, rules)
     return value
 
 

@@ -168,6 +168,14 @@ def test_file_lists_are_checked_one_by_one() -> None:
     assert "list of files" in refusal("file-list", REMOTE)
 
 
+def test_a_file_given_as_text_is_a_document_unless_it_says_otherwise() -> None:
+    given = {"name": "a.csv", "text": "1,2"}
+    found = value("file", given, allowed_file_types=["document", "image"])
+    assert isinstance(found, dict)
+    assert (found["type"], found["text"]) == ("document", "1,2")
+    assert "files of type document are not allowed" in refusal("file", given, allowed_file_types=["image"])
+
+
 def test_an_empty_text_for_a_required_file_counts_as_missing() -> None:
     assert refusal("file", "", required=True) == "v is required in input form"
 
