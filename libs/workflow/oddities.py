@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from libs.workflow.configs.flow import LoopConfig
+from libs.workflow.configs.models import LlmConfig
 from libs.workflow.drafts import Draft, Drafts
 from libs.workflow.graph import Edge, Layout, by_node, on_cycles, stuck
 from libs.workflow.node_configs import WITHOUT_HANDLER
@@ -163,8 +165,12 @@ def _check_older_forms(node: Draft, findings: Findings) -> None:
             findings.warn(f"{node.at}.data.body.data", "the older form of a body, one text")
     elif node.type in ("tool", "agent") and "output_schema" in data and data["output_schema"] is None:
         findings.warn(f"{node.at}.data.output_schema", "is null; read as empty")
-    elif node.type == "loop":
-        for number, variable in enumerate(getattr(node.config, "loop_variables", ())):
+    elif isinstance(node.config, LlmConfig):
+        if node.config.structured_output_switch_on and node.config.output_schema is None:
+            at = f"{node.at}.data.structured_output"
+            findings.warn(at, "is switched on and has no schema; the node answers in text only", "Give it a schema")
+    elif isinstance(node.config, LoopConfig):
+        for number, variable in enumerate(node.config.loop_variables):
             if variable.is_json_text and isinstance(variable.value, list) and variable.value:
                 findings.warn(
                     f"{node.at}.data.loop_variables[{number}].value",
