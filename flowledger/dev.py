@@ -64,8 +64,12 @@ class Embedded:
             self._thread.join(STOP_TIMEOUT_S)
 
 
-def start_embedded(data: Path, host: str, port: int, settings: Settings, *, executor: bool = True) -> Embedded:
+def start_embedded(
+    data: Path, host: str, port: int, settings: Settings, *, executor: bool = True, schedules: bool = False
+) -> Embedded:
     """Start in a thread; returns when requests are answered. `executor` False: nothing is executed, reads only.
+
+    `schedules`: runs of schedules are started; who opens the folder for one command leaves them to a server.
 
     Raises LogError when another process has the folder open, OSError when the port is taken.
     """
@@ -81,7 +85,7 @@ def start_embedded(data: Path, host: str, port: int, settings: Settings, *, exec
     def run() -> None:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve(data, host, port, settings, executor, ready))
+                runner.run(_serve(data, host, port, settings, executor, schedules, ready))
         except BaseException as error:
             found.append(error)
             if started.is_set():
@@ -100,7 +104,9 @@ def start_embedded(data: Path, host: str, port: int, settings: Settings, *, exec
     return instance
 
 
-async def _serve(data: Path, host: str, port: int, settings: Settings, execute: bool, ready: Ready) -> None:
+async def _serve(
+    data: Path, host: str, port: int, settings: Settings, execute: bool, schedules: bool, ready: Ready
+) -> None:
     """Open everything, serve until asked to stop, close everything in the opposite order."""
     async with AsyncExitStack() as closing:
         token = settings.admin_token or stored_admin_token(data)
@@ -142,6 +148,7 @@ async def _serve(data: Path, host: str, port: int, settings: Settings, execute: 
             version=own_version(),
             instance_id=instance_id,
             models=settings.models,
+            schedules=schedules,
             origins=settings.cors_origins,
             limits=limits_of(settings),
         )

@@ -56,7 +56,8 @@ def dev(
     given = settings(data)
     _check_port(host, port)
     try:
-        instance = start_embedded(given.data, host, port, replace(given, models="offline") if offline else given)
+        chosen = replace(given, models="offline") if offline else given
+        instance = start_embedded(given.data, host, port, chosen, schedules=True)
     except LogError as error:
         raise Problem(f"cannot open {given.data}: {error}", UNREACHABLE) from error
     asked = threading.Event()

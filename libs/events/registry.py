@@ -442,6 +442,7 @@ class RegistryTail(Registry):
         self._refreshed_at: float | None = None
         self._refreshed_to = 0
         self._error: LogError | None = None
+        self._listeners: tuple[Callable[[], None], ...] = ()
         self.position, _ = log.bounds(Topic.DEFINITIONS, 0)
         self._tail = log.tail(Topic.DEFINITIONS, {0: self.position}, self._follow, self._fail)
 
@@ -450,6 +451,17 @@ class RegistryTail(Registry):
             self.apply(record)
         with self._changed:
             self._changed.notify_all()
+        for listener in self._listeners:
+            listener()
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` on the tail's thread whenever something was read; what is returned ends that."""
+        self._listeners = (*self._listeners, listener)
+
+        def end() -> None:
+            self._listeners = tuple(one for one in self._listeners if one is not listener)
+
+        return end
 
     def _fail(self, error: LogError) -> None:
         with self._changed:

@@ -48,6 +48,7 @@ from services.api.rate import RequestRate
 from services.api.reads import Reads
 from services.api.records import Records
 from services.api.runs import run_routes
+from services.api.scheduler import Scheduler
 from services.api.schemas import SECURITY_SCHEMES, for_every_key
 from services.api.sse import Pinger
 from services.api.starting import RunStarter
@@ -88,6 +89,8 @@ class ApiDependencies:
     version: str = "0.1.0"
     instance_id: str = ""
     models: str = "configured"
+    schedules: bool = True
+    """Whether this process starts the runs of schedules; all that do share the work."""
     origins: tuple[str, ...] = ("*",)
     """Pages of these may call (CORS); `*`: of all."""
     limits: Limits = field(default_factory=Limits)
@@ -101,13 +104,25 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     parts = _build(deps)
     metrics = ApiMetrics()
     metrics.watch(parts.tail, parts.streams)
+    scheduler = Scheduler(
+        deps.registry,
+        deps.catalog,
+        parts.starter,
+        parts.publisher,
+        parts.threads,
+        now_us=deps.now_us,
+        look_s=deps.limits.schedules_s,
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await parts.tail.start()
+        if deps.schedules:
+            scheduler.start()
         try:
             yield
         finally:
+            await scheduler.stop()
             parts.streams.close()
             parts.pinger.stop()
             await parts.tail.stop()

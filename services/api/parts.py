@@ -46,6 +46,8 @@ class Limits:
     max_lag_records: int = 10_000
     """Further behind than this the replica is not ready."""
     keys_per_app: int = 10
+    schedules_s: float = 1.0
+    """How often schedules are compared with the clock, which may be set."""
     key_requests_per_minute: int = 0
     max_app_runs: int = 0
     max_runs: int = 0
