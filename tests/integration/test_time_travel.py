@@ -108,6 +108,16 @@ def test_one_node_is_named_by_its_title_and_streams_its_frames(server: Server) -
     assert kinds == ["workflow_started", "node_started", "node_finished", "workflow_finished"]
 
 
+def test_one_node_of_a_chatflow_takes_system_and_conversation_values(server: Server) -> None:
+    app = server.imported(CHAT)["app_id"]
+    given = {"#conversation.mood#": "glad", "#sys.query#": "why", "#llm.text#": "so"}
+    answer = server.run(app_id=app, only="answer", query="", inputs=given)
+    assert server.ended(answer["workflow_run_id"])["outputs"]["answer"] == "glad: why so"
+    later = {"#sys.query#": "how", "#llm.text#": "then"}
+    answer = server.run(app_id=app, only="answer", from_run=answer["workflow_run_id"], query="", inputs=later)
+    assert server.ended(answer["workflow_run_id"])["outputs"]["answer"] == "glad: how then"
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

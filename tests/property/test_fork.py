@@ -12,6 +12,7 @@ from libs.workflow.fork import ForkInvalid, fork, retry_point
 from libs.workflow.machine import Stop, apply, decide, derived, new_state
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from libs.workflow.state import Form, Key, dump_state, load_state
+from libs.workflow.streaming import ResponseStream
 from tests.driver import RUN_ID, Driver
 from tests.graphs import graphs
 
@@ -43,6 +44,17 @@ def _run(text: str, seed: int, order: int) -> Driver:
     return driver
 
 
+def _text(driver: Driver) -> str:
+    """What a client's stream shows in the end."""
+    state, shown = new_state(driver.definition, RUN_ID), ""
+    stream = ResponseStream(driver.definition)
+    for event in driver.events:
+        apply(state, event, 1, 1)
+        for said in stream.on_event(event, state):
+            shown = said.text if said.replace else shown + said.text
+    return shown
+
+
 def _new(origin: Driver, prefix: list[Any]) -> Driver:
     return Driver(origin.definition, accepted={"prefix": prefix}, **INPUTS)
 
@@ -65,6 +77,7 @@ def test_a_fork_ends_alike(text: str, seed: int, order: int, data: st.DataObject
         assert state.outputs == whole.state.outputs
         assert state.exceptions_count == whole.state.exceptions_count
         assert state.total_steps == whole.state.total_steps
+        assert _text(forked) == _text(whole)
     done = {
         (Key(event.path, event.node_id), event.attempt)
         for event in whole.events[:at]
