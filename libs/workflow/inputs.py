@@ -67,10 +67,14 @@ def validate_inputs(
     if not isinstance(inputs, Mapping):
         raise InputInvalid([f"inputs must be an object, got {kind_of(inputs)}"])
     values: dict[str, JsonValue] = dict(inputs) if definition.nodes[definition.root].type in _EVENTFUL else {}
+    strict = definition.mode == "workflow"  # chatflows and lists of files take a type as it is given
     problems: list[str] = []
     for variable in definition.start_variables:
         try:
-            values[variable.variable] = _value(variable, inputs.get(variable.variable))
+            given = inputs.get(variable.variable)
+            values[variable.variable] = _value(variable, given)
+            if strict and variable.type == "file" and isinstance(given, dict):
+                _check_type(variable.variable, given)
         except _Wrong as wrong:
             problems.append(str(wrong))
     try:
@@ -106,6 +110,8 @@ def accepted_files(definition: Definition, files: Sequence[Any]) -> list[JsonVal
     for number, file in enumerate(usable):
         try:
             made.append(file_value(file))
+            if definition.mode == "workflow":
+                _check_type(f"files[{number}]", file)
             if rules.get("enabled") is True:
                 _check_allowed(f"files[{number}]", file, rules)
         except (_Wrong, ValueError) as wrong:
@@ -208,7 +214,6 @@ def _json(variable: StartVariable, given: Any) -> JsonValue:
 def _file(variable: StartVariable, given: Any) -> JsonValue:
     if not isinstance(given, dict):
         raise _Wrong(f"{variable.variable} in input form must be a file, got {kind_of(given)}")
-    _check_type(variable.variable, given)
     return _checked_file(variable, given, variable.variable)
 
 

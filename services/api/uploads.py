@@ -145,7 +145,7 @@ class Uploads:
             problems.append(f"{where} in input form: invalid upload file. Upload it with the same `user` first")
             return None
         return {
-            "type": given.get("type") or type_of_extension(file.extension),
+            "type": given.get("type") or "custom",
             "transfer_method": given["transfer_method"],
             "upload_file_id": file.file_id,
             "filename": file.name,

@@ -192,6 +192,17 @@ def test_top_level_files_follow_the_features() -> None:
         validate_inputs(definition, {}, files=[UPLOAD])
 
 
+def test_a_type_must_be_that_of_the_extension_for_one_file_of_a_workflow_only() -> None:
+    wrong = {"transfer_method": "remote_url", "url": "https://x.example/a.pdf", "type": "image"}
+    one = form({"variable": "f", "type": "file"})
+    with pytest.raises(InputInvalid, match="given as image"):
+        validate_inputs(one, {"f": wrong})
+    with pytest.raises(InputInvalid, match=r"files\[0\]: the file is given as image"):
+        accepted_files(one, [wrong])
+    many = form({"variable": "f", "type": "file-list"})
+    assert validate_inputs(many, {"f": [wrong]})["f"]
+
+
 def test_a_chatflow_without_upload_ignores_top_level_files() -> None:
     definition = form(features={"file_upload": {"enabled": False}}, mode="advanced-chat")
     assert accepted_files(definition, [REMOTE]) == []
