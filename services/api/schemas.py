@@ -598,6 +598,7 @@ _ERRORS = {
     401: "No key, or an unknown one",
     403: "The key may not do this",
     404: "There is no such thing, or not for this key",
+    408: "The body has not arrived in time",
     409: "Not possible as things are",
     412: "The form was answered already, or has expired",
     413: "The body is too large",

@@ -29,6 +29,9 @@ OTHER_MB: Final = 15
 MAX_UPLOAD_BYTES: Final = max(LIMITS_MB.values()) * 1024 * 1024 + 64 * 1024
 """Of the whole body: the largest file, and what stands around it."""
 
+EVERY_APP: Final = ""
+"""App of files that belong to whoever edits apps."""
+
 MAX_NAME: Final = 200
 _IDS: Final = ("upload_file_id", "tool_file_id", "related_id", "reference")
 _KEPT_HERE: Final = frozenset({"local_file", "tool_file"})
@@ -165,7 +168,7 @@ class FileUser:
     user: str
 
     def may_use(self, file: StoredFile) -> bool:
-        if file.app_id != self.app_id:
+        if file.app_id not in (self.app_id, EVERY_APP):
             return False
         return self.principal.admin or file.owner in ("", self.principal.caller(self.user).id)
 

@@ -18,13 +18,15 @@ from services.api import schemas
 from services.api.about import parameters_of, published, site_of
 from services.api.access import Principal
 from services.api.errors import ApiError, invalid_param, not_found, unauthorized
+from services.api.files import read_form
 from services.api.forms import MAX_BYTES, shown, submitted
 from services.api.frames import Json
 from services.api.parts import Parts
 from services.api.reads import RunSummary
 from services.api.requests import RunRequest, body_digest, read_json
-from services.api.schemas import answers, errors, json_body, parameters, streamed
+from services.api.schemas import answers, errors, file_body, json_body, parameters, streamed
 from services.api.starting import Wanted
+from services.api.uploads import MAX_UPLOAD_BYTES, uploaded
 from services.api.workflows import attach, last_event_id, require_workflow
 
 PASSPORT: Final = "web-passport"
@@ -92,6 +94,20 @@ def web_routes(parts: Parts) -> APIRouter:
         user = visitor.principal.caller(visitor.user).id
         about = {"app_id": visitor.app.app_id, "end_user_id": user, "enable_site": True}
         return JSONResponse(about | {"site": site_of(visitor.app, definition)} | site_of(visitor.app, definition))
+
+    @router.post(
+        "/files/upload",
+        summary="Upload a file for runs of this browser",
+        status_code=201,
+        responses=answers(schemas.UploadedFile, 400, 401, 408, 413, 415, 503, status=201),
+        openapi_extra=_BY_PASSPORT | file_body(),
+    )
+    async def upload(request: Request) -> Response:
+        visitor = await visitor_of(parts, request)
+        form = await read_form(request, MAX_UPLOAD_BYTES)
+        owner = visitor.principal.caller(visitor.user).id
+        file = await parts.uploads.take(form, visitor.app.app_id, owner)
+        return JSONResponse(uploaded(file, parts.signer.link(file.file_id)), 201)
 
     @router.post(
         "/workflows/run",

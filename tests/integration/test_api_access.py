@@ -29,7 +29,7 @@ REQUIRED = document(
     ],
     edges("start > end"),
 )
-CREATING = {("post", "/v1/apps/{app_id}/keys"), ("post", "/v1/files/upload")}
+CREATING = {("post", "/v1/apps/{app_id}/keys"), ("post", "/v1/files/upload"), ("post", "/api/files/upload")}
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000009"
 
 

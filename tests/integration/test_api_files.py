@@ -307,3 +307,39 @@ def test_more_files_than_a_list_takes_are_refused(server: Server) -> None:
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_param")
     assert "at most 2" in answer.json()["message"]
     assert run_with(server, app, "").status_code == 200  # as if it were not there
+
+
+# --- where files come from besides the service API ---
+
+
+def test_a_browsers_upload_is_for_that_browser(server: Server, app: dict[str, Any], executor: ScriptedExecutor) -> None:
+    code = server.http.get(f"/console/api/apps/{app['app_id']}", headers=server.admin()).json()["site"]["code"]
+
+    def visit(user: str) -> dict[str, str]:
+        answer = server.http.get("/api/passport", params={"user_id": user}, headers={"X-App-Code": code})
+        return {"X-App-Code": code, "X-App-Passport": answer.json()["access_token"]}
+
+    mine, other = visit("me"), visit("you")
+    form = {"file": ("a.txt", b"hello", "text/plain")}
+    made = server.http.post("/api/files/upload", headers=mine, files=form)
+    assert made.status_code == 201, made.text
+    body = {"inputs": {"f": local(made.json()["id"])}}
+    assert server.http.post("/api/workflows/run", headers=mine, json=body).status_code == 200
+    refused = server.http.post("/api/workflows/run", headers=other, json=body)
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_param")
+    assert run_with(server, app, body["inputs"]["f"], user="me").status_code == 400  # a namesake of the service API
+    assert server.http.post("/api/files/upload", files=form).status_code == 401
+
+
+def test_an_upload_of_the_console_is_for_whoever_edits(server: Server, app: dict[str, Any]) -> None:
+    form = {"file": ("a.txt", b"hello", "text/plain")}
+    made = server.http.post("/console/api/files/upload", headers=server.admin(), files=form)
+    assert made.status_code == 201, made.text
+    given = local(made.json()["id"])
+    body = {"app_id": app["app_id"], "inputs": {"f": given}}
+    assert server.http.post("/v1/runs", headers=server.admin(), json=body).status_code == 200
+    assert run_with(server, app, given).json()["code"] == "invalid_param"
+    preview = f"/v1/files/{made.json()['id']}/preview"
+    assert server.http.get(preview, headers=server.admin()).content == b"hello"
+    assert server.http.get(preview, headers=bearer(app)).status_code == 403
+    assert server.http.post("/console/api/files/upload", headers=bearer(app), files=form).status_code in (401, 403)

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from services.api.console.apps import console_app_routes
 from services.api.console.draft_runs import draft_run_routes
 from services.api.console.drafts import draft_routes
+from services.api.console.files import console_file_routes
 from services.api.console.imports import import_routes
 from services.api.console.runs import run_history_routes
 from services.api.console.session import session_routes
@@ -27,5 +28,6 @@ def console_routes(parts: Parts) -> list[APIRouter]:
         variable_routes(parts),
         trigger_routes(parts),
         draft_routes(parts),
+        console_file_routes(parts),
         run_history_routes(parts),
     ]
