@@ -74,7 +74,7 @@ class _Why:
             return f"It is being stopped{self._by(StopRequested)}: {_clause(state.stop_reason)}."
         if state.status == "pending":
             since = _instant(state.accepted_us)
-            return f"It waits since {since} to be admitted: by an executor, when one is there and limits allow it."
+            return f"It waits since {since} to be admitted: no executor has taken it up yet."
         if state.status == "paused":
             return self._paused()
         if copying(state):
