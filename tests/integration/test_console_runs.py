@@ -164,8 +164,16 @@ def test_a_chatflow_answers_from_its_draft(console: httpx.Client) -> None:
     assert "".join(frame["answer"] for frame in seen if frame["event"] == "message") == "you said hello"
     assert seen[-1]["event"] == "workflow_finished"
     items = console.get(f"{app}/advanced-chat/workflow-runs").json()["data"]
-    assert (items[0]["id"], bool(items[0]["message_id"])) == (seen[-1]["workflow_run_id"], True)
-    assert console.get(f"{app}/advanced-chat/workflow-runs/count").json()["succeeded"] == 1
+    assert items[0]["id"] == seen[-1]["workflow_run_id"]
+    talk = {name: seen[-1][name] for name in ("conversation_id", "message_id")}
+    assert talk.items() <= items[0].items()
+    more = {"query": "again", "conversation_id": talk["conversation_id"]}
+    again = frames(console.post(f"{app}/advanced-chat/workflows/draft/run", json=more))
+    assert again[0]["conversation_id"] == talk["conversation_id"]
+    assert again[0]["data"]["inputs"]["sys.dialogue_count"] == 2
+    more["conversation_id"] = "01a219fe-cc6f-7000-9d2c-5a87966bf196"
+    assert code_of(console.post(f"{app}/advanced-chat/workflows/draft/run", json=more)) == (404, "not_found")
+    assert console.get(f"{app}/advanced-chat/workflow-runs/count").json()["succeeded"] == 2
 
 
 def test_a_secret_of_a_draft_stands_in_no_file(console: httpx.Client, instance: Embedded) -> None:

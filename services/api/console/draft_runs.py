@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from libs.events.registry import AppCreated
 from services.api.access import ADMIN_ID, Principal
+from services.api.chat import conversation_of
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE
 from services.api.console.executions import executions
@@ -57,7 +58,8 @@ def draft_run_routes(parts: Parts) -> APIRouter:
         if query is not None and not isinstance(query, str):
             raise invalid_param("query: expected a string", "query")
         wanted = await _wanted(parts, request, app, {"inputs": {}} | _given(body))
-        return await _stream(parts, request, replace(wanted, query=query or ""))
+        wanted = replace(wanted, query=query or "", conversation_id=conversation_of(body))
+        return await _stream(parts, request, wanted)
 
     for prefix, modes in (("", ()), ("/advanced-chat", (CHAT,))):
         for kind in ("iteration", "loop"):

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from sqlalchemy.engine import Connection
 from starlette.responses import JSONResponse, Response
 
-from libs.events.ids import execution_id, run_id_of_task
+from libs.events.ids import message_id_of, run_id_of_task
 from libs.events.registry import AppCreated
 from services.api import schemas
 from services.api.access import Principal
@@ -230,7 +230,7 @@ def _item(row: Any, *, chat: bool) -> Json:
         "retry_index": 0,
     }
     if chat:
-        item |= {"conversation_id": row["conversation_id"], "message_id": execution_id(row["id"], "", "message")}
+        item |= {"conversation_id": row["conversation_id"], "message_id": message_id_of(row["id"])}
     return item
 
 
