@@ -1,6 +1,7 @@
 """The API as an ASGI application. `create_app` builds it from plain objects; nothing here reads the environment."""
 
 import logging
+import re
 import secrets
 import time
 import uuid
@@ -273,14 +274,28 @@ def _handle_errors(app: FastAPI) -> None:
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         code = CODES.get(error.status_code, "unknown")
         message = str(error.detail)
+        headers = dict(error.headers or {})
         if error.status_code == 404:
             message = f"there is no {request.url.path}"
-        return ApiError(error.status_code, code, message, headers=error.headers).response()
+        if error.status_code == 405:
+            # A route knows its own method only; the path may have others.
+            allowed = allowed_methods(app.openapi(), request.url.path)
+            headers["Allow"] = ", ".join(allowed)
+            message = f"{request.url.path} knows {headers['Allow']}, not {request.method}"
+        return ApiError(error.status_code, code, message, headers=headers).response()
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, error: RequestValidationError) -> Response:
         found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         return invalid_param("\n".join(found)).response()
+
+
+def allowed_methods(document: dict[str, Any], path: str) -> list[str]:
+    """The methods that the document has for a path; where two of its paths match, the one with fewer parameters."""
+    patterns = {one: re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(one)) for one in document["paths"]}
+    matching = [one for one, pattern in patterns.items() if re.fullmatch(pattern, path)]
+    closest = min(matching, key=lambda one: one.count("{"), default=None)
+    return [] if closest is None else sorted(method.upper() for method in document["paths"][closest])
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

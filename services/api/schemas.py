@@ -609,7 +609,8 @@ _ERRORS = {
 }
 
 
-def answers(model: type[BaseModel], *error_statuses: int, status: int = 200) -> Responses:
+def answers(model: Any, *error_statuses: int, status: int = 200) -> Responses:
+    """`model`: one, or a union of some."""
     found: Responses = {status: {"model": model}}
     return found | errors(*error_statuses)
 
@@ -624,7 +625,7 @@ def errors(*statuses: int) -> Responses:
     return {status: {"model": Error, "description": _ERRORS[status]} for status in statuses}
 
 
-_FRAMES: Doc = {"schema": {"type": "string", "description": "Server-sent events; see docs/api"}}
+_FRAMES: Doc = {"schema": {"description": "Server-sent events; see docs/api.md"}}
 
 
 def streamed(model: type[BaseModel] | None) -> Responses:

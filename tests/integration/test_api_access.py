@@ -380,6 +380,18 @@ def test_browsers_may_call(server: Server) -> None:
     assert server.http.get("/healthz").headers["access-control-allow-origin"] == "*"
 
 
+def test_a_wrong_method_is_answered_with_those_of_the_path(server: Server) -> None:
+    for path, known in {
+        "/v1/runs": "GET, POST",
+        "/v1/runs/bulk": "POST",
+        f"/v1/apps/{UNKNOWN_ID}/keys": "DELETE, GET, POST",
+        f"/v1/apps/{UNKNOWN_ID}/keys/x": "DELETE",
+    }.items():
+        answer = server.http.patch(path, headers=server.admin())
+        assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+        assert answer.headers["allow"] == known
+
+
 def test_pages_of_other_origins_are_told_nothing_when_origins_are_named(log: MemoryLog) -> None:
     made = Server(log, origins=("https://a.example",))
     try:

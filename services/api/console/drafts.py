@@ -138,7 +138,7 @@ def _publishing(router: APIRouter, parts: Parts) -> None:
     @router.get(
         "/publish",
         summary="The version that runs now, or null",
-        responses=answers(shapes.Workflow, 401, 403, 404, 503),
+        responses=answers(shapes.Workflow | None, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
     async def get_published(request: Request, app_id: str) -> Response:

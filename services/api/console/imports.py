@@ -45,6 +45,9 @@ class ImportFailed(Exception):
 
 def import_routes(parts: Parts) -> APIRouter:
     router = APIRouter(prefix="/console/api/apps", tags=["Console"])
+    failed: schemas.Responses = {
+        400: {"model": shapes.Imported | schemas.Error, "description": "It cannot be imported, or asked for so"}
+    }
     held: schemas.Responses = {
         202: {"model": shapes.Imported, "description": "Held back until it is confirmed, for ten minutes"}
     }
@@ -53,7 +56,7 @@ def import_routes(parts: Parts) -> APIRouter:
         "/imports",
         summary="Import a document as an app, or over an app's draft",
         description="A document that cannot be imported answers 400 with `status` failed.",
-        responses=answers(shapes.Imported, 400, 401, 403, 413, 415, 503) | held,
+        responses=answers(shapes.Imported, 401, 403, 413, 415, 503) | held | failed,
         openapi_extra=CONSOLE | json_body(shapes.ImportBody),
     )
     async def import_app(request: Request) -> Response:
@@ -63,7 +66,7 @@ def import_routes(parts: Parts) -> APIRouter:
     @router.post(
         "/imports/{import_id}/confirm",
         summary="Import what was held back",
-        responses=answers(shapes.Imported, 400, 401, 403, 503),
+        responses=answers(shapes.Imported, 401, 403, 503) | failed,
         openapi_extra=CONSOLE,
     )
     async def confirm_import(request: Request, import_id: str) -> Response:
