@@ -27,6 +27,9 @@ TOKEN_CONTEXT = b"flowledger session tokens"
 ADMIN_ID = "00000000-0000-0000-0000-000000000002"
 """Account id of who holds the admin token."""
 
+ANYBODY = "DEFAULT-USER"
+"""The end user of requests that may name one and do not."""
+
 
 @dataclass(slots=True, frozen=True)
 class Principal:

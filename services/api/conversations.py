@@ -20,10 +20,9 @@ from libs.workflow.segments import NUMBER_TYPES
 from libs.workflow.variables import MAX_VARIABLE_BYTES, fits
 from services.api import schemas, talk_records
 from services.api.about import enabled, published
-from services.api.access import Principal, end_user_id, required_user
+from services.api.access import ANYBODY, Principal, end_user_id, required_user
 from services.api.chat import require_chat
 from services.api.errors import bad_request, invalid_param, not_found
-from services.api.files import ANYBODY
 from services.api.frames import Json, encode
 from services.api.parts import Parts
 from services.api.requests import read_json

@@ -9,16 +9,13 @@ from starlette.responses import JSONResponse, Response
 
 from libs.events.files import StoredFile
 from services.api import schemas
-from services.api.access import ADMIN_ID, end_user_id
+from services.api.access import ADMIN_ID, ANYBODY, end_user_id
 from services.api.errors import ApiError, bad_request, forbidden, invalid_param
 from services.api.multipart import MultipartInvalid, Part, parse_multipart
 from services.api.parts import Parts
 from services.api.requests import read_body
 from services.api.schemas import answers, errors, file_body, parameters, secured
 from services.api.uploads import MAX_UPLOAD_BYTES, uploaded
-
-ANYBODY: Final = "DEFAULT-USER"
-"""The end user of requests that name none."""
 
 _MARKUP: Final = frozenset({"text/html", "application/xhtml+xml", "text/xml", "application/xml"})
 """What a browser would show as a page of this server."""

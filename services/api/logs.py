@@ -12,7 +12,7 @@ from libs.events.codec import rfc3339
 from libs.events.ids import execution_id
 from libs.tables import TENANT_ID
 from services.api import schemas
-from services.api.access import ADMIN_ID
+from services.api.access import ADMIN_ID, ANYBODY
 from services.api.errors import ApiError, invalid_param, unavailable
 from services.api.frames import Json
 from services.api.parts import Parts
@@ -87,10 +87,10 @@ def log_routes(parts: Parts) -> APIRouter:
                 "id": end_user_id,
                 "tenant_id": TENANT_ID,
                 "app_id": app.app_id,
-                "type": "service-api",
+                "type": _type(found.invoke_from),
                 "external_user_id": found.user,
                 "name": found.user,
-                "is_anonymous": False,
+                "is_anonymous": found.user == ANYBODY,
                 "session_id": found.user,
                 "created_at": rfc3339(found.created_us),
                 "updated_at": rfc3339(found.updated_us),
@@ -140,12 +140,16 @@ def _whole(query: Mapping[str, str], name: str, default: int, most: int) -> int:
     return int(text)
 
 
+def _type(invoke_from: str) -> str:
+    return "browser" if invoke_from == "web-app" else "service-api"
+
+
 def _entry(row: Mapping[str, Any]) -> Json:
     by_user = row["created_by_role"] == "end_user"
     user = {
         "id": row["created_by"],
-        "type": "browser" if row["invoke_from"] == "web-app" else "service-api",
-        "is_anonymous": False,
+        "type": _type(row["invoke_from"]),
+        "is_anonymous": row["created_by_user"] == ANYBODY,
         "session_id": row["created_by_user"],
     }
     run = {

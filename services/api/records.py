@@ -76,6 +76,8 @@ class LogFilter:
 @dataclass(slots=True, frozen=True)
 class EndUser:
     user: str
+    invoke_from: str
+    """Where its runs were started; a browser's user is never one of the service API, too."""
     created_us: int
     updated_us: int
 
@@ -144,12 +146,15 @@ class Records:
     def end_user(self, app_id: str, user_id: str) -> EndUser | None:
         """Who is known by its runs under this id. Raises RecordsUnavailable."""
         table = workflow_runs.c
-        query = select(func.max(table.created_by_user), func.min(table.created_at), func.max(table.created_at)).where(
-            table.app_id == app_id, table.created_by == user_id, table.created_by_role == "end_user"
-        )
+        query = select(
+            func.max(table.created_by_user),
+            func.max(table.invoke_from),
+            func.min(table.created_at),
+            func.max(table.created_at),
+        ).where(table.app_id == app_id, table.created_by == user_id, table.created_by_role == "end_user")
         with self._connected() as connection:
-            user, first, last = connection.execute(query).one()
-        return None if first is None else EndUser(user or "", first, last)
+            user, invoke_from, first, last = connection.execute(query).one()
+        return None if first is None else EndUser(user or "", invoke_from or "", first, last)
 
     def ask(self, question: Callable[[Connection], T]) -> T:
         """The answer to a question of somebody else's. Raises RecordsUnavailable."""

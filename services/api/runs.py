@@ -18,7 +18,7 @@ from libs.workflow.catalog import DefinitionMissing
 from libs.workflow.definition import Definition, DefinitionInvalid
 from libs.workflow.pins import PinsInvalid, parse_pins
 from services.api import schemas
-from services.api.access import Principal
+from services.api.access import ANYBODY, Principal
 from services.api.asked import Asked, AskedForm
 from services.api.chat import conversation_of
 from services.api.errors import ApiError, forbidden, invalid_param, not_found, unavailable
@@ -168,7 +168,7 @@ async def _start(parts: Parts, request: Request) -> Response:
             principal,
             app,
             version,
-            str(user) if user else "DEFAULT-USER",
+            str(user) if user else ANYBODY,
             wanted,
             body_digest(body),
             query=query,

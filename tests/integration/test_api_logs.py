@@ -193,6 +193,12 @@ def test_an_end_user_is_known_by_its_id_in_its_app(server: Server) -> None:
         "id", "tenant_id", "app_id", "type", "external_user_id", "name", "is_anonymous", "session_id", "created_at",
         "updated_at",
     }  # fmt: skip
+    headers = {"Authorization": f"Bearer {app['api_key']}"}
+    server.http.post("/v1/runs", headers=headers, json={"inputs": {"q": "x"}})  # names no user
+    nobody = end_user_id(app["app_id"], "DEFAULT-USER")
+    assert server.http.get(f"/v1/end-users/{nobody}", headers=headers).json()["is_anonymous"] is True
+    (entry,) = ask(server, app["api_key"], created_by_end_user_session_id="DEFAULT-USER").json()["data"]
+    assert entry["created_by_end_user"]["is_anonymous"] is True
     for who, where in ((other, path), (app, "/v1/end-users/nonsense")):
         answer = server.http.get(where, headers={"Authorization": f"Bearer {who['api_key']}"})
         assert (answer.status_code, answer.json()["code"]) == (404, "end_user_not_found")
