@@ -1,6 +1,7 @@
 """The reference's paths for files: upload, preview with the app's key, and preview by a signed link."""
 
 import re
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import quote
 
@@ -43,9 +44,12 @@ def file_routes(parts: Parts) -> APIRouter:
             if not app_id:
                 raise invalid_param("app_id is required with the admin token", "app_id")
             app = await parts.access.app(app_id, principal)
-        form = await read_form(request, MAX_UPLOAD_BYTES)
-        owner = ADMIN_ID if principal.admin else end_user_id(app.app_id, field_of(form, "user") or ANYBODY)
-        file = await parts.uploads.take(form, app.app_id, owner)
+        for_app = app.app_id
+
+        def owner(form: list[Part]) -> str:
+            return ADMIN_ID if principal.admin else end_user_id(for_app, field_of(form, "user") or ANYBODY)
+
+        file = await keep_upload(parts, request, for_app, owner)
         return JSONResponse(uploaded(file, parts.signer.link(file.file_id)), 201)
 
     @router.get(
@@ -74,6 +78,15 @@ def file_routes(parts: Parts) -> APIRouter:
         return await _sent(parts, request, await _found(parts, file_id))
 
     return router
+
+
+async def keep_upload(parts: Parts, request: Request, app_id: str, owner: Callable[[list[Part]], str]) -> StoredFile:
+    """The file of the request's form, kept for the app; `owner`: whose it is, by the form. Raises ApiError."""
+    declared = request.headers.get("content-length", "")
+    size = min(int(declared), MAX_UPLOAD_BYTES) if declared.isdigit() else MAX_UPLOAD_BYTES
+    with parts.uploads.room.taken(size):
+        form = await read_form(request, MAX_UPLOAD_BYTES)
+        return await parts.uploads.take(form, app_id, owner(form))
 
 
 async def read_form(request: Request, limit_bytes: int, code: str = "file_too_large") -> list[Part]:

@@ -6,7 +6,8 @@ for that user of that app; what nodes made is for the whole app.
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -32,6 +33,9 @@ MAX_UPLOAD_BYTES: Final = max(LIMITS_MB.values()) * 1024 * 1024 + 64 * 1024
 EVERY_APP: Final = ""
 """App of files that belong to whoever edits apps."""
 
+MAX_HELD_BYTES: Final = 512 * 1024 * 1024
+"""Of all uploads that are arriving: they are in memory until they are stored."""
+
 MAX_NAME: Final = 200
 _IDS: Final = ("upload_file_id", "tool_file_id", "related_id", "reference")
 _KEPT_HERE: Final = frozenset({"local_file", "tool_file"})
@@ -42,12 +46,31 @@ def preview_path(file_id: str) -> str:
     return f"/v1/files/{file_id}/preview"
 
 
+class Room:
+    """What uploads under way may take of the memory; one that finds no room is told to come again."""
+
+    def __init__(self, size_bytes: int = MAX_HELD_BYTES) -> None:
+        self._left = size_bytes
+
+    @contextmanager
+    def taken(self, size_bytes: int) -> Iterator[None]:
+        """Raises ApiError 503."""
+        if size_bytes > self._left:
+            raise unavailable("this server is taking in as many uploads as it can hold. Try again", retry_after_s=5)
+        self._left -= size_bytes
+        try:
+            yield
+        finally:
+            self._left += size_bytes
+
+
 @dataclass(slots=True, frozen=True)
 class Uploads:
     files: Files
     threads: Threads
     blocked: frozenset[str] = field(default_factory=frozenset)
     """Extensions that nobody may upload."""
+    room: Room = field(default_factory=Room)
 
     async def take(self, parts: Sequence[Part], app_id: str, owner: str) -> StoredFile:
         """Keep the one file of a form. Raises ApiError."""

@@ -18,7 +18,7 @@ from services.api import schemas
 from services.api.about import parameters_of, published, site_of
 from services.api.access import Principal
 from services.api.errors import ApiError, invalid_param, not_found, unauthorized
-from services.api.files import read_form
+from services.api.files import keep_upload
 from services.api.forms import MAX_BYTES, shown, submitted
 from services.api.frames import Json
 from services.api.parts import Parts
@@ -26,7 +26,7 @@ from services.api.reads import RunSummary
 from services.api.requests import RunRequest, body_digest, read_json
 from services.api.schemas import answers, errors, file_body, json_body, parameters, streamed
 from services.api.starting import Wanted
-from services.api.uploads import MAX_UPLOAD_BYTES, uploaded
+from services.api.uploads import uploaded
 from services.api.workflows import attach, last_event_id, require_workflow
 
 PASSPORT: Final = "web-passport"
@@ -104,9 +104,8 @@ def web_routes(parts: Parts) -> APIRouter:
     )
     async def upload(request: Request) -> Response:
         visitor = await visitor_of(parts, request)
-        form = await read_form(request, MAX_UPLOAD_BYTES)
         owner = visitor.principal.caller(visitor.user).id
-        file = await parts.uploads.take(form, visitor.app.app_id, owner)
+        file = await keep_upload(parts, request, visitor.app.app_id, lambda _: owner)
         return JSONResponse(uploaded(file, parts.signer.link(file.file_id)), 201)
 
     @router.post(

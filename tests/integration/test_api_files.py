@@ -9,6 +9,7 @@ import pytest
 from libs.events.memory import MemoryLog, MemoryStore
 from services.api import Limits
 from services.api.access import end_user_id
+from services.api.uploads import MAX_HELD_BYTES
 from tests.api_world import ScriptedExecutor, Server
 from tests.documents import document, edges, end, node
 
@@ -159,6 +160,14 @@ def test_the_admin_uploads_for_an_app_that_it_names(server: Server, app: dict[st
     body = {"app_id": app["app_id"], "inputs": {"f": local(file_id)}}
     assert server.http.post("/v1/runs", headers=server.admin(), json=body).status_code == 200
     assert run_with(server, app, local(file_id)).json()["code"] == "invalid_param"
+
+
+def test_uploads_are_taken_in_as_far_as_there_is_room(server: Server, app: dict[str, Any]) -> None:
+    with server.parts.uploads.room.taken(MAX_HELD_BYTES - 100):
+        answer = upload(server, app, content=b"x" * 200)
+        assert (answer.status_code, answer.json()["code"]) == (503, "service_unavailable")
+        assert answer.headers["retry-after"] == "5"
+    assert upload(server, app, content=b"x" * 200).status_code == 201
 
 
 # --- preview ---

@@ -7,10 +7,10 @@ from services.api import schemas
 from services.api.access import ADMIN_ID
 from services.api.console.apps import CONSOLE
 from services.api.console.session import account
-from services.api.files import read_form
+from services.api.files import keep_upload
 from services.api.parts import Parts
 from services.api.schemas import answers, file_body
-from services.api.uploads import EVERY_APP, MAX_UPLOAD_BYTES, uploaded
+from services.api.uploads import EVERY_APP, uploaded
 
 
 def console_file_routes(parts: Parts) -> APIRouter:
@@ -25,7 +25,7 @@ def console_file_routes(parts: Parts) -> APIRouter:
     )
     async def upload(request: Request) -> Response:
         await account(parts, request)
-        file = await parts.uploads.take(await read_form(request, MAX_UPLOAD_BYTES), EVERY_APP, ADMIN_ID)
+        file = await keep_upload(parts, request, EVERY_APP, lambda _: ADMIN_ID)
         return JSONResponse(uploaded(file, parts.signer.link(file.file_id)), 201)
 
     return router
