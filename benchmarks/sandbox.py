@@ -1,13 +1,14 @@
 """What does a code node cost? Latency of a trivial function in the warm sandbox, fully contained, and calls a second.
 
-`at once`: each call right after the one before; `paused`: 5 ms between calls, as in a run with other steps; a template
-in the sandbox and one that is cheap enough to be rendered inline, for comparison.
+`at once`: each call right after the one before; `paused`: 5 ms between calls, as in a run with other steps; JavaScript
+where its engine is installed; a template in the sandbox and one that is cheap enough to be rendered inline.
 
     python -m benchmarks.sandbox [--calls 300]
 """
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -16,11 +17,11 @@ from benchmarks.machine import machine
 from services.executor.sandbox import Sandbox
 from services.executor.sandbox.inside.templates import ENVIRONMENT, render_bounded
 
-CODE = "def main(a):\n    return {'b': a + 1}\n"
+CODE = {"python3": "def main(a):\n    return {'b': a + 1}\n", "javascript": "const main = ({a}) => ({b: a + 1})"}
 
 
-async def _call(sandbox: Sandbox) -> None:
-    outcome = await sandbox.run("python3", CODE, {"a": 1}, timeout_s=10)
+async def _call(sandbox: Sandbox, language: str = "python3") -> None:
+    outcome = await sandbox.run(language, CODE[language], {"a": 1}, timeout_s=10)
     assert outcome.result == {"b": 2}, outcome.error
 
 
@@ -71,6 +72,9 @@ async def measure(calls: int) -> dict[str, object]:
             "start_ms": start_ms,
             "at_once": await _latencies_ms(lambda: _call(sandbox), calls, 0),
             "paused": await _latencies_ms(lambda: _call(sandbox), calls, 0.005),
+            "javascript": await _latencies_ms(lambda: _call(sandbox, "javascript"), calls, 0.005)
+            if importlib.util.find_spec("quickjs")
+            else None,
             "template": await _latencies_ms(lambda: _render(sandbox), calls, 0.005),
             "calls_per_s_at_4": await _calls_per_s(sandbox, calls, 4),
             "inline_template_us": _inline_us(10_000),

@@ -130,12 +130,45 @@ def test_chapters_of_an_epub_come_in_the_order_of_its_spine() -> None:
     assert read(book, "epub") == "One\n\ntext\n\nTwo"
 
 
+OPEN = """<?xml version="1.0"?><office:document-content xmlns:office="urn:o" xmlns:text="urn:t" xmlns:table="urn:b">
+<office:body><office:KIND>%s</office:KIND></office:body></office:document-content>"""
+SHEET = (
+    "<table:table><table:table-row><table:table-cell><text:p>a</text:p></table:table-cell>"
+    "<table:table-cell><text:p>b</text:p></table:table-cell></table:table-row>"
+    "<table:table-row><table:table-cell table:number-columns-repeated='2'><text:p>1</text:p></table:table-cell>"
+    "<table:table-cell table:number-columns-repeated='16382'/></table:table-row>"
+    "<table:table-row table:number-rows-repeated='1048574'><table:table-cell/></table:table-row></table:table>"
+)
+WRITTEN = (
+    "<text:tracked-changes><text:p>deleted</text:p></text:tracked-changes><text:h>Head</text:h>"
+    "<text:list><text:list-item><text:p>one <text:span>bold</text:span><text:s text:c='2'/>two<text:line-break/>three"
+    "</text:p></text:list-item></text:list>" + SHEET + "<text:p>after</text:p>"
+)
+AS_TABLE = "| a | b |\n| --- | --- |\n| 1 | 1 |"
+
+
+@pytest.mark.parametrize(
+    ("extension", "body", "text"),
+    [
+        ("odt", WRITTEN, f"Head\none bold  two\nthree\n{AS_TABLE}\nafter"),
+        ("ods", SHEET, AS_TABLE),
+        ("odp", "<draw><frame><text:p>slide</text:p></frame></draw>", "slide"),
+    ],
+)
+def test_open_documents_are_read_in_their_order(extension: str, body: str, text: str) -> None:
+    assert read(archive(content__xml=OPEN % body), extension) == text
+
+
+def test_an_open_document_that_is_none_is_an_error() -> None:
+    assert "it is not a odt file that can be read" in refusal(archive(other__xml="<a/>"), "odt")
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["docx", "xlsx", "pptx", "epub"])
+@pytest.mark.parametrize("kind", ["docx", "xlsx", "pptx", "epub", "odt"])
 def test_an_archive_that_unpacks_to_too_much_is_not_unpacked(kind: str) -> None:
-    if kind != "epub":
+    if kind not in ("epub", "odt"):
         pytest.importorskip({"docx": "docx", "xlsx": "openpyxl", "pptx": "pptx"}[kind])
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as made, made.open("big", "w", force_zip64=True) as big:

@@ -34,6 +34,7 @@ READERS: Final[dict[str, Callable[[bytes], str]]] = {
     "xlsx": office.read_xlsx,
     "pptx": office.read_pptx,
     "epub": office.read_epub,
+    **dict.fromkeys(("odt", "ods", "odp"), office.read_opendocument),
 }
 
 

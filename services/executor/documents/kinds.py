@@ -22,9 +22,13 @@ _BY_EXTENSION: Final[dict[str, str]] = {
     "xlsx": "xlsx",
     "pptx": "pptx",
     "epub": "epub",
+    "odt": "odt",
+    "ods": "ods",
+    "odp": "odp",
 }
 
 _OFFICE: Final = "application/vnd.openxmlformats-officedocument."
+_OPEN: Final = "application/vnd.oasis.opendocument."
 _BY_MEDIA_TYPE: Final[dict[str, str]] = {
     "application/json": "json",
     **dict.fromkeys(("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"), "yaml"),
@@ -38,6 +42,9 @@ _BY_MEDIA_TYPE: Final[dict[str, str]] = {
     f"{_OFFICE}spreadsheetml.sheet": "xlsx",
     f"{_OFFICE}presentationml.presentation": "pptx",
     "application/epub+zip": "epub",
+    f"{_OPEN}text": "odt",
+    f"{_OPEN}spreadsheet": "ods",
+    f"{_OPEN}presentation": "odp",
     **dict.fromkeys(("application/xml", "application/xhtml+xml", "application/javascript", "application/sql"), "text"),
 }
 
@@ -45,9 +52,6 @@ _INSTEAD: Final = {
     "doc": "docx",
     "ppt": "pptx",
     "xls": "xlsx",
-    "odt": "docx",
-    "ods": "xlsx",
-    "odp": "pptx",
     "rtf": "docx",
     "msg": "eml",
 }
@@ -70,5 +74,5 @@ def kind_of(extension: str, media_type: str) -> str:
         return found
     if extension in _INSTEAD:
         raise UnsupportedKind(f"{seen} has no reader here; save it as .{_INSTEAD[extension]}")
-    formats = "plain text, json, yaml, csv, properties, eml, pdf, docx, xlsx, pptx, epub"
+    formats = "plain text, json, yaml, csv, properties, eml, pdf, docx, xlsx, pptx, epub, odt, ods, odp"
     raise UnsupportedKind(f"{seen} has no reader here; there are readers for {formats}")

@@ -1,4 +1,4 @@
-"""Readers of pdf, docx, xlsx, pptx and epub. Their libraries are optional: without one, LibraryMissing says so.
+"""Readers of pdf, docx, xlsx, pptx, epub and OpenDocument. Libraries are optional: without one, LibraryMissing says so.
 
 They parse what strangers made, in a process with bounded time and memory. An archive says how large it unpacks before
 anything of it is unpacked, and is not read beyond that.
@@ -17,6 +17,8 @@ from services.executor.documents.plain import markdown_table, text_of_html
 
 MAX_UNPACKED_BYTES: Final = 200 * 1024 * 1024
 MAX_ENTRIES: Final = 20_000
+MAX_REPEATED: Final = 1_000
+"""Of cells, rows and spaces that an OpenDocument file writes once with a count."""
 
 
 class LibraryMissing(Exception):
@@ -108,6 +110,65 @@ def read_epub(content: bytes) -> str:
             if path in archive.NameToInfo:
                 chapters.append(text_of_html(archive.read(path).decode("utf-8", "replace")))
     return "\n\n".join(chapter for chapter in chapters if chapter)
+
+
+def read_opendocument(content: bytes) -> str:
+    """Texts, sheets and slides: paragraphs and tables in their order."""
+    _check_archive(content)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        body = next(_named(ElementTree.fromstring(archive.read("content.xml")), "body"))
+    return "\n".join(block for block in _blocks(body) if block.strip())
+
+
+def _blocks(element: ElementTree.Element) -> Iterator[str]:
+    for each in element:
+        match _local(each):
+            case "p" | "h":
+                yield _paragraph(each)
+            case "table":
+                yield markdown_table(_rows(each))
+            case "tracked-changes" | "annotation":
+                continue  # what was deleted, and what people say about it
+            case _:
+                yield from _blocks(each)
+
+
+def _paragraph(element: ElementTree.Element) -> str:
+    parts = [element.text or ""]
+    for each in element:
+        match _local(each):
+            case "s":
+                parts.append(" " * _repeated(each, "c"))
+            case "tab":
+                parts.append("\t")
+            case "line-break":
+                parts.append("\n")
+            case "annotation":
+                pass
+            case _:
+                parts.append(_paragraph(each))
+        parts.append(each.tail or "")
+    return "".join(parts)
+
+
+def _rows(table: ElementTree.Element) -> Iterator[list[str]]:
+    for row in _named(table, "table-row"):
+        cells: list[str] = []
+        for cell in row:
+            if _local(cell) in ("table-cell", "covered-table-cell"):
+                cells += ["\n".join(_blocks(cell))] * _repeated(cell, "number-columns-repeated")
+        for _ in range(_repeated(row, "number-rows-repeated") if any(cells) else 1):
+            yield cells
+
+
+def _repeated(element: ElementTree.Element, name: str) -> int:
+    """How often it stands there; sheets repeat their last empty cell up to the end of all columns."""
+    count = next((value for key, value in element.attrib.items() if key.rpartition("}")[2] == name), "1")
+    return min(int(count), MAX_REPEATED) if count.isdecimal() else 1
+
+
+def _local(element: ElementTree.Element) -> str:
+    return str(element.tag).rpartition("}")[2]
 
 
 def _named(tree: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
