@@ -9,6 +9,7 @@ from services.api.console.apps import console_app_routes
 from services.api.console.draft_runs import draft_run_routes
 from services.api.console.drafts import draft_routes
 from services.api.console.files import console_file_routes
+from services.api.console.forms import form_routes
 from services.api.console.imports import import_routes
 from services.api.console.runs import run_history_routes
 from services.api.console.session import session_routes
@@ -30,4 +31,5 @@ def console_routes(parts: Parts) -> list[APIRouter]:
         draft_routes(parts),
         console_file_routes(parts),
         run_history_routes(parts),
+        form_routes(parts),
     ]

@@ -78,7 +78,7 @@ def _container(router: APIRouter, parts: Parts, prefix: str, modes: tuple[str, .
     async def run_container(request: Request, app_id: str, node_id: str) -> Response:
         app = await app_of(parts, request, app_id, *modes)
         body = await read_json(request, parts.limits.max_body_bytes)
-        wanted = await _part(parts, request, app, body, node_id, kind)
+        wanted = await wanted_part(parts, request, app, body, node_id, kind)
         return await _stream(parts, request, wanted)
 
 
@@ -92,7 +92,7 @@ def _single(router: APIRouter, parts: Parts) -> None:
     async def run_node(request: Request, app_id: str, node_id: str) -> Response:
         app = await app_of(parts, request, app_id)
         body = await read_json(request, parts.limits.max_body_bytes)
-        wanted = await _part(parts, request, app, body, node_id, None)
+        wanted = await wanted_part(parts, request, app, body, node_id, None)
         run_id = await parts.starter.finished(replace(wanted, triggered_from=SINGLE_STEP))
         return _answer(await _execution(parts, run_id, node_id))
 
@@ -136,7 +136,9 @@ async def _wanted(parts: Parts, request: Request, app: AppCreated, body: Json) -
     )
 
 
-async def _part(parts: Parts, request: Request, app: AppCreated, body: Json, node_id: str, kind: str | None) -> Wanted:
+async def wanted_part(
+    parts: Parts, request: Request, app: AppCreated, body: Json, node_id: str, kind: str | None
+) -> Wanted:
     """A run of one node (of type `kind`) with what earlier runs of the draft have left. Raises ApiError."""
     wanted = await _wanted(parts, request, app, body)
     definition = await parts.starter.definition(wanted.version)

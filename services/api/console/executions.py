@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from libs.events.codec import Recorded
 from libs.events.ids import execution_id
 from libs.events.model import (
+    FormOpened,
     NodeExcepted,
     NodeFailed,
     NodeRestarted,
@@ -43,6 +44,8 @@ def executions(history: Iterable[Recorded]) -> list[Json]:
                 _end(found, recorded, event, "exception", event.error)
             case NodeRetryScheduled():
                 _end(found, recorded, event, "retry", event.error)
+            case FormOpened():
+                found[event.path, event.node_id]["status"] = "paused"
             case NodeStopped() if (event.path, event.node_id) in found:
                 stopped = {"status": "stopped", "error": event.reason or None, "finished_at": _s(recorded.at_us)}
                 found[event.path, event.node_id] |= stopped

@@ -87,6 +87,15 @@ class DraftRunBody(_Shape):
     pins: Values | None = Field(default=None, description="Pinned answers of nodes, as in a pins file")
 
 
+class FormPreviewBody(_Shape):
+    inputs: Values | None = Field(default=None, description="Values of other nodes: node.name -> value")
+
+
+class FormRunBody(FormPreviewBody):
+    form_inputs: Values = Field(description="Values of the form's fields")
+    action: str = Field(description="Id of one of the form's actions")
+
+
 class DraftChatBody(_Shape):
     inputs: Values | None = None
     query: str | None = None
@@ -290,6 +299,28 @@ class NodeExecution(_Shape):
     inputs_truncated: bool
     outputs_truncated: bool
     process_data_truncated: bool
+
+
+class PauseDetails(_Shape):
+    paused_at: str | None
+    paused_nodes: list[Values]
+
+
+class FormPreview(_Shape):
+    form_id: str
+    node_id: str
+    node_title: str
+    form_content: str
+    inputs: list[Values]
+    actions: list[Values]
+    display_in_ui: bool
+    form_token: str | None
+    resolved_default_values: Values
+    expiration_time: int | None
+
+
+class FormOutputs(_Shape):
+    pass
 
 
 class NodeExecutions(_Shape):
