@@ -85,7 +85,8 @@ class StartBody(_Shape):
     files: list[Values] | None = None
     pins: Values | None = Field(default=None, description="Pinned answers of nodes; needs the admin token")
     only: str | None = Field(
-        default=None, description="Run this node alone (a container with its body); inputs: #node.name# -> value"
+        default=None,
+        description="Run this node alone (a container with its body); inputs: #node.name# -> value; admin only",
     )
     from_run: str | None = Field(default=None, description="With only: the run whose variables it begins with")
     response_mode: Literal["blocking", "streaming"] | None = None

@@ -138,6 +138,12 @@ def test_a_part_that_cannot_run_is_refused(server: Server, body: dict[str, Any],
     assert said in answer.json()["message"]
 
 
+def test_a_part_needs_the_admin_token(server: Server) -> None:
+    own = {"Authorization": f"Bearer {server.key}"}
+    answer = server.post("/v1/runs", {"only": "big", "inputs": {}}, headers=own)
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+
+
 def test_an_earlier_run_that_is_not_there_is_404(server: Server) -> None:
     answer = server.post("/v1/runs", {"app_id": server.app_id, "only": "big", "from_run": "0" * 8})
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
