@@ -40,7 +40,7 @@ from libs.events.codec import from_rfc3339, rfc3339
 TENANT_ID = "00000000-0000-0000-0000-000000000001"
 """The only tenant there is; records carry it because the reference's do."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -199,6 +199,7 @@ messages = Table(
     Column("query", Text),
     Column("files", Text, comment="JSON: files given with the message"),
     Column("answer", Text, comment="JSON: a text; absent until the run ends"),
+    Column("answer_files", Text, comment="JSON: files that belong to the answer"),
     Column("status", Text, comment="normal, or error"),
     Column("error", Text),
     Column("total_tokens", BigInteger),

@@ -177,6 +177,7 @@ def dump(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
 
 
 TALK = new_conversation_id(0, START_US, 9)
+FILE: Any = {"dify_model_identity": "__dify__file__", "type": "image", "filename": "a.png"}
 
 
 def said(run: str, number: int, answer: str) -> list[Event]:
@@ -196,7 +197,9 @@ def said(run: str, number: int, answer: str) -> list[Event]:
         ),
         node("n0", 1),
         NodeSucceeded(node_id="n0", outputs={"text": answer}, updates=(count,)),
-        RunSucceeded(outputs={"answer": answer}, total_tokens=7, conversation_id=TALK, updates=(count,)),
+        RunSucceeded(
+            outputs={"answer": answer, "files": [FILE]}, total_tokens=7, conversation_id=TALK, updates=(count,)
+        ),
     ]
 
 

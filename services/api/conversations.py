@@ -358,7 +358,8 @@ def _message(parts: Parts, row: Row, parent: str | None, thoughts: Mapping[str, 
         "created_at": _seconds(row["created_at"]),
         "agent_thoughts": [],
         "message_files": [
-            _file(row["id"], each) for each in json.loads(row["files"] or "[]") if isinstance(each, dict)
+            *(_file(row["id"], each, "user") for each in json.loads(row["files"] or "[]") if each),
+            *(_file(row["id"], each, "assistant") for each in json.loads(row["answer_files"] or "[]")),
         ],
         "status": "paused" if row["run_status"] == "paused" else row["status"],
         "error": row["error"],
@@ -368,7 +369,7 @@ def _message(parts: Parts, row: Row, parent: str | None, thoughts: Mapping[str, 
     }
 
 
-def _file(message_id: str, file: Json) -> Json:
+def _file(message_id: str, file: Json, owner: str) -> Json:
     return {
         "id": file.get("id") or file.get("related_id") or message_id,
         "filename": file.get("filename"),
@@ -377,7 +378,7 @@ def _file(message_id: str, file: Json) -> Json:
         "mime_type": file.get("mime_type"),
         "size": file.get("size"),
         "transfer_method": file.get("transfer_method"),
-        "belongs_to": "user",
+        "belongs_to": owner,
         "upload_file_id": file.get("related_id"),
     }
 

@@ -29,7 +29,8 @@ class Secrets:
 
     @classmethod
     def of(cls, definition: Definition, vault: Vault) -> "Secrets":
-        return cls((str(each.value) for each in definition.environment if each.type == "secret"), vault)
+        declared = (*definition.environment, *definition.conversation)
+        return cls((str(each.value) for each in declared if each.type == "secret"), vault)
 
     def __bool__(self) -> bool:
         return bool(self._masks)

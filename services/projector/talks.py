@@ -27,6 +27,7 @@ from libs.events.model import (
     RunSucceeded,
 )
 from libs.tables import TENANT_ID
+from libs.workflow.segments import is_file
 from services.projector.rows import REPLACED, Row, as_json, clean, fold
 
 _NONE = frozenset[str]()
@@ -141,10 +142,13 @@ def _on_ended(
     changes: TalkChanges, event: RunSucceeded | RunPartiallySucceeded | RunFailed | RunStopped, recorded: Recorded
 ) -> None:
     outputs: Any = event.outputs
+    found = outputs.get("files")
+    files = [each for each in found if is_file(each)] if isinstance(found, list) else []
     row = {
         "id": message_id_of(recorded.run_id),
         **_place(recorded),
         "answer": _json(outputs if is_ref(outputs) else outputs.get("answer", "")),
+        "answer_files": as_json(files) if files else None,
         "status": "error" if isinstance(event, RunFailed) else "normal",
         "error": clean(event.error) if isinstance(event, RunFailed) else None,
         "total_tokens": event.total_tokens,

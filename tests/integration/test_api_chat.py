@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from flowledger.cli import run
 from flowledger.dev import start_embedded
 from libs.settings import load_settings
 from tests.api_world import ECHO, Sse, names, until
@@ -477,3 +478,18 @@ def test_a_conversation_goes_on_through_our_own_path(there: There) -> None:
     answer = there.http.post("/v1/runs", json=body, headers=headers)
     assert answer.json()["data"]["outputs"]["answer"].endswith("#2")
     assert there.http.post("/v1/runs", json=body | {"conversation_id": "x"}, headers=headers).status_code == 400
+
+
+def test_the_command_line_goes_on_with_a_conversation(
+    there: There, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWLEDGER_ADMIN_TOKEN", there.keys["admin"])
+    apps = there.http.get("/v1/apps", headers={"Authorization": f"Bearer {there.keys['chat']}"}).json()["data"]
+    again = ["run", apps[0]["app_id"], "--url", str(there.http.base_url), "--json", "--query"]
+    assert run([*again, "one"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert run([*again, "two", "--conversation", first["conversation_id"]]) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert second["conversation_id"] == first["conversation_id"]
+    assert second["outputs"]["answer"].endswith("#2")
+    assert run([*again, "two", "--conversation", UNKNOWN]) == 3

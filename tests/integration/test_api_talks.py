@@ -26,6 +26,11 @@ from services.projector.projector import Projector
 from tests.api_world import ScriptedExecutor, Server, names, until
 from tests.conversations import counting
 
+PICTURE: Any = {
+    "dify_model_identity": "__dify__file__", "type": "image", "transfer_method": "tool_file", "related_id": "f1",
+    "filename": "a.png", "mime_type": "image/png", "size": 3, "url": "/v1/files/f1/preview",
+}  # fmt: skip
+
 
 def script(executor: ScriptedExecutor, run_id: str, accepted: RunAccepted) -> None:
     """A model has begun to answer; `now` is answered at once."""
@@ -52,7 +57,7 @@ def finish(executor: ScriptedExecutor, run_id: str, accepted: RunAccepted, answe
         run_id,
         NodeSucceeded(node_id="llm", outputs={"text": answer}),
         RunSucceeded(
-            outputs={"answer": f"{answer} {accepted.query}"},
+            outputs={"answer": f"{answer} {accepted.query}", "files": [PICTURE]},
             conversation_id=accepted.conversation_id,
             updates=(wrote,),
         ),
@@ -155,6 +160,19 @@ def test_a_message_is_listed_while_it_is_being_answered(server: Server, key: str
         stream.rest()
         (message,) = server.http.get("/v1/messages", params=query, headers=headers).json()["data"]
         assert message["answer"] == "yes wait"
+
+
+def test_files_of_a_message_say_whose_they_are(server: Server, key: str) -> None:
+    said = say(server, key, "now")
+    query = {"user": "ann", "conversation_id": said["conversation_id"]}
+    headers = {"Authorization": f"Bearer {key}"}
+    (message,) = server.http.get("/v1/messages", params=query, headers=headers).json()["data"]
+    assert message["message_files"] == [
+        {
+            "id": "f1", "filename": "a.png", "type": "image", "url": "/v1/files/f1/preview", "mime_type": "image/png",
+            "size": 3, "transfer_method": "tool_file", "belongs_to": "assistant", "upload_file_id": "f1",
+        }
+    ]  # fmt: skip
 
 
 def test_a_forgotten_conversation_goes_on_from_what_the_tables_hold(
