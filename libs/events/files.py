@@ -26,6 +26,10 @@ _KEPT = 10_000
 _HEADER = "file"
 
 
+EVERY_APP = ""
+"""App of files that belong to whoever edits apps."""
+
+
 class StoredFile(BaseModel):
     """What is known of a file."""
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from libs.events.files import Files, StoredFile, extension_of
+from libs.events.files import EVERY_APP, Files, StoredFile, extension_of
 from libs.events.log import LogError
 from libs.workflow.definition import Definition
 from libs.workflow.forms import FormInvalid
@@ -30,15 +30,12 @@ OTHER_MB: Final = 15
 MAX_UPLOAD_BYTES: Final = max(LIMITS_MB.values()) * 1024 * 1024 + 64 * 1024
 """Of the whole body: the largest file, and what stands around it."""
 
-EVERY_APP: Final = ""
-"""App of files that belong to whoever edits apps."""
-
 MAX_HELD_BYTES: Final = 512 * 1024 * 1024
 """Of all uploads that are arriving: they are in memory until they are stored."""
 
 MAX_NAME: Final = 200
-_IDS: Final = ("upload_file_id", "tool_file_id", "related_id", "reference")
-_KEPT_HERE: Final = frozenset({"local_file", "tool_file"})
+_IDS: Final = ("upload_file_id", "tool_file_id", "datasource_file_id", "related_id", "reference")
+_KEPT_HERE: Final = frozenset({"local_file", "tool_file", "datasource_file"})
 
 
 def preview_path(file_id: str) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import JsonValue
 
-from libs.events.files import Files, StoredFile
+from libs.events.files import EVERY_APP, Files, StoredFile
 from libs.events.log import LogError
 from libs.workflow.inputs import type_of_extension
 from libs.workflow.segments import FILE_IDENTITY, file_attribute
@@ -15,23 +15,38 @@ if TYPE_CHECKING:
     from services.executor.nodes.port import Attempt
 
 
-class FileStore(Protocol):
-    """Reads the files that values of the pool refer to, and keeps those that nodes produce."""
+class FileReader(Protocol):
+    """Reads the files that values of one app's runs refer to."""
 
     async def read(self, file: Mapping[str, JsonValue]) -> bytes:
-        """The content of a file value whose transfer method is not `remote_url`. Raises OSError when it is gone."""
+        """The content of a file value whose transfer method is not `remote_url`.
+
+        Raises OSError when there is no such file, or not for this app: a node can make up any value.
+        """
         ...
+
+
+class FileStore(Protocol):
+    """Where the files of all apps are kept, those that nodes produce among them."""
+
+    def of(self, app_id: str) -> FileReader: ...
 
     async def save(self, attempt: "Attempt", filename: str, mime_type: str, content: bytes) -> dict[str, JsonValue]:
         """Keep the content for the attempt's run; the file value that refers to it. Raises OSError."""
         ...
 
 
-class KeptFiles:
-    """Files in the blob store. Its reads wait in threads, so that the loop never does."""
+def reader(files: FileStore | None, attempt: "Attempt") -> FileReader | None:
+    """What the attempt may read with; None where no files are kept."""
+    return None if files is None else files.of(attempt.app_id)
 
-    def __init__(self, files: Files) -> None:
+
+class AppFiles:
+    """The files of one app in the blob store. Reads wait in threads, so that the loop never does."""
+
+    def __init__(self, files: Files, app_id: str) -> None:
         self._files = files
+        self._app_id = app_id
 
     async def read(self, file: Mapping[str, JsonValue]) -> bytes:
         file_id = file_attribute(file, "related_id")
@@ -44,9 +59,19 @@ class KeptFiles:
 
     def _content(self, file_id: str) -> bytes:
         known = self._files.find(file_id)
-        if known is None:
+        if known is None or known.app_id not in (self._app_id, EVERY_APP):
             raise OSError(f"no file {file_id[:64]} is kept here")
         return self._files.content(known)
+
+
+class KeptFiles:
+    """Files in the blob store."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def of(self, app_id: str) -> AppFiles:
+        return AppFiles(self._files, app_id)
 
     async def save(self, attempt: "Attempt", filename: str, mime_type: str, content: bytes) -> dict[str, JsonValue]:
         def store() -> StoredFile:

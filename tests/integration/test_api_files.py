@@ -286,6 +286,9 @@ def test_a_file_of_another_user_or_app_cannot_be_used(server: Server, app: dict[
     answer = run_with(server, app, local(file_id))
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_param")
     assert "invalid upload file" in answer.json()["message"]
+    for method in ("local_file", "tool_file", "datasource_file"):  # a value as runs answer it is not believed either
+        made_up = {"dify_model_identity": "__dify__file__", "transfer_method": method, "related_id": file_id}
+        assert run_with(server, app, made_up).status_code == 400
     assert run_with(server, app, local(file_id), user="u2").status_code == 200
     assert run_with(server, server.import_app(wants("file")), local(file_id), user="u2").status_code == 400
 

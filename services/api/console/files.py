@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from libs.events.files import EVERY_APP
 from services.api import schemas
 from services.api.access import ADMIN_ID
 from services.api.console.apps import CONSOLE
@@ -10,7 +11,7 @@ from services.api.console.session import account
 from services.api.files import keep_upload
 from services.api.parts import Parts
 from services.api.schemas import answers, file_body
-from services.api.uploads import EVERY_APP, uploaded
+from services.api.uploads import uploaded
 
 
 def console_file_routes(parts: Parts) -> APIRouter:

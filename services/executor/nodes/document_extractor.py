@@ -23,7 +23,7 @@ from libs.workflow.pool import Pool
 from libs.workflow.segments import is_file
 from services.executor.documents.kinds import UnsupportedKind
 from services.executor.documents.process import Unreadable, read_document
-from services.executor.files import FileStore
+from services.executor.files import FileReader, FileStore, reader
 from services.executor.net import GuardedHttp, decoded
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.port import Attempt, Handler
@@ -65,32 +65,32 @@ class DocumentExtractorHandler(Handler):
         try:
             documents, many = _documents(config, attempt.pool)
             record = {"documents": [_shown(each) for each in documents]}
-            texts = await self._texts(documents)
+            texts = await self._texts(documents, reader(self._files, attempt))
         except _Refused as refused:
             return Failed(masked.text(str(refused)), "", inputs, record)
         if many:
             return Succeeded({"text": list(texts)}, inputs, record, output_types={"text": "array[string]"})
         return Succeeded({"text": texts[0]}, inputs, record)
 
-    async def _texts(self, documents: list[File]) -> list[str]:
+    async def _texts(self, documents: list[File], kept: FileReader | None) -> list[str]:
         texts: list[str] = []
         for document in documents:
-            texts.append(await self._text(document))
+            texts.append(await self._text(document, kept))
             if sum(map(len, texts)) > MAX_TEXT_CHARS:
                 raise _Refused(f"the files have more than {MAX_TEXT_CHARS} characters of text, the most a node takes")
         return texts
 
-    async def _text(self, document: File) -> str:
+    async def _text(self, document: File, kept: FileReader | None) -> str:
         label = f"file {document.get('filename') or document.get('related_id') or 'without a name'}"
         async with self._held:
-            content, media_type = await self._content(document, label)
+            content, media_type = await self._content(document, label, kept)
             try:
                 async with self._reading:
                     return await self._read(content, _extension(document), str(document.get("mime_type") or media_type))
             except (Unreadable, UnsupportedKind) as error:
                 raise _Refused(f"{label}: {error}") from error
 
-    async def _content(self, document: File, label: str) -> tuple[bytes, str]:
+    async def _content(self, document: File, label: str, kept: FileReader | None) -> tuple[bytes, str]:
         """The bytes of a file, and what its server says that they are."""
         inline = document.get("text")
         if isinstance(inline, str):
@@ -98,12 +98,12 @@ class DocumentExtractorHandler(Handler):
         if document.get("transfer_method") == "remote_url":
             url = str(document.get("remote_url") or document.get("url") or "")
             return _inlined(url, label) if url.startswith("data:") else await self._download(url, label)
-        if self._files is None:
+        if kept is None:
             raise _Refused(
                 f"{label}: it was uploaded, and this server keeps no uploaded files; pass it as a remote URL"
             )
         try:
-            return await self._files.read(document), ""
+            return await kept.read(document), ""
         except OSError as error:
             raise _Refused(f"{label}: it cannot be read: {error}") from error
 

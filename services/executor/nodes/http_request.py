@@ -28,7 +28,7 @@ from libs.workflow.definition import Node
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import Pool
 from libs.workflow.segments import is_file
-from services.executor.files import FileStore
+from services.executor.files import FileReader, FileStore, reader
 from services.executor.lenient_json import parse_leniently
 from services.executor.net import GuardedHttp, decoded
 from services.executor.nodes.masking import Masking
@@ -134,7 +134,7 @@ class HttpRequestHandler(Handler):
             plan.url,
             headers=_encoded(headers),
             extensions={"timeout": _timeouts(config.timeout)},
-            **await self._content(plan.body),
+            **await self._content(plan.body, reader(self._files, attempt)),
         )
         async with self._http.open(request, verify=config.ssl_verify is not False) as response:
             content, response_is_file = await self._receive(response)
@@ -153,12 +153,12 @@ class HttpRequestHandler(Handler):
                 raise _Refused("FileSaveError", f"the response is a file and cannot be kept: {error}") from error
         return outputs
 
-    async def _content(self, body: _Content) -> dict[str, Any]:
+    async def _content(self, body: _Content, kept: FileReader | None) -> dict[str, Any]:
         """The body as arguments of httpx.Request."""
         if body.text is not None:
             return {"content": body.text.encode("utf-8", "replace")}
         if body.file is not None:
-            return {"content": await self._load(body.file)}
+            return {"content": await self._load(body.file, kept)}
         if not body.parts:
             return {}
         # Parts without a file name are plain fields; as `files` they make the body multipart in any case.
@@ -169,18 +169,18 @@ class HttpRequestHandler(Handler):
             else:
                 name = str(part.file.get("filename") or "file")
                 kind = str(part.file.get("mime_type") or "application/octet-stream")
-                parts.append((part.name, (name, await self._load(part.file), kind)))
+                parts.append((part.name, (name, await self._load(part.file, kept), kind)))
         return {"files": parts}
 
-    async def _load(self, file: File) -> bytes:
+    async def _load(self, file: File, kept: FileReader | None) -> bytes:
         label = str(file.get("filename") or file.get("related_id") or "without a name")
         if file.get("transfer_method") == "remote_url":
             return await self._download(label, str(file.get("remote_url") or file.get("url") or ""))
-        if self._files is None:
+        if kept is None:
             text = f"file {label}: it was uploaded, and this server keeps no uploaded files; pass it as a remote URL"
             raise _Refused("FileFetchError", text)
         try:
-            return await self._files.read(file)
+            return await kept.read(file)
         except OSError as error:
             raise _Refused("FileFetchError", f"file {label}: it cannot be read: {error}") from error
 

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from libs.workflow.configs.models import LlmConfig
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
-from services.executor.files import FileStore
+from services.executor.files import FileStore, reader
 from services.executor.models import ModelError, ModelRequest, Models
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.model_answer import ModelAnswer, serialised
@@ -65,7 +65,7 @@ class LlmHandler(Handler):
         schema = config.output_schema
         if schema is not None:
             check_schema(schema)
-        messages = await assemble(made, attempt, self._render, self._history, self._files)
+        messages = await assemble(made, attempt, self._render, self._history, reader(self._files, attempt))
         return ModelRequest(
             model=config.model.name,
             messages=with_instruction(messages, schema) if schema is not None else messages,

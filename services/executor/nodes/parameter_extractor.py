@@ -16,7 +16,7 @@ from libs.workflow import templates
 from libs.workflow.configs.models import Parameter, ParameterExtractorConfig
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import Pool, as_text
-from services.executor.files import FileStore
+from services.executor.files import FileStore, reader
 from services.executor.lenient_json import first_object
 from services.executor.models import Function, ModelError, ModelRequest, Models
 from services.executor.nodes.masking import Masking
@@ -94,7 +94,7 @@ class ParameterExtractorHandler(Handler):
         texts = _prompt(schema, instruction, told, query, by_function=by_function)
         return ModelRequest(
             model=config.model.name,
-            messages=await finished(texts, extra, self._files),
+            messages=await finished(texts, extra, reader(self._files, attempt)),
             mode="completion" if extra.completion else "chat",
             parameters=extra.parameters,
             function=Function(_NAME, "Takes the values that were extracted.", schema) if by_function else None,

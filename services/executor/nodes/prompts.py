@@ -26,7 +26,7 @@ from libs.workflow.configs.models import (
 from libs.workflow.outcome import Values
 from libs.workflow.pool import Pool
 from libs.workflow.segments import Segment, as_text, for_display, is_file
-from services.executor.files import FileStore
+from services.executor.files import FileReader
 from services.executor.models.port import Message
 from services.executor.nodes.port import Attempt
 
@@ -139,7 +139,7 @@ def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
 
 
 async def assemble(
-    made: Plan, attempt: Attempt, render: Render, history: History | None, files: FileStore | None
+    made: Plan, attempt: Attempt, render: Render, history: History | None, files: FileReader | None
 ) -> tuple[Message, ...]:
     """The messages, in order; none is empty. Raises PromptError and what `render` raises."""
     messages = []
@@ -181,7 +181,7 @@ def extras(config: QuestionClassifierConfig | ParameterExtractorConfig, pool: Po
     )
 
 
-async def finished(texts: Sequence[tuple[Role, str]], extra: Extras, files: FileStore | None) -> tuple[Message, ...]:
+async def finished(texts: Sequence[tuple[Role, str]], extra: Extras, files: FileReader | None) -> tuple[Message, ...]:
     """Messages of texts in which no placeholder is looked for. Raises PromptError when an image cannot be had."""
     messages = [Message(role, text) for role, text in texts if text]
     if extra.completion:
@@ -310,7 +310,7 @@ def _parameter(value: Any, pool: Pool) -> JsonValue:
 # --- making messages --------------------------------------------------------------------------------------------------
 
 
-async def _message(draft: _Draft, made: Plan, render: Render, files: FileStore | None) -> Message:
+async def _message(draft: _Draft, made: Plan, render: Render, files: FileReader | None) -> Message:
     text = draft.text
     if draft.jinja is not None:
         text = await render(draft.jinja, made.jinja_values, limit_chars=MAX_PROMPT_CHARS, timeout_s=RENDER_TIMEOUT_S)
@@ -349,7 +349,7 @@ def _with_images(messages: list[Message], images: tuple[str, ...], detail: str) 
     return [*messages, Message("user", "", images, detail)] if images else messages
 
 
-async def _image_url(file: File, files: FileStore | None) -> str:
+async def _image_url(file: File, files: FileReader | None) -> str:
     url = file.get("remote_url") or file.get("url")
     if file.get("transfer_method") == "remote_url" and isinstance(url, str):
         return url

@@ -14,7 +14,7 @@ from libs.workflow import templates
 from libs.workflow.configs.models import QuestionClassifierConfig
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import as_text
-from services.executor.files import FileStore
+from services.executor.files import FileStore, reader
 from services.executor.lenient_json import first_object, parse_leniently
 from services.executor.models import ModelError, ModelRequest, Models
 from services.executor.nodes.masking import Masking
@@ -66,7 +66,8 @@ class QuestionClassifierHandler(Handler):
                 raise PromptError("ModelNotExistError", "the node names no model; choose one in `model.name`")
             extra = extras(config, pool)
             told = await told_history(attempt, config.memory, self._history)
-            messages = await finished(_prompt(classes, instruction, told, query), extra, self._files)
+            kept = reader(self._files, attempt)
+            messages = await finished(_prompt(classes, instruction, told, query), extra, kept)
             record["prompts"] = masked.json(serialised(messages))
             request = ModelRequest(
                 model=config.model.name,

@@ -18,7 +18,7 @@ def kept_files(contents: Mapping[str, bytes] | None = None) -> tuple[KeptFiles, 
     files = Files(log, LogBlobs(log), now_us=lambda: time.time_ns() // 1000, random_bits=random.getrandbits)
     values: dict[str, Any] = {}
     for name, content in (contents or {}).items():
-        made = files.store(content, app_id="app", owner="", name=name, mime_type="text/plain")
+        made = files.store(content, app_id="app-1", owner="", name=name, mime_type="text/plain")
         known = {"upload_file_id": made.file_id, "filename": name, "mime_type": made.mime_type, "size": made.size}
         values[name] = file_value({"type": "document", "transfer_method": "local_file"} | known)
     return KeptFiles(files), values

@@ -1,6 +1,7 @@
 """What a `document-extractor` makes of its variable. Reading is real for plain text; no network, no process."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -95,6 +96,9 @@ def test_a_file_that_is_kept_here_is_read_from_its_store_and_a_missing_one_fails
     attempt = attempt_of("document-extractor", {"variable_selector": ["s", "f"]}, {"s.f": kept["a.md"]})
     outcome = asyncio.run(DocumentExtractorHandler(GuardedHttp(), files, read=upper).run(attempt))
     assert succeeded(outcome).outputs == {"text": ".md|text/plain|HELLO"}
+    foreign = replace(attempt, app_id="another")  # the value may have been made up by a node
+    outcome = asyncio.run(DocumentExtractorHandler(GuardedHttp(), files, read=upper).run(foreign))
+    assert "a.md: it cannot be read" in failed(outcome).error
     gone = kept["a.md"] | {"related_id": "00000000-0000-4000-8000-000000000009"}
     attempt = attempt_of("document-extractor", {"variable_selector": ["s", "f"]}, {"s.f": gone})
     outcome = asyncio.run(DocumentExtractorHandler(GuardedHttp(), files, read=upper).run(attempt))
