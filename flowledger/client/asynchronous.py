@@ -118,6 +118,26 @@ class AsyncClient:
         """As `AsyncRun.resume`."""
         return await self._do(self._asking.resume(run_id, action, inputs, form))
 
+    async def fork(
+        self,
+        run_id: str,
+        at: int,
+        edits: Mapping[str, Any] | None = None,
+        *,
+        user: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> "AsyncRun":
+        """As `AsyncRun.fork`."""
+        return AsyncRun(self, *(await self._do(self._asking.fork(run_id, at, edits or {}, idempotency_key))), user=user)
+
+    async def retry(self, run_id: str, *, user: str | None = None, idempotency_key: str | None = None) -> "AsyncRun":
+        """As `AsyncRun.retry`."""
+        return AsyncRun(self, *(await self._do(self._asking.retry(run_id, idempotency_key))), user=user)
+
+    async def why(self, run_id: str, node_id: str | None = None) -> str:
+        """As `AsyncRun.why`."""
+        return await self._do(self._asking.why(run_id, node_id))
+
     def events(
         self, run_id: str, after: str = "0", *, user: str | None = None, timeout_s: float | None = None
     ) -> AsyncIterator[Event]:
@@ -221,3 +241,20 @@ class AsyncRun:
         `form`: which one, when there are several: its id, or its node's. What it waits for is in `state().waiting_for`.
         """
         return await self._client.resume(self.id, action, inputs, form=form)
+
+    async def fork(
+        self, at: int, edits: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> "AsyncRun":
+        """A new run that shares this one's events up to `at`; `edits`: other values, `node.output` -> value.
+
+        Raises Refused, also when the run cannot be forked there.
+        """
+        return await self._client.fork(self.id, at, edits, user=self._user, idempotency_key=idempotency_key)
+
+    async def retry(self, *, idempotency_key: str | None = None) -> "AsyncRun":
+        """A new run that tries again what made this one fail. Raises Refused."""
+        return await self._client.retry(self.id, user=self._user, idempotency_key=idempotency_key)
+
+    async def why(self, node_id: str | None = None) -> str:
+        """One sentence: what it waits for, or why a node was skipped or failed."""
+        return await self._client.why(self.id, node_id)

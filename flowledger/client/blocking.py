@@ -116,6 +116,26 @@ class Client:
         """As `Run.resume`."""
         return self._do(self._asking.resume(run_id, action, inputs, form))
 
+    def fork(
+        self,
+        run_id: str,
+        at: int,
+        edits: Mapping[str, Any] | None = None,
+        *,
+        user: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> "Run":
+        """As `Run.fork`."""
+        return Run(self, *(self._do(self._asking.fork(run_id, at, edits or {}, idempotency_key))), user=user)
+
+    def retry(self, run_id: str, *, user: str | None = None, idempotency_key: str | None = None) -> "Run":
+        """As `Run.retry`."""
+        return Run(self, *(self._do(self._asking.retry(run_id, idempotency_key))), user=user)
+
+    def why(self, run_id: str, node_id: str | None = None) -> str:
+        """As `Run.why`."""
+        return self._do(self._asking.why(run_id, node_id))
+
     def events(
         self, run_id: str, after: str = "0", *, user: str | None = None, timeout_s: float | None = None
     ) -> Iterator[Event]:
@@ -218,3 +238,18 @@ class Run:
         `form`: which one, when there are several: its id, or its node's. What it waits for is in `state().waiting_for`.
         """
         return self._client.resume(self.id, action, inputs, form=form)
+
+    def fork(self, at: int, edits: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None) -> "Run":
+        """A new run that shares this one's events up to `at`; `edits`: other values, `node.output` -> value.
+
+        Raises Refused, also when the run cannot be forked there.
+        """
+        return self._client.fork(self.id, at, edits, user=self._user, idempotency_key=idempotency_key)
+
+    def retry(self, *, idempotency_key: str | None = None) -> "Run":
+        """A new run that tries again what made this one fail. Raises Refused."""
+        return self._client.retry(self.id, user=self._user, idempotency_key=idempotency_key)
+
+    def why(self, node_id: str | None = None) -> str:
+        """One sentence: what it waits for, or why a node was skipped or failed."""
+        return self._client.why(self.id, node_id)

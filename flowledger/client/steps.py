@@ -119,8 +119,28 @@ class Asking:
     ) -> Steps[Json]:
         given = {"action": action, "inputs": None if inputs is None else dict(inputs), "form": form}
         body = {"user": self.user} | {name: value for name, value in given.items() if value is not None}
-        answer: Json = yield from self._json(json_call("POST", f"{_path(run_id)}/resume", body))
+        # Done twice it is refused the second time, so a lost answer is the caller's to look into.
+        call = json_call("POST", f"{_path(run_id)}/resume", body, repeatable=False)
+        answer: Json = yield from self._json(call)
         return answer
+
+    def fork(self, run_id: str, at: int, edits: Mapping[str, Any], key: str | None) -> Steps[tuple[str, str]]:
+        """(run id, task id) of the new run."""
+        return (yield from self._again(f"{_path(run_id)}/fork", {"at": at, "set": dict(edits)}, key))
+
+    def retry(self, run_id: str, key: str | None) -> Steps[tuple[str, str]]:
+        """As `fork`."""
+        return (yield from self._again(f"{_path(run_id)}/retry", {}, key))
+
+    def _again(self, path: str, body: Json, key: str | None) -> Steps[tuple[str, str]]:
+        made = yield from self._json(
+            json_call("POST", path, body, headers={"Idempotency-Key": key or uuid.uuid4().hex})
+        )
+        return str(made["id"]), str(made["task_id"])
+
+    def why(self, run_id: str, node_id: str | None) -> Steps[str]:
+        params = {} if node_id is None else {"node": node_id}
+        return str((yield from self._json(Call("GET", f"{_path(run_id)}/why", params=params)))["why"])
 
     # --- apps ---
 

@@ -14,6 +14,7 @@ import pytest
 
 import flowledger
 from flowledger.client import AsyncClient, AsyncRun, Client, Event, Refused, Run, RunFailed, RunStopped, StillRunning
+from flowledger.dev import start_embedded
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.model import (
     NodeFailed,
@@ -28,6 +29,7 @@ from libs.events.model import (
 from libs.events.model import (
     RunStopped as RunStoppedEvent,
 )
+from libs.settings import Settings
 from tests.api_world import (
     ADMIN,
     ECHO,
@@ -39,6 +41,7 @@ from tests.api_world import (
     nothing,
     to_llm,
 )
+from tests.documents import code, document, edges, end, node, start, template
 
 
 class Awaited:
@@ -377,3 +380,75 @@ def test_history_and_state_are_those_of_the_log(connect: Any, server: Server) ->
     assert [line.type for line in run.history(2, 3)] == [line.type for line in history[1:3]]
     assert run.state().outputs == {"answer": "x"}
     assert (run.state(at=3).status, run.state(at=3).seq) == ("running", 3)
+
+
+# --- doing something about a run; the real thing decides ---
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """(URL, admin token) of an embedded instance."""
+    folder = tmp_path_factory.mktemp("data")
+    instance = start_embedded(folder, "127.0.0.1", 0, Settings(models="offline", data=folder))
+    yield instance.url, instance.admin_token
+    instance.stop()
+
+
+FLOW = document(
+    [start("q"), code("c"), template("t", "{{ c }}!", c="c.result"), end(a="t.output")], edges("start > c > t > end")
+)
+ASKING = document(
+    [
+        start("q"),
+        template("t", "{{ q }}!", q="start.q"),
+        node(
+            "ask",
+            "human-input",
+            form_content="Well?",
+            inputs=[],
+            user_actions=[{"id": "yes", "title": "Yes"}],
+            timeout=3,
+            timeout_unit="day",
+            delivery_methods=[],
+        ),
+        end(a="t.output"),
+    ],
+    edges("start > t > ask", "ask[yes] > end"),
+)
+
+
+def test_a_failed_run_is_tried_again_and_any_run_forked(connect: Any, real: tuple[str, str]) -> None:
+    client = connect(real[0], token=real[1])
+    app = client.import_document(FLOW)["app_id"]
+    run = client.start(app, pins={"nodes": {"c": {"fail": "no"}}})
+    with pytest.raises(RunFailed, match="no") as failed:
+        run.result(timeout_s=30)
+    assert (failed.value.node_id, failed.value.attempt) == ("c", 1)
+    assert "c" in run.why()
+    again = run.retry(idempotency_key=f"again-{run.id}")
+    assert run.retry(idempotency_key=f"again-{run.id}").id == again.id
+    with pytest.raises(RunFailed):
+        again.result(timeout_s=30)
+    good = client.start(app, pins={"nodes": {"c": {"outputs": {"result": "yes"}}}})
+    assert good.result(timeout_s=30).outputs == {"a": "yes!"}
+    done = next(line.seq for line in good.history() if (line.type, line.node_id) == ("NodeSucceeded", "c"))
+    assert good.fork(done, {"c.result": "other"}).result(timeout_s=30).outputs == {"a": "other!"}
+    with pytest.raises(Refused):
+        good.fork(999)
+
+
+def test_a_run_that_waits_for_a_person_is_waited_for_and_answered(connect: Any, real: tuple[str, str]) -> None:
+    client = connect(real[0], token=real[1])
+    run = client.start(client.import_document(ASKING)["app_id"], {"q": "hi"})
+    seen = []
+    for event in run.events():
+        seen.append(event.event)
+        if event.event == "workflow_paused":
+            assert run.state().status == "paused"
+            with pytest.raises(StillRunning):
+                run.result(timeout_s=0.2)
+            with pytest.raises(Refused):
+                run.resume()
+            run.resume("yes")
+    assert (seen.count("workflow_paused"), seen[-1]) == (1, "workflow_finished")
+    assert run.result(timeout_s=30).outputs == {"a": "hi!"}
