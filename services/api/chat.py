@@ -35,7 +35,7 @@ def chat_routes(parts: Parts) -> APIRouter:
         require_chat(app)
         wanted = RunRequest.parse(request, body)
         check_trace_session(request, body)
-        query = _query(body)
+        query = query_of(body)
         conversation_id = conversation_of(body)
         version = await chosen_version(parts, app, _version_id(body))
         return await parts.starter.start(
@@ -48,7 +48,7 @@ def chat_routes(parts: Parts) -> APIRouter:
                 body_digest(body),
                 query=query,
                 conversation_id=conversation_id,
-                named=_flag(body, "auto_generate_name", default=True),
+                named=asked_flag(body, "auto_generate_name", default=True),
                 as_message=True,
             ),
             last_event_id(request),
@@ -87,7 +87,8 @@ def conversation_of(body: Json) -> str | None:
     return given.strip().lower()
 
 
-def _query(body: Json) -> str:
+def query_of(body: Json) -> str:
+    """The message. Raises ApiError 400."""
     query = body.get("query")
     if not isinstance(query, str) or not query:
         raise invalid_param("query is required: the text of the message", "query")
@@ -103,7 +104,8 @@ def _version_id(body: Json) -> str | None:
     return given
 
 
-def _flag(body: Json, name: str, *, default: bool) -> bool:
+def asked_flag(body: Json, name: str, *, default: bool) -> bool:
+    """Raises ApiError 400."""
     given: Any = body.get(name)
     if given is None:
         return default

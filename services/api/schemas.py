@@ -76,6 +76,11 @@ class FeedbackBody(UserBody):
     content: str | None = None
 
 
+class WebChatBody(WebRunBody):
+    query: str = Field(min_length=1)
+    conversation_id: str | None = Field(default=None, description="Absent: a new conversation")
+
+
 class StartBody(_Shape):
     app_id: str | None = Field(default=None, description="Required with the admin token")
     inputs: Values = Field(default_factory=dict)

@@ -17,6 +17,7 @@ from libs.events.registry import AppCreated
 from services.api import schemas
 from services.api.about import parameters_of, published, site_of
 from services.api.access import Principal
+from services.api.chat import conversation_of, query_of, require_chat
 from services.api.errors import ApiError, invalid_param, not_found, unauthorized
 from services.api.files import keep_upload
 from services.api.forms import MAX_BYTES, shown, submitted
@@ -27,7 +28,7 @@ from services.api.requests import RunRequest, body_digest, read_json
 from services.api.schemas import answers, errors, file_body, json_body, parameters, streamed
 from services.api.starting import Wanted
 from services.api.uploads import uploaded
-from services.api.workflows import attach, last_event_id, require_workflow
+from services.api.workflows import attach, chosen_version, last_event_id, require_workflow
 
 PASSPORT: Final = "web-passport"
 PASSPORT_S: Final = 30 * 24 * 60 * 60
@@ -118,19 +119,7 @@ def web_routes(parts: Parts) -> APIRouter:
         visitor = await visitor_of(parts, request)
         body = await read_json(request, parts.limits.max_body_bytes)
         require_workflow(visitor.app)
-        version = parts.registry.latest(visitor.app.app_id)
-        if version is None:
-            raise invalid_param("the app has no published version")
-        given = {name: value for name, value in body.items() if name != "response_mode"}
-        wanted = Wanted(
-            visitor.principal,
-            visitor.app,
-            version,
-            visitor.user,
-            replace(RunRequest.parse(request, given), streaming=True),
-            body_digest(given, visitor.user),
-            invoke_from="web-app",
-        )
+        wanted = await _wanted(parts, request, visitor, body)
         return await parts.starter.start(wanted, last_event_id(request))
 
     @router.post(
@@ -142,6 +131,33 @@ def web_routes(parts: Parts) -> APIRouter:
     async def stop_task(request: Request, task_id: str) -> Response:
         visitor = await visitor_of(parts, request)
         require_workflow(visitor.app)
+        await _stop(parts, visitor, task_id)
+        return JSONResponse({"result": "success"})
+
+    @router.post(
+        "/chat-messages",
+        summary="Send a message to a chatflow",
+        responses=streamed(None) | errors(400, 401, 404, 413, 415, 422, 429, 503),
+        openapi_extra=_BY_PASSPORT | json_body(schemas.WebChatBody),
+    )
+    async def send_message(request: Request) -> Response:
+        visitor = await visitor_of(parts, request)
+        body = await read_json(request, parts.limits.max_body_bytes)
+        require_chat(visitor.app)
+        wanted = await _wanted(parts, request, visitor, body)
+        return await parts.starter.start(
+            replace(wanted, query=query_of(body), conversation_id=conversation_of(body)), last_event_id(request)
+        )
+
+    @router.post(
+        "/chat-messages/{task_id}/stop",
+        summary="Stop an own answer by its task id",
+        responses=answers(schemas.Result, 400, 401, 503),
+        openapi_extra=_BY_PASSPORT,
+    )
+    async def stop_message(request: Request, task_id: str) -> Response:
+        visitor = await visitor_of(parts, request)
+        require_chat(visitor.app)
         await _stop(parts, visitor, task_id)
         return JSONResponse({"result": "success"})
 
@@ -180,6 +196,20 @@ def web_routes(parts: Parts) -> APIRouter:
         return await submitted(parts, form_token, visitor.principal, body, visitor.user)
 
     return router
+
+
+async def _wanted(parts: Parts, request: Request, visitor: Visitor, body: Json) -> Wanted:
+    """A run that a browser asks for; always streaming. Raises ApiError."""
+    given = {name: value for name, value in body.items() if name != "response_mode"}
+    return Wanted(
+        visitor.principal,
+        visitor.app,
+        await chosen_version(parts, visitor.app, None),
+        visitor.user,
+        replace(RunRequest.parse(request, given), streaming=True),
+        body_digest(given, visitor.user),
+        invoke_from="web-app",
+    )
 
 
 async def visitor_of(parts: Parts, request: Request) -> Visitor:

@@ -1,7 +1,9 @@
 """Two API replicas over a real broker and database: what one starts the other streams, reads, lists and stops."""
 
 import json
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -128,6 +130,21 @@ def test_runs_are_listed_from_postgres(
         server.parts.tail._outlines.clear()  # noqa: SLF001  # the tables must answer
         detail = server.http.get(f"/v1/workflows/run/{made[0]}", headers={"Authorization": f"Bearer {key}"}).json()
         assert detail["outputs"] == {"answer": "hi"}
+        app = server.http.get("/console/api/apps", headers=server.admin()).json()["data"][0]["id"]
+
+        def console(path: str, **query: str) -> Any:
+            params = {"triggered_from": "app-run"} | query
+            return server.http.get(f"/console/api/apps/{app}{path}", params=params, headers=server.admin()).json()
+
+        assert [run["id"] for run in console("/workflow-runs")["data"]] == made[::-1]
+        assert [run["id"] for run in console("/workflow-runs", last_id=made[1])["data"]] == made[:1]
+        assert console("/workflow-runs/count", time_range="1d")["succeeded"] == 3
+        days = console("/workflow/statistics/daily-conversations", start="2020-01-01 00:00")["data"]
+        assert sum(day["runs"] for day in days) == 3
+        assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", day["date"]) for day in days)
+        assert {day["terminal_count"] for day in console("/workflow/statistics/daily-terminals")["data"]} == {1}
+        assert console("/workflows/draft/nodes/start/last-run")["code"] == "not_found"
+        assert console("/workflows/draft/variables") == {"items": [], "total": 0}
     finally:
         server.close()
         projector.stop()

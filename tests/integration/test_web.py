@@ -293,6 +293,24 @@ def test_a_chatflow_is_no_workflow_and_an_app_without_a_version_runs_nothing(ser
     assert code_of(server.http.get("/api/parameters", headers=headers)) == (400, "app_unavailable")
 
 
+def test_a_browser_talks_to_a_chatflow(server: Server, executor: ScriptedExecutor) -> None:
+    executor.script = nothing
+    chat, flow = Page(server, CHATFLOW), Page(server)
+    mine, other = chat.visit(), chat.visit()
+    body = {"inputs": {}, "query": "hello"}
+    with server.http.stream("POST", "/api/chat-messages", json=body, headers=mine) as answer:
+        task_id = answer.headers["x-task-id"]
+        accepted = executor.accepted[executor.run()]
+        assert (accepted.query, accepted.invoke_from) == ("hello", "web-app")
+        for headers in (other, mine):
+            path = f"/api/chat-messages/{task_id}/stop"
+            assert server.http.post(path, headers=headers).json() == {"result": "success"}
+        until(lambda: len(executor.stops) == 1)
+    assert code_of(server.http.post("/api/chat-messages", json={"inputs": {}}, headers=mine)) == (400, "invalid_param")
+    assert code_of(server.http.post("/api/chat-messages", json=body, headers=flow.visit())) == (400, "not_chat_app")
+    assert code_of(server.http.post("/api/chat-messages", json=body)) == (401, "unauthorized")
+
+
 def test_only_its_own_browser_stops_and_follows_a_run(server: Server, executor: ScriptedExecutor) -> None:
     executor.script = to_llm
     page = Page(server, SPEAKING)
