@@ -170,7 +170,7 @@ def _add_messages(router: APIRouter, parts: Parts) -> None:
         tables, talk = await parts.talks.found(query["conversation_id"], app.app_id, user)
         before = None
         if query.get("first_id"):
-            first = await _message_or_none(tables, query["first_id"])
+            first = await _first(tables, query["first_id"])
             if first is None or first["conversation_id"] != talk["id"]:
                 raise not_found("first_id: there is no such message in the conversation")
             before = first["number"]
@@ -264,13 +264,18 @@ async def _told(parts: Parts, request: Request) -> tuple[AppCreated, str, Json]:
 
 
 async def _message_row(parts: Parts, app: AppCreated, user: str, message_id: str) -> Row:
-    row = await _message_or_none(await parts.talks.tables(), message_id)
+    try:
+        run_id = run_id_of_message(message_id)
+    except ValueError:
+        raise not_found("Message does not exist") from None
+    tables = await parts.talks.tables(run_id)
+    row: Row | None = await ask(tables, talk_records.message, message_id)
     if row is None or row["app_id"] != app.app_id or row["created_by"] != user:
         raise not_found("Message does not exist")
     return row
 
 
-async def _message_or_none(tables: Tables, message_id: str) -> Row | None:
+async def _first(tables: Tables, message_id: str) -> Row | None:
     try:
         run_id_of_message(message_id)
     except ValueError:  # no id of ours, and maybe nothing that a database would take

@@ -35,29 +35,26 @@ class Talks:
         self._threads = threads
         self._decide_s = decide_s
 
-    async def tables(self, conversation_id: str | None = None) -> Tables:
-        """The tables, as new as now; with a conversation: as far as it is concerned. Raises ApiError."""
+    async def tables(self, about: str | None = None) -> Tables:
+        """The tables, as new as now; `about` a conversation or a run: as far as that is concerned. Raises ApiError."""
+        if about is not None and not self._placed(about):
+            raise missing()
         try:
-            partition = None if conversation_id is None else partition_of(conversation_id)
-            return await self._fresh.tables(partition)
-        except ValueError as error:
-            raise missing() from error
+            return await self._fresh.tables(None if about is None else partition_of(about))
         except RecordsUnavailable as error:
             raise unavailable("conversations cannot be read now. Try again") from error
 
     async def found(self, conversation_id: str, app_id: str, caller_id: str) -> tuple[Tables, Row]:
         """The conversation of this user, and the tables it was found in. Raises ApiError: 404, 503."""
-        if not self._placed(conversation_id):
-            raise missing()
         tables = await self.tables(conversation_id)
         row = await ask(tables, talk_records.conversation, conversation_id)
         if row is None or row["app_id"] != app_id or row["created_by"] != caller_id:
             raise missing()
         return tables, row
 
-    def _placed(self, conversation_id: str) -> bool:
+    def _placed(self, about: str) -> bool:
         try:
-            return partition_of(conversation_id) < self._fresh.partitions
+            return partition_of(about) < self._fresh.partitions
         except ValueError:
             return False
 
