@@ -29,9 +29,8 @@ SHORT = document(
 def _paused(api: Api, key: str) -> tuple[str, dict[str, Any]]:
     """Start a run and follow it to its pause: its id, and the form."""
     with api.run(key, {"q": "tea"}) as answer:
-        last = list(frames(answer))[-1]
-    assert last["event"] == "workflow_paused"
-    return last["workflow_run_id"], last["data"]["reasons"][0]
+        paused = next(frame for frame in frames(answer) if frame["event"] == "workflow_paused")
+    return paused["workflow_run_id"], paused["data"]["reasons"][0]
 
 
 def _listed(api: Api, status: str) -> set[str]:
