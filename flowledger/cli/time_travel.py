@@ -48,10 +48,11 @@ def fork(
 
 @click.command()
 @click.argument("run", shell_complete=complete_run)
+@click.option("--set", "pairs", multiple=True, metavar="NODE.OUTPUT=VALUE", help="Another value, of the same type.")
 @click.option("--watch", "watching", is_flag=True, help="Follow the new run to its end.")
 @click.option("--json", "as_json", is_flag=True, help="One object; with --watch the result after it.")
 @target_options
-def retry(run: str, watching: bool, as_json: bool, url: str | None, data: Path | None) -> int:
+def retry(run: str, pairs: tuple[str, ...], watching: bool, as_json: bool, url: str | None, data: Path | None) -> int:
     """Try again what made a run fail: a new run, forked at the failed node. Prints its id.
 
     \b
@@ -61,7 +62,7 @@ def retry(run: str, watching: bool, as_json: bool, url: str | None, data: Path |
     """
     with server(url, data) as there:
         run_id = find_run(there, run)
-        made = there.post(f"/v1/runs/{run_id}/retry", {})
+        made = there.post(f"/v1/runs/{run_id}/retry", {"set": _edits(there, run_id, None, pairs)})
         return _made(there, made, watching=watching, as_json=as_json)
 
 
@@ -123,7 +124,7 @@ def why(run: str, node: str | None, as_json: bool, url: str | None, data: Path |
         click.echo(found["why"])
 
 
-def _edits(there: Server, run_id: str, at: int, pairs: tuple[str, ...]) -> dict[str, Any]:
+def _edits(there: Server, run_id: str, at: int | None, pairs: tuple[str, ...]) -> dict[str, Any]:
     """Values by `node.output`; a text stays one, also when it could be read as JSON."""
     if not pairs:
         return {}

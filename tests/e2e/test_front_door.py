@@ -332,6 +332,53 @@ def test_a_pin_for_a_node_that_is_not_there_is_refused(cli: CommandLine, tmp_pat
 # --- detach, stop, watch, Ctrl-C ------------------------------------------------------------------------------------
 
 
+def test_one_node_runs_with_the_values_of_an_earlier_run(cli: CommandLine, hello: dict[str, Any]) -> None:
+    again = cli("run", str(HELLO), "--only", "As a card", "--from-run", hello["workflow_run_id"], "--json")
+    assert again.json["outputs"] == {"output": hello["outputs"]["greeting"]}
+    given = cli("run", str(HELLO), "--only", "card", "-i", "start.name=Bo", "-i", "greet.text=hi", "--json")
+    assert given.json["outputs"] == {"output": "Hello Bo! hi"}
+    missing = cli("run", str(HELLO), "--only", "card", "-i", "start.name=Bo", code=2)
+    assert "#greet.text#" in missing.err
+    assert "--from-run" in missing.err
+
+
+def test_a_fork_is_followed_with_the_value_that_was_set(cli: CommandLine, hello: dict[str, Any]) -> None:
+    origin = hello["workflow_run_id"]
+    at = next(line["seq"] for line in cli("history", origin, "--json").lines if line.get("node_id") == "choose")
+    made = cli("fork", origin, "--at", str(at - 1), "--set", "greet.text=42", "--watch", "--json")
+    forked, result = made.lines
+    assert (forked["forked_from"], forked["first"]) == (origin, ["choose"])
+    assert result["outputs"]["greeting"].endswith(" 42")
+    plain = cli("fork", origin, "--at", str(at - 1))
+    assert re.fullmatch(r"[0-9a-f-]{36}\n", plain.out)
+    assert cli("watch", plain.out.strip(), "--json").lines[-1]["outputs"] == hello["outputs"]
+    cli("fork", origin, "--at", "99", code=2)
+    cli("fork", origin, "--at", "3", "--set", "greet.text", code=2)
+
+
+def test_a_reason_is_one_sentence_and_a_difference_a_line_each(cli: CommandLine, hello: dict[str, Any]) -> None:
+    origin = hello["workflow_run_id"]
+    said = cli("why", origin, "As a letter").out
+    assert 'because node "Formal?" (choose) took the branch "false"' in said
+    assert said.count("\n") == 1
+    assert cli("why", origin, "--json").json["status"] == "succeeded"
+    cli("why", origin, "nobody", code=3)
+    changed = cli("diff", origin, "--from", "4", "--to", "6").out
+    assert "+ node greet: succeeded" in changed
+    assert "+ greet.text: " in changed
+    cli("diff", origin, "--from", "6", "--to", "4", code=2)
+
+
+def test_a_retry_prints_the_id_of_the_new_run(cli: CommandLine, hello: dict[str, Any], tmp_path: Path) -> None:
+    pins = tmp_path / "pins.yml"
+    pins.write_text('nodes: {greet: {fail: "503 from upstream", times: 9}}')
+    failed = cli("run", HELLO, "--pin", pins, "--json", code=1)
+    again = cli("retry", failed.json["workflow_run_id"]).out
+    assert re.fullmatch(r"[0-9a-f-]{36}\n", again)
+    cli("watch", again.strip(), code=1)
+    assert "run_not_failed" in cli("retry", hello["workflow_run_id"], code=2).err
+
+
 def test_a_detached_run_is_watched_stopped_and_exits_5(cli: CommandLine, slow: Path, tmp_path: Path) -> None:
     started = cli("run", slow, "--pin", slow_pins(tmp_path, 60), "--detach", "--json").json
     run_id = started["workflow_run_id"]
