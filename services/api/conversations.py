@@ -21,8 +21,10 @@ from libs.workflow.variables import MAX_VARIABLE_BYTES, fits
 from services.api import schemas, talk_records
 from services.api.about import enabled, published
 from services.api.access import ANYBODY, Principal, end_user_id, required_user
+from services.api.asked import OPEN, SUBMITTED, AskedForm
 from services.api.chat import require_chat
 from services.api.errors import bad_request, invalid_param, not_found
+from services.api.forms import asking
 from services.api.frames import Json, encode
 from services.api.parts import Parts
 from services.api.requests import read_json
@@ -177,7 +179,9 @@ def _add_messages(router: APIRouter, parts: Parts) -> None:
         rows = await ask(tables, talk_records.message_page, talk["id"], before, limit)
         ids = [row["id"] for row in rows]
         thoughts = await ask(tables, talk_records.ratings, ids, user) if ids else {}
-        return _json(await parts.threads.run(_messages, parts, rows, limit, thoughts))
+        asking_runs = await ask(tables, talk_records.asking_runs, [row["workflow_run_id"] for row in rows])
+        contents = {run_id: await _asked_of_people(parts, run_id) for run_id in asking_runs}
+        return _json(await parts.threads.run(_messages, parts, rows, limit, thoughts, contents))
 
     @router.post(
         "/messages/{message_id}/feedbacks",
@@ -342,10 +346,35 @@ def _variable(parts: Parts, row: Row) -> Json:
     }
 
 
-def _messages(parts: Parts, rows: Sequence[Row], limit: int, thoughts: Mapping[str, str]) -> Json:
-    """`rows`: newest first; each follows the next one."""
+async def _asked_of_people(parts: Parts, run_id: str) -> list[Json]:
+    """What a run has asked people, as contents of its message."""
+    maker = await asking(parts, run_id)
+    return [_human_input(run_id, form) for form in maker.asked.forms.values()] if maker is not None else []
+
+
+def _human_input(run_id: str, form: AskedForm) -> Json:
+    return {
+        "type": "human_input",
+        "workflow_run_id": run_id,
+        "submitted": form.status == SUBMITTED,
+        "form_definition": form.required() if form.status == OPEN else None,
+        "form_submission_data": form.closed()[1] if form.status == SUBMITTED else None,
+    }
+
+
+def _messages(
+    parts: Parts,
+    rows: Sequence[Row],
+    limit: int,
+    thoughts: Mapping[str, str],
+    contents: Mapping[str, list[Json]],
+) -> Json:
+    """`rows`: newest first; each follows the next one. `thoughts` by message, `contents` by run."""
     followed = [*(row["id"] for row in rows[1:]), None]
-    data = [_message(parts, row, parent, thoughts) for row, parent in zip(rows, followed, strict=True)]
+    data = [
+        _message(parts, row, parent, thoughts) | {"extra_contents": contents.get(row["workflow_run_id"], [])}
+        for row, parent in zip(rows, followed, strict=True)
+    ]
     return {"limit": limit, "has_more": len(rows) > limit, "data": data[:limit][::-1]}
 
 
@@ -368,7 +397,6 @@ def _message(parts: Parts, row: Row, parent: str | None, thoughts: Mapping[str, 
         ],
         "status": "paused" if row["run_status"] == "paused" else row["status"],
         "error": row["error"],
-        "extra_contents": [],
         "workflow_run_id": row["workflow_run_id"],
         "total_tokens": row["total_tokens"] or 0,
     }

@@ -12,6 +12,7 @@ from libs.tables import (
     message_feedbacks,
     messages,
     workflow_conversation_variables,
+    workflow_node_executions,
     workflow_runs,
 )
 
@@ -89,6 +90,17 @@ def message_page(connection: Connection, conversation_id: str, before: int | Non
         .limit(limit + 1)
     )
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def asking_runs(connection: Connection, run_ids: Sequence[str]) -> set[str]:
+    """Those of the runs that have asked a person something."""
+    table = workflow_node_executions.c
+    query = (
+        select(table.workflow_run_id)
+        .where(table.workflow_run_id.in_(run_ids), table.node_type == "human-input")
+        .distinct()
+    )
+    return set(connection.execute(query).scalars())
 
 
 def first_query(connection: Connection, conversation_id: str) -> str:

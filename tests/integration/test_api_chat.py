@@ -152,6 +152,9 @@ def test_a_message_that_waits_for_a_person_is_answered_with_what_it_waits_for(th
     talk = {"conversation_id": paused["conversation_id"], "app": "asking"}
     (message,) = there.get("/messages", **talk)["data"]
     assert (message["status"], message["answer"]) == ("paused", "")
+    (asked,) = message["extra_contents"]
+    assert (asked["type"], asked["submitted"], asked["form_submission_data"]) == ("human_input", False, None)
+    assert asked["form_definition"]["form_token"] == data["reasons"][0]["form_token"]
     form = {"inputs": {"note": "tea"}, "action": "ok", "user": "ann"}
     token = data["reasons"][0]["form_token"]
     assert there.ask("POST", f"/form/human_input/{token}", "asking", json=form).status_code == 200
@@ -160,7 +163,11 @@ def test_a_message_that_waits_for_a_person_is_answered_with_what_it_waits_for(th
     with there.http.stream("GET", events, headers=headers) as response:
         Sse(response).rest()
     until(lambda: there.get("/messages", **talk)["data"][0]["status"] == "normal")
-    assert there.get("/messages", **talk)["data"][0]["answer"] == "thanks for tea"
+    (message,) = there.get("/messages", **talk)["data"]
+    assert message["answer"] == "thanks for tea"
+    (asked,) = message["extra_contents"]
+    assert (asked["submitted"], asked["form_definition"]) == (True, None)
+    assert asked["form_submission_data"]["action_id"] == "ok"
 
 
 def test_a_repeat_with_the_same_key_attaches_to_the_same_message(there: There) -> None:
