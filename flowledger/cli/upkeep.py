@@ -42,13 +42,13 @@ def rebuild(yes: bool, data: Path | None, as_json: bool) -> None:
 
     given = settings(data)
     database_url = _database_url(given)
-    if not yes and not _agreed(f"Make all tables of {_without_password(database_url)} anew from the log?"):
+    if not yes and not agreed("rebuild", f"Make all tables of {_without_password(database_url)} anew from the log?"):
         return
     engine = open_engine(database_url)
     try:
         log = open_log(given)
         with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
-            done = rebuild_tables(log, engine, _shown_by(bar))
+            done = rebuild_tables(log, engine, shown_by(bar))
         log.close()
     except (LogError, ProjectorError, TablesError) as error:
         raise Problem(f"rebuild: {error}", UNREACHABLE) from error
@@ -63,13 +63,15 @@ def rebuild(yes: bool, data: Path | None, as_json: bool) -> None:
         talk(f"tables made anew from {done.events} events; {done.dead_letters} dead letters, {done.ignored} ignored")
 
 
-def _agreed(question: str) -> bool:
+def agreed(verb: str, question: str) -> bool:
+    """Whether the person says yes. Raises Problem when there is nobody to ask."""
     if not sys.stdin.isatty():
-        raise Problem("rebuild: stdin is no terminal, so nobody can be asked. Say --yes", USAGE)
+        raise Problem(f"{verb}: stdin is no terminal, so nobody can be asked. Say --yes", USAGE)
     return click.confirm(question, err=True)
 
 
-def _shown_by(bar: Any) -> Callable[[int, int], None]:
+def shown_by(bar: Any) -> Callable[[int, int], None]:
+    """Progress as a bar."""
     seen = 0
 
     def show(done: int, total: int) -> None:
@@ -135,7 +137,7 @@ def verify(run: str | None, data: Path | None, as_json: bool) -> int:
         log = open_log(given)
         run_id = None if run is None else _one_run(run, find_runs(engine, run.lower()))
         with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
-            found = verify_tables(log, engine, run_id, _shown_by(bar))
+            found = verify_tables(log, engine, run_id, shown_by(bar))
         log.close()
     except (LogError, ProjectorError, TablesError) as error:
         raise Problem(f"verify: {error}", UNREACHABLE) from error

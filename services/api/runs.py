@@ -48,7 +48,7 @@ def run_routes(parts: Parts) -> APIRouter:
     @router.get(
         "",
         summary="List runs, newest first",
-        responses=answers(schemas.RunList, 400, 401, 503),
+        responses=answers(schemas.RunList, 400, 401, 404, 503),
         openapi_extra=both | schemas.parameters("status", "app", "since", "id_prefix", "cursor", "limit"),
     )
     async def list_runs(request: Request) -> Response:

@@ -63,7 +63,7 @@ def session_routes(parts: Parts) -> APIRouter:
     @router.post(
         "/logout",
         summary="End the session in this browser",
-        responses=answers(schemas.Result, 401),
+        responses=answers(schemas.Result, 401, 403),
         openapi_extra={"security": [{"session": []}, {"admin": []}]},
     )
     async def logout(request: Request) -> Response:

@@ -1,0 +1,279 @@
+"""One log's runs into another log: what `flowledger log export` does.
+
+The target is claimed like an owner claims it: a claim in each partition, then the source's valid events, renumbered
+`(epoch, n)`, with their run sequences, times and causes as they were, large values moved along. What an owner writes
+for itself (claims, checkpoints, snapshots, rejections) stays behind; the next owner makes its own. Unfinished runs go
+on there.
+
+Done again after it broke off, it goes on where it was: what is in the target already is left out. It must be the only
+owner meanwhile: a foreign claim, or runs of somebody else's in a partition, end it. Uploaded files stay behind.
+"""
+
+import queue
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from libs.events.blobs import Blobs, is_ref
+from libs.events.codec import encode_body, encode_event, run_of, stamp_of, type_of
+from libs.events.log import Ack, Entry, Log, LogError, Record, Topic
+from libs.events.model import EVENT_TYPES, RUN_END_TYPES, Mark, PartitionClaimed, PartitionReleased
+from libs.events.slots import slots, with_values
+from libs.events.validity import Validity
+
+_BATCH = 500
+_ACK_S = 60.0
+_LEFT_BEHIND = frozenset(
+    {
+        "PartitionClaimed", "PartitionReleased", "OwnerConfirmed", "CommandRejected", "CheckpointWritten",
+        "RunSnapshotted",
+    }
+)  # fmt: skip
+_MARKED = {"RunAccepted": "accepted", "RunStarted": "started", "ConversationVariableSet": "edited"} | dict.fromkeys(
+    RUN_END_TYPES, "ended"
+)
+
+
+class TransferRefused(LogError):
+    """The target is not one that this log can be written into. Nothing more was written."""
+
+
+@dataclass(slots=True)
+class Transferred:
+    definitions: int = 0
+    events: int = 0
+    runs: int = 0
+    skipped: int = 0
+    """Events that were there already."""
+
+
+@dataclass(slots=True)
+class _There:
+    """What the target partition holds."""
+
+    validity: Validity = field(default_factory=Validity)
+    seqs: dict[str, int] = field(default_factory=dict)
+    marks: dict[tuple[str, str], Mark] = field(default_factory=dict)
+    others: int = 0
+    """Events without a run (of conversations) that were written."""
+
+
+def transfer(
+    source: Log,
+    source_blobs: Blobs,
+    target: Log,
+    target_blobs: Blobs,
+    *,
+    now_us: Callable[[], int],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Transferred:
+    """Blocking. Raises TransferRefused, LogError; call again after the latter."""
+    if target.partitions < source.partitions:
+        raise TransferRefused(f"the target has {target.partitions} partitions, the source {source.partitions}")
+    owner = f"transfer-{source.topic_id(Topic.EVENTS)}"
+    there = {number: _look(target, number, owner) for number in range(source.partitions)}
+    done = Transferred(definitions=_definitions(source, target))
+    for number, known in there.items():
+        _Partition(source, source_blobs, target, target_blobs, number, owner, known, now_us, done).copy(progress)
+    return done
+
+
+def _look(target: Log, partition: int, owner: str) -> _There:
+    """What is there. Raises TransferRefused when some of it is not from this source."""
+    if target.bounds(Topic.COMMANDS, partition)[1] > 0:
+        # Positions of commands are part of the fold; those of two logs cannot be told apart.
+        raise TransferRefused(f"partition {partition} of the target has commands already. Export into new topics")
+    there, ours = _There(), False
+    for record in _records(target, partition):
+        validity = there.validity
+        before = (validity.epoch, validity.n)
+        if not validity.admit(stamp_of(record)):
+            continue
+        name = type_of(record)
+        if name == "PartitionClaimed":
+            ours = PartitionClaimed.model_validate_json(record.value or b"").owner == owner
+        elif name not in _LEFT_BEHIND:
+            if not ours:
+                raise TransferRefused(
+                    f"partition {partition} of the target has runs of its own. Export into new topics"
+                )
+            _note(there, record, name, Mark(offset=record.offset, epoch=before[0], n=before[1], kind="accepted", of=""))
+    return there
+
+
+def _note(there: _There, record: Record, name: str, place: Mark) -> None:
+    run_id = run_of(record)
+    if run_id:
+        there.seqs[run_id] = int(record.headers["ce_sequence"])
+    else:
+        there.others += 1
+    kind = _MARKED.get(name)
+    if kind is not None:
+        of = run_id if kind != "edited" else record.headers.get("ce_cause", b"").decode("utf-8", "replace")
+        there.marks[kind, of] = place.model_copy(update={"kind": kind, "of": of})
+
+
+def _records(log: Log, partition: int) -> Iterator[Record]:
+    first, end = log.bounds(Topic.EVENTS, partition)
+    if first > 0:
+        raise LogError(f"{Topic.EVENTS}[{partition}] begins at {first}: older events were deleted, runs are not whole")
+    for batch in log.read(Topic.EVENTS, partition, 0, end):
+        yield from batch
+
+
+def _definitions(source: Log, target: Log) -> int:
+    """Facts are immutable and have keys of their own: what is there is left out."""
+    known = {record.key for record in _topic(target)}
+    copied = 0
+    for record in _topic(source):
+        if record.key not in known:
+            entry = Entry(record.key, record.value, list(record.headers.items()))
+            target.send(Topic.DEFINITIONS, 0, entry, _ACK_S).result()
+            copied += 1
+    return copied
+
+
+def _topic(log: Log) -> Iterator[Record]:
+    first, end = log.bounds(Topic.DEFINITIONS, 0)
+    for batch in log.read(Topic.DEFINITIONS, 0, first, end):
+        yield from batch
+
+
+class _Partition:
+    """The transfer of one partition."""
+
+    def __init__(
+        self,
+        source: Log,
+        source_blobs: Blobs,
+        target: Log,
+        target_blobs: Blobs,
+        number: int,
+        owner: str,
+        there: _There,
+        now_us: Callable[[], int],
+        done: Transferred,
+    ) -> None:
+        self._source = source
+        self._source_blobs = source_blobs
+        self._target = target
+        self._target_blobs = target_blobs
+        self._number = number
+        self._owner = owner
+        self._there = there
+        self._now_us = now_us
+        self._done = done
+        self._acks: queue.SimpleQueue[list[Ack]] = queue.SimpleQueue()
+        self._epoch = there.validity.epoch + 1
+        self._n = 0
+        self._claimed_at = -1
+        self._batch: list[Entry] = []
+
+    def copy(self, progress: Callable[[int, int], None]) -> None:
+        total = self._source.bounds(Topic.EVENTS, self._number)[1]
+        appender = self._target.open_appender(self._acks.put)
+        try:
+            self._claim(appender)
+            validity, others = Validity(), 0
+            for record in _records(self._source, self._number):
+                name = type_of(record)
+                if not validity.admit(stamp_of(record)) or name in _LEFT_BEHIND:
+                    continue
+                run_id = run_of(record)
+                others += not run_id
+                if self._is_there(record, run_id, others):
+                    self._done.skipped += 1
+                    continue
+                self._take(record, name, run_id)
+                if len(self._batch) >= _BATCH:
+                    self._send(appender)
+                    progress(record.offset, total)
+            self._release(appender)
+            progress(total, total)
+        finally:
+            appender.close(5.0)
+
+    def _is_there(self, record: Record, run_id: str, others: int) -> bool:
+        if run_id:
+            return int(record.headers["ce_sequence"]) <= self._there.seqs.get(run_id, 0)
+        return others <= self._there.others
+
+    def _claim(self, appender: Any) -> None:
+        # Not the target's own topic of commands: the next owner counts that one from its beginning.
+        claim = PartitionClaimed(owner=self._owner, commands_topic_id=self._owner)
+        appender.append(self._number, [self._own(claim, 0)])
+        (ack,) = self._acknowledged(1)
+        self._claimed_at = ack.offset
+
+    def _release(self, appender: Any) -> None:
+        self._n += 1
+        self._batch.append(self._own(PartitionReleased(owner=self._owner), self._n))
+        self._send(appender)
+
+    def _own(self, event: Any, n: int) -> Entry:
+        return encode_event(
+            event, partition=self._number, run_id="", seq=0, epoch=self._epoch, n=n, at_us=self._now_us(), cause="owner"
+        )
+
+    def _take(self, record: Record, name: str, run_id: str) -> None:
+        self._n += 1
+        value = self._value(record, name, run_id)
+        changed = {
+            "ce_id": b"%d-%d-%d" % (self._number, self._epoch, self._n),
+            "ce_epoch": b"%d" % self._epoch,
+            "ce_n": b"%d" % self._n,
+        }
+        headers = [(key, changed.get(key, old)) for key, old in record.headers.items()]
+        self._batch.append(Entry(record.key, value, headers, self._epoch, self._n))
+        place = Mark(offset=self._claimed_at + self._n, epoch=self._epoch, n=self._n - 1, kind="accepted", of="")
+        _note(self._there, record, name, place)
+        self._there.others -= not run_id  # counted by `copy`
+        self._done.events += 1
+        self._done.runs += name == "RunAccepted"
+
+    def _value(self, record: Record, name: str, run_id: str) -> bytes:
+        """The event's JSON; places in the source's log become places in the target's."""
+        body = record.value or b""
+        if b'"$blob"' not in body and not (name == "RunAccepted" and b'"earlier"' in body):
+            return body
+        event = EVENT_TYPES[name].model_validate_json(body)
+        refs = {slot: value for slot, value in slots(event) if is_ref(value)}
+        moved = {
+            slot: self._target_blobs.put(run_id, self._source_blobs.get(value)).result(_ACK_S)
+            for slot, value in refs.items()
+        }
+        event = with_values(event, dict(moved)) if moved else event
+        earlier = getattr(event, "earlier", None)
+        if earlier:
+            event = event.model_copy(update={"earlier": tuple(self._mark(mark) for mark in earlier)})
+        return encode_body(event)
+
+    def _mark(self, mark: Mark) -> Mark:
+        found = self._there.marks.get((mark.kind, mark.of))
+        if found is None:
+            raise LogError(f"the log has no {mark.kind} of {mark.of}, which a later run of its conversation needs")
+        return found
+
+    def _send(self, appender: Any) -> None:
+        if not self._batch:
+            return
+        appender.append(self._number, self._batch)
+        for ack in self._acknowledged(len(self._batch)):
+            if ack.offset >= 0 and ack.offset != self._claimed_at + ack.n:
+                raise LogError(
+                    f"{Topic.EVENTS}[{self._number}]: somebody else writes into the target. Stop its executors, "
+                    "then export again: what has arrived is not written twice"
+                )
+        self._batch = []
+
+    def _acknowledged(self, count: int) -> list[Ack]:
+        found: list[Ack] = []
+        while len(found) < count:
+            try:
+                found += self._acks.get(timeout=_ACK_S)
+            except queue.Empty as error:
+                raise LogError(f"the target has not confirmed {count} records within {_ACK_S:g} s") from error
+        for ack in found:
+            if ack.error is not None:
+                raise LogError(f"the target refused a record: {ack.error}. Export again: nothing is written twice")
+        return found
