@@ -48,6 +48,7 @@ VERBS: dict[str, Verb] = {
     "rebuild": Verb("upkeep", "Drop the tables and make them anew from the log."),
     "verify": Verb("upkeep", "Compare the tables with the log."),
     "log": Verb("logs", "Records as they stand in the log."),
+    "quarantine": Verb("logs", "Runs that executors set aside."),
     "topics": Verb("upkeep", "Create or check the Kafka topics."),
     "doctor": Verb("upkeep", "Check what this machine and its settings offer."),
 }

@@ -136,6 +136,7 @@ def export_(yes: bool, as_json: bool, data: Path | None) -> None:
     from libs.events.log import LogError
     from libs.events.sqlite import SqliteLog
     from libs.events.transfer import transfer
+    from libs.storage import blobs_by_setting
 
     given = settings(data)
     if given.kafka is None:
@@ -147,7 +148,7 @@ def export_(yes: bool, as_json: bool, data: Path | None) -> None:
     try:
         with (
             closing(SqliteLog(given.data, read_only=True)) as source,
-            closing(FolderBlobs(given.data / "blobs")) as blobs,
+            closing(blobs_by_setting(given, FolderBlobs(given.data / "blobs"))) as blobs,
             closing(KafkaLog(given.kafka, given.kafka_options, given.topic_prefix, given.partitions)) as target,
             click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar,
         ):
@@ -155,7 +156,7 @@ def export_(yes: bool, as_json: bool, data: Path | None) -> None:
                 source,
                 blobs,
                 target,
-                LogBlobs(target),
+                blobs_by_setting(given, LogBlobs(target)),
                 now_us=lambda: time.time_ns() // 1000,
                 progress=shown_by(bar),
             )
@@ -234,4 +235,52 @@ def _value(value: bytes | None) -> Any:
         return {"bytes": len(value)}
 
 
-COMMANDS: dict[str, click.Command] = {"log": log}
+@click.group()
+def quarantine() -> None:
+    """Runs that executors set aside, because their history cannot be folded.
+
+    \b
+    Examples:
+      flowledger quarantine list
+    """
+
+
+@quarantine.command(name="list")
+@_json
+@_data
+def list_(as_json: bool, data: Path | None) -> None:
+    """Fold every unfinished run as a new owner would, and name those that cannot be. Changes nothing.
+
+    Such a run can still be stopped. When a newer program can fold it, it goes on as soon as that one owns it.
+
+    \b
+    Examples:
+      flowledger quarantine list --json
+    """
+    from libs.events.blobs import FolderBlobs, LogBlobs
+    from libs.events.log import LogError
+    from libs.events.registry import read_registry
+    from libs.events.sealing import Vault, stored_key
+    from libs.storage import blobs_by_setting
+    from libs.workflow.catalog import Catalog
+    from services.executor.quarantine import set_aside
+
+    given = settings(data)
+    vault = Vault(stored_key(given.secret_key, given.data, make=False))
+    try:
+        with closing(open_log(given)) as opened:
+            own = LogBlobs(opened) if given.kafka is not None else FolderBlobs(given.data / "blobs")
+            catalog = Catalog(read_registry(opened, vault).document)
+            with closing(blobs_by_setting(given, own)) as blobs:
+                found = list(set_aside(opened, blobs, vault, catalog.get))
+    except LogError as error:
+        raise Problem(f"quarantine: {error}", UNREACHABLE) from error
+    if as_json:
+        for one in found:
+            output.data(one._asdict())
+    else:
+        lines = [[one.run_id, one.seq, one.reason[:_GIST]] for one in found]
+        output.table(["run", "seq", "why"], lines, "No run is set aside")
+
+
+COMMANDS: dict[str, click.Command] = {"log": log, "quarantine": quarantine}

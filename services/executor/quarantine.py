@@ -1,0 +1,50 @@
+"""Which unfinished runs an executor would set aside: those whose history this program cannot fold.
+
+Looks at the log as a new owner does, and owns nothing: no claim, no record. Blocking.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from libs.events.blobs import Blobs
+from libs.events.log import Log, LogTruncated
+from libs.events.sealing import Vault
+from libs.workflow.catalog import DefinitionMissing
+from libs.workflow.definition import Definition, DefinitionInvalid
+from services.executor.live import LiveRun, load_run
+from services.executor.recovery import recover
+
+
+class SetAside(NamedTuple):
+    run_id: str
+    app_id: str
+    seq: int
+    """Of its last event that counts."""
+    reason: str
+
+
+def set_aside(log: Log, blobs: Blobs, vault: Vault, definition: Callable[[str], Definition]) -> Iterator[SetAside]:
+    """Raises LogError, when the log itself cannot be read."""
+    for partition in range(log.partitions):
+        reader = recover(log, partition)
+        for run_id, entry in reader.fold.runs.items():
+            run = LiveRun(run_id, entry.app_id, entry.digest, snapshot=reader.snapshots.get(run_id))
+            run.records = reader.events.get(run_id, [])
+            run.snapshot_seq, run.snapshot_offset = entry.snapshot_seq, entry.snapshot_offset
+            reason = reader.unreadable.get(run_id) or _problem(run, log, blobs, vault, partition, definition)
+            if reason is not None:
+                yield SetAside(run_id, entry.app_id, entry.seq, reason)
+
+
+def _problem(
+    run: LiveRun, log: Log, blobs: Blobs, vault: Vault, partition: int, definition: Callable[[str], Definition]
+) -> str | None:
+    try:
+        load_run(run, [], log, blobs, vault, partition, definition)
+    except (DefinitionMissing, DefinitionInvalid):
+        return None  # such a run is ended as failed, with the reason
+    except LogTruncated as error:
+        return str(error)
+    except Exception as error:  # a broken history may do anything to the fold
+        return f"its history cannot be folded: {error!r}"
+    return None
