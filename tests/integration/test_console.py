@@ -390,6 +390,7 @@ def test_an_import_can_be_confirmed_at_another_replica(console: httpx.Client, lo
         "kind: app",
         json.dumps({"version": "0.6.0", "app": {"name": "x", "mode": "completion"}, "model_config": {}}),
         json.dumps({"version": "0.6.0", "app": {"name": "x", "mode": "workflow"}, "workflow": {}}),
+        ECHO.replace('"test"', '"\\ud83d"'),
     ],
 )
 def test_what_is_no_document_of_ours_fails_with_a_reason(console: httpx.Client, text: str) -> None:

@@ -360,7 +360,8 @@ def test_runs_are_listed_newest_first_in_pages_and_counted(console: httpx.Client
     assert console.get(f"{path}/count", params={"time_range": "1h", "status": "failed"}).json()["total"] == 1
     assert console.get(f"{path}/count", params={"triggered_from": "app-run"}).json()["total"] == 0
     assert code_of(console.get(path, params={"last_id": UNKNOWN})) == (404, "not_found")
-    for wrong in ({"status": "paused"}, {"triggered_from": "x"}, {"limit": "0"}, {"limit": "101"}):
+    assert console.get(f"{path}/count", params={"time_range": "999999d"}).json()["total"] == 4
+    for wrong in ({"last_id": "x"}, {"status": "paused"}, {"triggered_from": "x"}, {"limit": "0"}, {"limit": "101"}):
         assert code_of(console.get(path, params=wrong)) == (400, "invalid_param"), wrong
     assert code_of(console.get(f"{path}/count", params={"time_range": "soon"})) == (400, "invalid_param")
 

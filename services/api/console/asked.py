@@ -1,9 +1,12 @@
-"""What requests to the console ask for: fields of bodies and values of queries, checked with the contract's codes."""
+"""What requests to the console ask for, checked with the contract's codes, and how values of documents are answered."""
+
+from typing import Any
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from services.api.errors import invalid_param
-from services.api.frames import Json
+from services.api.frames import Json, encode
 
 MAX_PAGE = 99_999
 MAX_LIMIT = 100
@@ -56,3 +59,8 @@ def paging(request: Request, *, default_limit: int) -> tuple[int, int]:
 
 def flag(request: Request, name: str) -> bool:
     return request.query_params.get(name, "").lower() in ("true", "1", "yes")
+
+
+def answered(body: Any, status: int = 200) -> Response:
+    """An answer with values of a document, which may hold what UTF-8 cannot."""
+    return Response(encode(body), status, media_type="application/json")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from libs.events.registry import AppCreated, VersionDeleted, VersionMarked, VersionPublished
 from libs.workflow.node_configs import ROOT_TYPES
@@ -18,7 +18,7 @@ from services.api import schemas
 from services.api.access import ADMIN_ID
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE, NOBODY
-from services.api.console.asked import flag, optional_text, paging
+from services.api.console.asked import answered, flag, optional_text, paging
 from services.api.console.secrets import masked, restored
 from services.api.console.session import app_of
 from services.api.drafting import DRAFT, DSL_VERSION, Draft, draft_workflow_id, not_in_sync, workflow_of
@@ -45,7 +45,7 @@ def draft_routes(parts: Parts) -> APIRouter:
     )
     async def get_draft(request: Request, app_id: str) -> Response:
         app = await app_of(parts, request, app_id)
-        return JSONResponse(_of_draft(app, await parts.drafting.require(app)))
+        return answered(_of_draft(app, await parts.drafting.require(app)))
 
     @router.post(
         "/draft",
@@ -68,7 +68,7 @@ def draft_routes(parts: Parts) -> APIRouter:
         app = await app_of(parts, request, app_id)
         body = await read_json(request, parts.limits.max_document_bytes)
         await _change(parts, app, {"features": _mapping(body, "features")})
-        return JSONResponse({"result": "success"})
+        return answered({"result": "success"})
 
     @router.post(
         "/draft/environment-variables",
@@ -80,7 +80,7 @@ def draft_routes(parts: Parts) -> APIRouter:
         app = await app_of(parts, request, app_id)
         body = await read_json(request, parts.limits.max_document_bytes)
         await _change(parts, app, {"environment_variables": _variables(body, "environment_variables")})
-        return JSONResponse({"result": "success"})
+        return answered({"result": "success"})
 
     @router.post(
         "/draft/conversation-variables",
@@ -92,7 +92,7 @@ def draft_routes(parts: Parts) -> APIRouter:
         app = await app_of(parts, request, app_id)
         body = await read_json(request, parts.limits.max_document_bytes)
         await _change(parts, app, {"conversation_variables": _variables(body, "conversation_variables")})
-        return JSONResponse({"result": "success"})
+        return answered({"result": "success"})
 
     @router.post(
         "/draft/backup",
@@ -106,7 +106,7 @@ def draft_routes(parts: Parts) -> APIRouter:
         app = await app_of(parts, request, app_id)
         draft = await parts.drafting.require(app)
         made = await parts.drafting.back_up(app, draft)
-        return JSONResponse(_backup(made.draft_id, made.hash, made.backed_up_at_us, draft.document), 201)
+        return answered(_backup(made.draft_id, made.hash, made.backed_up_at_us, draft.document), 201)
 
     @router.get(
         "/draft/backup",
@@ -117,7 +117,7 @@ def draft_routes(parts: Parts) -> APIRouter:
     async def get_backup(request: Request, app_id: str) -> Response:
         app = await app_of(parts, request, app_id)
         made, document = await parts.drafting.backup(app)
-        return JSONResponse(_backup(made.draft_id, made.hash, made.backed_up_at_us, document))
+        return answered(_backup(made.draft_id, made.hash, made.backed_up_at_us, document))
 
     @router.post(
         "/draft/backup/restore",
@@ -128,7 +128,7 @@ def draft_routes(parts: Parts) -> APIRouter:
     async def restore_backup(request: Request, app_id: str) -> Response:
         app = await app_of(parts, request, app_id)
         _, document = await parts.drafting.backup(app)
-        return JSONResponse(await _replace(parts, app, document))
+        return answered(await _replace(parts, app, document))
 
     _publishing(router, parts)
     return router
@@ -144,7 +144,7 @@ def _publishing(router: APIRouter, parts: Parts) -> None:
     async def get_published(request: Request, app_id: str) -> Response:
         app = await app_of(parts, request, app_id)
         latest = parts.registry.latest(app.app_id)
-        return JSONResponse(None if latest is None else await _of_version(parts, latest))
+        return answered(None if latest is None else await _of_version(parts, latest))
 
     @router.post(
         "/publish",
@@ -161,7 +161,7 @@ def _publishing(router: APIRouter, parts: Parts) -> None:
         _check_roots(draft.workflow["graph"])
         definition, text = await parts.drafting.compiled(app, draft)
         version = await parts.publisher.publish(app, definition, text, name, comment)
-        return JSONResponse({"result": "success", "created_at": version.published_at_us // 1_000_000})
+        return answered({"result": "success", "created_at": version.published_at_us // 1_000_000})
 
     @router.get(
         "",
@@ -194,7 +194,7 @@ def _publishing(router: APIRouter, parts: Parts) -> None:
             marked_at_us=parts.now_us(),
         )
         await parts.publisher.record([fact])
-        return JSONResponse(await _of_version(parts, parts.registry.version(workflow_id) or version))
+        return answered(await _of_version(parts, parts.registry.version(workflow_id) or version))
 
     @router.delete(
         "/{workflow_id}",
@@ -221,7 +221,7 @@ def _publishing(router: APIRouter, parts: Parts) -> None:
     async def restore_version(request: Request, app_id: str, workflow_id: str) -> Response:
         app = await app_of(parts, request, app_id)
         document = await parts.drafting.document_of(_version(parts, app, workflow_id))
-        return JSONResponse(await _replace(parts, app, document))
+        return answered(await _replace(parts, app, document))
 
 
 async def _save(parts: Parts, app: AppCreated, body: Json) -> Response:
@@ -243,7 +243,7 @@ async def _save(parts: Parts, app: AppCreated, body: Json) -> Response:
         return _with(current, given)
 
     draft = await parts.drafting.save(app, made)
-    return JSONResponse(_synced(draft))
+    return answered(_synced(draft))
 
 
 async def _change(parts: Parts, app: AppCreated, parts_of_draft: Json) -> None:
@@ -290,7 +290,7 @@ async def _list(parts: Parts, request: Request, app: AppCreated) -> Response:
     everything: list[Draft | VersionPublished] = [*([draft] if draft is not None else []), *versions]
     shown = everything[(page - 1) * limit : page * limit]
     items = [_of_draft(app, one) if isinstance(one, Draft) else await _of_version(parts, one) for one in shown]
-    return JSONResponse({"items": items, "page": page, "limit": limit, "has_more": page * limit < len(everything)})
+    return answered({"items": items, "page": page, "limit": limit, "has_more": page * limit < len(everything)})
 
 
 def _version(parts: Parts, app: AppCreated, workflow_id: str) -> VersionPublished:

@@ -4,6 +4,7 @@ What is imported is a draft: it may hold mistakes, which publishing and running 
 waits for a confirmation for ten minutes, at any replica.
 """
 
+import json
 import re
 import uuid
 from collections.abc import Mapping
@@ -248,6 +249,10 @@ def _readable(text: str) -> Json:
     document = parse(text, findings)
     if document is None or findings.failed:
         raise ImportFailed("\n".join(map(str, findings.errors())) or "the document cannot be read")
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ImportFailed("the document holds half of a surrogate pair, which is no character") from error
     if not isinstance(document.get("app"), dict):
         raise ImportFailed(f"app: expected a mapping with name and mode, got {kind_of(document.get('app'))}")
     _mode_of(document)

@@ -109,7 +109,7 @@ def last_execution(connection: Connection, app_id: str, workflow_id: str, node_i
             table.tenant_id == TENANT_ID,
             table.app_id == app_id,
             table.workflow_id == workflow_id,
-            table.node_id == node_id,
+            table.node_id == node_id.replace("\0", ""),
         )
         .order_by(table.created_at.desc(), table.id.desc())
         .limit(1)

@@ -25,6 +25,7 @@ from services.api.frames import Json, encode
 from services.api.parts import Parts
 from services.api.reads import RunSummary
 from services.api.records import RecordsUnavailable
+from services.api.requests import is_uuid
 from services.api.schemas import answers, errors, parameters, streamed
 from services.api.workflows import attach
 
@@ -59,6 +60,8 @@ def _lists(router: APIRouter, parts: Parts, prefix: str, modes: tuple[str, ...])
         app = await app_of(parts, request, app_id, *modes)
         limit = limit_of(request, 20)
         last_id = request.query_params.get("last_id") or None
+        if last_id is not None and not is_uuid(last_id):
+            raise invalid_param("last_id: expected the id of a run", "last_id")
         wanted = _wanted(request, app)
         rows = await asked(parts, lambda connection: page_of_runs(connection, wanted, last_id, limit + 1))
         if rows is None:
@@ -200,7 +203,8 @@ def _since(parts: Parts, time_range: str | None) -> int | None:
     found = _RANGE.fullmatch(time_range)
     if found is None:
         raise invalid_param("time_range: expected a duration such as 7d, 4h, 30m or 30s", "time_range")
-    return parts.now_us() - int(found[1]) * _UNITS[found[2]] * 1_000_000
+    # Before the epoch there are no runs, and no database has all of those instants.
+    return max(0, parts.now_us() - int(found[1]) * _UNITS[found[2]] * 1_000_000)
 
 
 def _moment(request: Request, name: str) -> int | None:
@@ -211,7 +215,7 @@ def _moment(request: Request, name: str) -> int | None:
         at = datetime.strptime(text, "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
     except ValueError as error:
         raise invalid_param(f"{name}: expected YYYY-MM-DD HH:MM", name) from error
-    return (at - _EPOCH) // timedelta(microseconds=1)
+    return max(0, (at - _EPOCH) // timedelta(microseconds=1))
 
 
 def _item(row: Any, *, chat: bool) -> Json:
