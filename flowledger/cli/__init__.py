@@ -42,6 +42,7 @@ VERBS: dict[str, Verb] = {
     "resume": Verb("pausing", "Let a paused run go on: answer its form, or take a pause back."),
     "export": Verb("histories", "Write a run's history to a file."),
     "replay": Verb("histories", "Fold an exported history, without a server."),
+    "bulk": Verb("bulk", "Stop or retry all runs that match, counted first."),
     "api": Verb("services", "The HTTP service (Kafka and database by settings)."),
     "executor": Verb("services", "The service that runs nodes (Kafka by settings)."),
     "projector": Verb("services", "The service that fills the tables (Kafka and database by settings)."),

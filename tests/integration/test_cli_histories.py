@@ -9,7 +9,7 @@ import pytest
 
 from flowledger.cli import run as command_line
 from flowledger.cli.exits import INVALID, NOT_FOUND, UNREACHABLE, USAGE
-from tests.documents import document, edges, end, start, template
+from tests.documents import code, document, edges, end, start, template
 
 SECRET = "sk-live-0123456789-abcdefghij"
 FLOW = document(
@@ -140,3 +140,19 @@ def test_tables_and_log_are_compared_without_a_server(typed: Type, ran: tuple[Pa
     assert typed("verify", "--data", data, "--json").lines[0]["equal"] is True
     assert typed("verify", run_id[:20], "--data", data).code == 0
     assert typed("verify", "ffff", "--data", data).code == NOT_FOUND
+
+
+def test_a_bulk_says_how_many_and_asks_before_it_does_anything(typed: Type, tmp_path: Path) -> None:
+    data, flow, pins = tmp_path / "data", tmp_path / "flow.yml", tmp_path / "pins.yml"
+    flow.write_text(document([start("q"), code("c"), end(out="c.result")], edges("start > c > end")))
+    pins.write_text("nodes: {c: {fail: 'no'}}")
+    for _ in range(2):
+        assert typed("run", flow, "-i", "q=x", "--pin", pins, "--data", data, "--json").code == 1
+    assert typed("rebuild", "--yes", "--data", data).code == 0
+    nobody = typed("bulk", "retry", "--data", data)
+    assert (nobody.code, "--yes" in nobody.err) == (USAGE, True)
+    assert len(typed("runs", "--data", data, "--json").lines[0]) == 2
+    done = typed("bulk", "retry", "--since", "1h", "--data", data, "--yes", "--json").lines[0]
+    assert (done["count"], done["done"], len(done["changed"])) == (2, True, 2)
+    assert typed("bulk", "stop", "--since", "2020-01-01T00:00:00Z", "--status", "paused", "--data", data).code == 0
+    assert typed("bulk", "retry", "--status", "paused", "--data", data).code == USAGE

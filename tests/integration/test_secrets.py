@@ -150,3 +150,38 @@ def test_another_key_is_named_at_the_start_and_reading_goes_on_without(
     with Client(again.url, again.admin_token) as client:
         assert client.start(client.apps()[0]["app_id"]).result().status == "succeeded"
     again.stop()
+
+
+def test_a_secret_that_an_editor_saves_stands_nowhere(tmp_path: Path) -> None:
+    flow = document([start("q"), template("t", "{{ k }}!", k="env.key"), end(a="t.output")], edges("start > t > end"))
+    instance = opened(tmp_path)
+    said: list[str] = []
+    with httpx.Client(base_url=instance.url, headers={"Authorization": f"Bearer {instance.admin_token}"}) as http:
+
+        def ask(method: str, path: str, **content: Any) -> Any:
+            answer = http.request(method, path, timeout=30, **content)
+            assert answer.is_success, answer.text
+            said.append(answer.text)
+            return answer
+
+        app = ask("POST", "/v1/apps/import", content=flow).json()["app_id"]
+        console = f"/console/api/apps/{app}"
+        draft = ask("GET", f"{console}/workflows/draft").json()
+        saved = {name: draft[name] for name in ("graph", "features", "hash")} | {"conversation_variables": []}
+        saved["environment_variables"] = [{"id": "1", "name": "key", "value_type": "secret", "value": SECRET}]
+        ask("POST", f"{console}/workflows/draft", json=saved)
+        assert "sk-liv************ij!" in ask("POST", f"{console}/workflows/draft/run", json={"inputs": {}}).text
+        ask("POST", f"{console}/workflows/draft/backup")
+        ask("POST", f"{console}/workflows/publish", json={})
+        newer = flow.replace('"0.6.0"', '"9.9.0"').replace(
+            '"environment_variables": []',
+            f'"environment_variables": [{{"name": "key", "value_type": "secret", "value": "{SECRET}"}}]',
+        )
+        ask("POST", "/console/api/apps/imports", json={"mode": "yaml-content", "yaml_content": newer})
+        for path in ("export", "workflows", "workflows/publish", "workflows/draft", "workflows/draft/variables",
+                     "workflows/draft/environment-variables", "workflow-runs"):  # fmt: skip
+            ask("GET", f"{console}/{path}")
+    instance.stop()
+    assert not shows("".join(said))
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert [file.name for file in files if any(piece.encode() in file.read_bytes() for piece in PIECES)] == []
