@@ -14,9 +14,8 @@ from libs.settings import Settings
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "api.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-ELSEWHERE = ("/v1/conversations", "/v1/chat-messages", "/v1/messages", "/v1/app/", "/v1/form/", "/v1/end-users",
-             "/v1/completion-messages", "/v1/audio-to-text", "/v1/text-to-audio")  # fmt: skip
-"""Of chatflows, forms and what no app here can do: the reference's documentation is theirs."""
+ELSEWHERE = ("/v1/form/", "/v1/end-users", "/v1/completion-messages", "/v1/audio-to-text", "/v1/text-to-audio")
+"""Of forms and what no app here can do: the reference's documentation is theirs."""
 
 
 def test_every_example_works_and_every_path_has_one(tmp_path: Path) -> None:
