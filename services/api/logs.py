@@ -20,6 +20,10 @@ from services.api.records import LogFilter, RecordsUnavailable
 from services.api.requests import is_uuid
 from services.api.schemas import answers, parameters, secured
 
+LOG_QUERY: Final = (
+    "keyword", "status", "created_at__before", "created_at__after", "created_by_end_user_session_id",
+    "created_by_account", "page", "limit",
+)  # fmt: skip
 STATUSES: Final = ("succeeded", "failed", "stopped")
 MAX_PAGE: Final = 99_999
 MAX_LIMIT: Final = 100
@@ -40,32 +44,11 @@ def log_routes(parts: Parts) -> APIRouter:
         "/workflows/logs",
         summary="Runs of the app, newest first",
         responses=answers(schemas.LogPage, 400, 401, 503),
-        openapi_extra=secured("app_key")
-        | parameters(
-            "keyword",
-            "status",
-            "created_at__before",
-            "created_at__after",
-            "created_by_end_user_session_id",
-            "created_by_account",
-            "page",
-            "limit",
-        ),
+        openapi_extra=secured("app_key") | parameters(*LOG_QUERY),
     )
     async def logs(request: Request) -> Response:
         app = await parts.access.app_key(request)
-        wanted = _wanted(app.app_id, request.query_params)
-        page = _whole(request.query_params, "page", 1, MAX_PAGE)
-        limit = _whole(request.query_params, "limit", 20, MAX_LIMIT)
-        try:
-            tables = await parts.fresh.tables()
-            rows, total = await tables.logs(wanted, page, limit)
-        except RecordsUnavailable as error:
-            raise unavailable("the log of runs cannot be read now. Try again") from error
-        data = [_entry(row) for row in rows]
-        return JSONResponse(
-            {"page": page, "limit": limit, "total": total, "has_more": page * limit < total, "data": data}
-        )
+        return await log_page(parts, app.app_id, request.query_params)
 
     @router.get(
         "/end-users/{end_user_id}",
@@ -100,10 +83,26 @@ def log_routes(parts: Parts) -> APIRouter:
     return router
 
 
-def _wanted(app_id: str, query: Mapping[str, str]) -> LogFilter:
+async def log_page(
+    parts: Parts, app_id: str, query: Mapping[str, str], statuses: tuple[str, ...] = STATUSES
+) -> Response:
+    """A page of the app's log; `statuses`: those that may be asked for. Raises ApiError."""
+    wanted = _wanted(app_id, query, statuses)
+    page = _whole(query, "page", 1, MAX_PAGE)
+    limit = _whole(query, "limit", 20, MAX_LIMIT)
+    try:
+        tables = await parts.fresh.tables()
+        rows, total = await tables.logs(wanted, page, limit)
+    except RecordsUnavailable as error:
+        raise unavailable("the log of runs cannot be read now. Try again") from error
+    data = [_entry(row) for row in rows]
+    return JSONResponse({"page": page, "limit": limit, "total": total, "has_more": page * limit < total, "data": data})
+
+
+def _wanted(app_id: str, query: Mapping[str, str], statuses: tuple[str, ...]) -> LogFilter:
     status = query.get("status") or None
-    if status is not None and status not in STATUSES:
-        raise invalid_param(f"status: expected one of {', '.join(STATUSES)}", "status")
+    if status is not None and status not in statuses:
+        raise invalid_param(f"status: expected one of {', '.join(statuses)}", "status")
     account = query.get("created_by_account") or None
     if account is not None and account != ADMIN_ACCOUNT["email"]:
         raise invalid_param(f'created_by_account: no account "{account[:64]}"', "created_by_account")

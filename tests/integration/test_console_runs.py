@@ -412,3 +412,9 @@ def test_a_published_run_of_a_restored_version_is_in_the_history(console: httpx.
     listed = console.get(f"{app}/workflow-runs", params={"triggered_from": "app-run"}).json()["data"]
     assert [one["id"] for one in listed] == [made.json()["workflow_run_id"]]
     assert listed[0]["created_by_account"] is None
+    logged = console.get(f"{app}/workflow-app-logs", params={"status": "succeeded"}).json()
+    assert [(one["workflow_run"]["id"], one["created_from"]) for one in logged["data"]] == [
+        (made.json()["workflow_run_id"], "service-api")
+    ]
+    assert console.get(f"{app}/workflow-app-logs", params={"status": "running"}).json()["total"] == 0
+    assert code_of(console.get(f"{app}/workflow-app-logs", params={"status": "x"})) == (400, "invalid_param")

@@ -22,6 +22,7 @@ from services.api.console.session import account, app_of
 from services.api.drafting import workflow_of
 from services.api.errors import invalid_param, not_found, unavailable
 from services.api.frames import Json, encode
+from services.api.logs import LOG_QUERY, log_page
 from services.api.parts import Parts
 from services.api.reads import RunSummary
 from services.api.records import RecordsUnavailable
@@ -107,6 +108,16 @@ def _details(router: APIRouter, parts: Parts) -> None:
             return JSONResponse({"data": []})
         history = await parts.folds.history(run_id, Principal(None))
         return Response(encode({"data": executions(history)}), media_type="application/json")
+
+    @router.get(
+        "/apps/{app_id}/workflow-app-logs",
+        summary="Published runs of the app, newest first",
+        responses=answers(schemas.LogPage, 400, 401, 403, 404, 503),
+        openapi_extra=CONSOLE | parameters(*LOG_QUERY),
+    )
+    async def app_logs(request: Request, app_id: str) -> Response:
+        app = await app_of(parts, request, app_id)
+        return await log_page(parts, app.app_id, request.query_params, STATUSES)
 
     @router.post(
         "/apps/{app_id}/workflow-runs/tasks/{task_id}/stop",

@@ -1,0 +1,86 @@
+"""An editor at two API processes on Kafka and PostgreSQL: what one saves the other runs and publishes, also when the
+first one is killed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import servers
+from tests.documents import document, edges, end, start, template
+from tests.e2e.deployment import ADMIN_TOKEN, Deployment, deployment, frames
+
+pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(180)]
+
+FLOW = json.loads(
+    document([start("q"), template("shout", "{{ q }}!", q="start.q"), end(answer="shout.output")],
+             edges("start > shout > end"))
+)["workflow"]["graph"]  # fmt: skip
+
+
+@pytest.fixture
+def deployed(kafka_server: servers.Kafka, kafka_prefix: str, postgres_url: str, tmp_path: Path) -> Iterator[Deployment]:
+    with deployment(kafka_server.bootstrap, kafka_prefix, postgres_url, tmp_path) as made:
+        yield made
+
+
+class Editor:
+    """A browser that has logged in; its session opens every API process."""
+
+    def __init__(self, url: str) -> None:
+        self.http = httpx.Client(base_url=url, timeout=60, trust_env=False)
+        assert self.http.post("/console/api/login", json={"password": ADMIN_TOKEN}).json() == {"result": "success"}
+        self.http.headers["X-CSRF-Token"] = self.http.cookies["csrf_token"]
+
+    def move(self, url: str) -> None:
+        self.http.base_url = httpx.URL(url)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        answer = self.http.post(f"/console/api/apps{path}", json=body)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def get(self, path: str) -> Any:
+        answer = self.http.get(f"/console/api/apps{path}")
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def run(self, app: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The last frame of a run of the draft."""
+        path = f"/console/api/apps/{app}/workflows/draft/run"
+        with self.http.stream("POST", path, json={"inputs": inputs}) as answer:
+            return list(frames(answer))[-1]
+
+
+def test_an_editor_goes_on_at_another_api_when_its_own_is_killed(deployed: Deployment) -> None:
+    deployed.start("executor")
+    deployed.start("projector")
+    first, second = deployed.start("api"), deployed.start("api")
+    editor = Editor(first.url)
+    try:
+        app = editor.post("", {"name": "Edited", "mode": "workflow"})["id"]
+        hashed = editor.post(f"/{app}/workflows/draft", {"graph": FLOW})["hash"]
+        seen = editor.run(app, {"q": "one"})
+        assert seen["data"]["outputs"] == {"answer": "one!"}
+        first.kill()
+        editor.move(second.url)
+        assert editor.get(f"/{app}/workflows/draft")["hash"] == hashed
+        node = editor.post(f"/{app}/workflows/draft/nodes/shout/run", {"inputs": {}})
+        assert node["outputs"] == {"output": "one!"}
+        again = editor.run(app, {"q": "two"})
+        editor.post(f"/{app}/workflows/publish")
+        listed = editor.get(f"/{app}/workflow-runs")["data"]
+        assert [run["id"] for run in listed] == [again["workflow_run_id"], seen["workflow_run_id"]]
+        assert editor.get(f"/{app}/workflows/draft/nodes/shout/last-run")["outputs"] == {"output": "two!"}
+        key = editor.post(f"/{app}/api-keys")["token"]
+        body = {"inputs": {"q": "live"}, "user": "u", "response_mode": "blocking"}
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = httpx.post(f"{second.url}/v1/workflows/run", json=body, headers=headers, timeout=60, trust_env=False)
+        assert answer.json()["data"]["outputs"] == {"answer": "live!"}
+        days = editor.get(f"/{app}/workflow/statistics/daily-conversations")["data"]
+        assert sum(day["runs"] for day in days) == 1
+    finally:
+        editor.http.close()
