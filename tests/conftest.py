@@ -8,9 +8,14 @@ import os
 from collections.abc import Generator, Iterator
 from typing import NoReturn
 
+import hypothesis
 import pytest
 
 from tests import servers
+
+# What an example costs depends on who else is on the machine; a test that hangs meets pytest's own limit.
+hypothesis.settings.register_profile("flowledger", deadline=None)
+hypothesis.settings.load_profile("flowledger")
 
 
 class _NoServer(pytest.skip.Exception):  # type: ignore[misc, name-defined]  # hidden behind a decorator
