@@ -188,7 +188,13 @@ class RunStreams:
         if after is None:
             after = live.place
         while not outbox.closed:
-            if live.attach(outbox, after):
+            attached = live.attach(outbox, after)
+            if attached and outbox.overflowed:
+                # More than a client may have waiting (one frame may be): from the log, as fast as it reads.
+                live.detach(outbox)
+                outbox.recover()
+                attached = False
+            if attached:
                 if outbox.ends_here or await self.pump(live.run_id, outbox, write):
                     return
                 live.detach(outbox)
