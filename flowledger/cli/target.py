@@ -204,6 +204,7 @@ class _Folder:
     def find(self) -> tuple[str, str | None, bool]:
         """(URL, token, whether it is ours). Raises Problem."""
         from libs.events.log import LogError
+        from libs.events.sealing import SealError
 
         deadline = time.monotonic() + _OPENING_S
         while True:
@@ -218,6 +219,8 @@ class _Folder:
                 )
             try:
                 return self._open()
+            except SealError as error:
+                raise Problem(f"cannot open {self._given.data}: {error}", UNREACHABLE) from error
             except LogError as error:
                 # Another command opens or closes it right now: it has no address yet, or no more.
                 if time.monotonic() > deadline:

@@ -239,7 +239,7 @@ def doctor(data: Path | None, as_json: bool) -> int:
     """
     given = settings(data)
     checks = [_check_python(), _check_data(given), _check_server(given), _check_kafka(given), _check_database(given)]
-    checks.append(_check_models(given))
+    checks += [_check_models(given), _check_secrets(given)]
     if as_json:
         output.data(checks)
     else:
@@ -323,6 +323,29 @@ def _check_models(given: "Settings") -> dict[str, Any]:
         return _result("models", True, "offline: a stand-in answers")
     names = ", ".join(sorted(given.providers)) or "none; model nodes need one, or --offline"
     return _result("models", True, f"providers: {names}")
+
+
+def _check_secrets(given: "Settings") -> dict[str, Any]:
+    """Whether documents with secrets can be opened here."""
+    from libs.events.log import LogError
+    from libs.events.registry import read_registry
+    from libs.events.sealing import SealError, Vault, key_id_of, stored_key
+
+    find = stored_key(given.secret_key, given.data, make=False)
+    try:
+        key = find()
+        seen = "no key yet (made by dev or api)" if key is None else f"key {key_id_of(key)}"
+        if given.kafka is not None or (given.data / "log.db").exists():
+            log = open_log(given)
+            try:
+                read_registry(log, Vault(find)).check_sealed()
+            finally:
+                log.close()
+    except SealError as error:
+        return _result("secrets", False, str(error), "Documents with secrets cannot run here")
+    except LogError as error:
+        return _result("secrets", True, f"not looked at, as the log cannot be read: {error}")
+    return _result("secrets", True, seen)
 
 
 COMMANDS: dict[str, click.Command] = {"rebuild": rebuild, "verify": verify, "topics": topics, "doctor": doctor}

@@ -338,8 +338,9 @@ class Registry:
         try:
             self._evolve(FACT.validate_json(self._vault.open(fact.sealed)))
         except SealError as error:
+            if not self._closed:  # the others have the same reason
+                logger.error("definition_sealed", extra={"key": fact.key, "problem": str(error)})
             self._closed[fact.key] = fact
-            logger.error("definition_sealed", extra={"key": fact.key, "problem": str(error)})
         else:
             self._closed.pop(fact.key, None)
 

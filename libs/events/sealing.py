@@ -96,8 +96,12 @@ def stored_key(given: str | None, folder: Path, *, make: bool) -> Callable[[], s
             return given
         path = folder / KEY_FILE
         if make and not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_once(path, secrets.token_urlsafe(32))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _write_once(path, secrets.token_urlsafe(32))
+            except OSError as error:
+                text = f"no key for secrets can be kept in {folder}: {error.strerror}. Set FLOWLEDGER_SECRET_KEY"
+                raise SealError(text) from error
         try:
             return path.read_text("utf-8").strip() or None
         except FileNotFoundError:

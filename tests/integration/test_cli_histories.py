@@ -156,3 +156,18 @@ def test_a_bulk_says_how_many_and_asks_before_it_does_anything(typed: Type, tmp_
     assert (done["count"], done["done"], len(done["changed"])) == (2, True, 2)
     assert typed("bulk", "stop", "--since", "2020-01-01T00:00:00Z", "--status", "paused", "--data", data).code == 0
     assert typed("bulk", "retry", "--status", "paused", "--data", data).code == USAGE
+
+
+def test_another_secret_key_is_told_at_once_and_named_by_doctor(
+    typed: Type, ran: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run_id = ran
+    assert typed("doctor", "--data", data).code == 0
+    monkeypatch.setenv("FLOWLEDGER_SECRET_KEY", "another")
+    refused = typed("run", tmp_path / "flow.yml", "--data", data)
+    assert refused.code == UNREACHABLE
+    assert "FLOWLEDGER_SECRET_KEY" in refused.err
+    assert refused.err.count("cannot open") == 1
+    checks = {one["check"]: one for one in typed("doctor", "--data", data, "--json").lines[0]}
+    assert checks["secrets"]["ok"] is False
+    assert typed("show", run_id, "--data", data).code == 0

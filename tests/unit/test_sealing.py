@@ -55,6 +55,12 @@ def test_a_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
     assert os.stat(folder / "secret-key").st_mode & 0o777 == 0o600
 
 
+def test_a_folder_that_cannot_keep_a_key_is_named_with_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SealError, match="Set FLOWLEDGER_SECRET_KEY"):
+        stored_key(None, tmp_path / "file", make=True)()
+
+
 # --- documents ---
 
 WITH_SECRET = DocumentStored(
