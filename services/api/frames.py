@@ -12,6 +12,7 @@ Text comes before the frame of the event that caused it, except the text that op
 """
 
 import json
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -30,6 +31,7 @@ from libs.events.model import (
     NodeStarted,
     NodeStopped,
     NodeSucceeded,
+    RoundFinished,
     RoundStarted,
     RunAccepted,
     RunEnd,
@@ -41,7 +43,7 @@ from libs.events.model import (
     RunStopped,
     RunSucceeded,
 )
-from libs.workflow.state import rounds_of
+from libs.workflow.state import round_path, rounds_of
 from services.api.asked import Asked, AskedForm
 from services.api.shortening import shortened
 from services.api.usage import Usage
@@ -54,6 +56,8 @@ CONTAINERS = frozenset({"iteration", "loop"})
 MARKERS = frozenset({"iteration-start", "loop-start"})
 FULL_DETAIL = frozenset({"service-api", "debugger"})
 """Whose callers see what nodes work on; all others see that nodes run, and what the run says."""
+KEPT_OF_ROUNDS = 1_000
+"""Nodes of finished rounds that a snapshot shows."""
 _SPEAKERS = frozenset({"llm", "agent", "tool"})
 """Node types whose handlers stream text."""
 
@@ -157,6 +161,10 @@ class FrameMaker:
         self.ended_us = 0
         self.asked = Asked()
         self._nodes: dict[tuple[str, str], _Node] = {}
+        self._rounds: dict[str, list[tuple[str, str]]] = {}
+        """Nodes of rounds that run, by the path of the round."""
+        self._past: deque[tuple[str, str]] = deque()
+        """Nodes of rounds that are over, oldest first."""
         self._speaking: dict[tuple[str, str], _Node] = {}
         self._said: list[str] = []
         self._usage = Usage()
@@ -244,7 +252,7 @@ class FrameMaker:
                 continue
             bodies.append(self._framed("node_started", _reduced(self._node_started(path, node), extras=True)))
             if node.finished is not None:
-                bodies.append(self._framed("node_finished", _reduced(node.finished, extras=False)))
+                bodies.append(self._framed("node_finished", node.finished))
         if self.asked.paused is not None and self.asked.parked:
             bodies += [self._framed("human_input_required", form.required()) for form in self.asked.open_forms()]
             bodies.append(self._framed("workflow_paused", self.paused_answer(self.asked.paused)))
@@ -318,6 +326,9 @@ class FrameMaker:
                 return []
             case RoundStarted():
                 return self._on_round_started(event, at_us)
+            case RoundFinished():
+                self._on_round_finished(event)
+                return []
             case FormOpened():
                 return [self._framed("human_input_required", self.asked.forms[event.form_id].required())]
             case RunPaused():
@@ -338,6 +349,8 @@ class FrameMaker:
         if node is None:
             identity = execution_id(self.run_id, event.path, event.node_id)
             node = self._nodes[key] = _Node(identity, event, at_us, seq)
+            if event.path:
+                self._rounds.setdefault(event.path, []).append(key)
             bodies = self._first_started(event.path, node)
         else:
             bodies = self._retried(event.path, node)
@@ -379,8 +392,9 @@ class FrameMaker:
             status, error = "failed" if isinstance(event, NodeFailed) else "exception", event.error
         if node.started.node_type in CONTAINERS:
             return [self._container_completed(node, event, error, at_us)]
-        node.finished = self._result(event.path, node, event, at_us) | {"status": status, "error": error}
-        finished = self._framed("node_finished", self._shown(node.finished))
+        result = self._result(event.path, node, event, at_us) | {"status": status, "error": error}
+        node.finished = _reduced(result, extras=False)
+        finished = self._framed("node_finished", self._shown(result))
         form = self.asked.forms.get(node.id)
         return [finished] if form is None else [self._closed(form), finished]
 
@@ -399,6 +413,16 @@ class FrameMaker:
         if kind == "loop":
             data["pre_loop_output"] = {}
         return [self._framed(f"{kind}_next", data)]
+
+    def _on_round_finished(self, event: RoundFinished) -> None:
+        """Nothing repeats its nodes but a snapshot, and that has the newest: a loop may have ten thousand rounds."""
+        container = self._nodes.get((event.path, event.node_id))
+        if container is None:
+            return
+        path = round_path(event.path, container.started.node_type, event.node_id, event.index)
+        self._past.extend(self._rounds.pop(path, ()))
+        while len(self._past) > KEPT_OF_ROUNDS:
+            self._nodes.pop(self._past.popleft(), None)
 
     def _speak(self, key: tuple[str, str], seq: int) -> None:
         node = self._nodes.get(key)

@@ -36,7 +36,7 @@ from libs.events.model import (
     RunSucceeded,
     StopRequested,
 )
-from services.api.frames import Cursor, Frame, FrameMaker, error_frame
+from services.api.frames import KEPT_OF_ROUNDS, Cursor, Frame, FrameMaker, error_frame
 
 RUN = str(new_run_id(0, 1_767_000_000_000_000, 7))
 T0 = 1_767_000_000_000_000
@@ -427,6 +427,20 @@ def test_a_snapshot_is_the_run_so_far_in_reduced_form() -> None:
     assert shown[2]["data"]["outputs"] is None
     assert shown[3]["data"]["index"] == 2
     assert "inputs_truncated" not in shown[2]["data"]
+
+
+def test_a_snapshot_of_many_rounds_has_the_newest_and_keeps_no_more() -> None:
+    history, rounds = History().begin(), KEPT_OF_ROUNDS + 500
+    history.add(started("lo", "loop", inputs={"loop_count": rounds}))
+    for index in range(rounds):
+        path = f"loop:lo:{index}"
+        history.add(RoundStarted(node_id="lo", index=index))
+        history.add(started("in", path=path, index=index + 2))
+        history.add(NodeSucceeded(node_id="in", path=path, outputs={"large": "x" * 100}))
+        history.add(RoundFinished(node_id="lo", index=index))
+    shown = [json.loads(wire.split(b"data: ")[1]) for wire in history.maker.snapshot()]
+    assert len(shown) == 1 + 2 * KEPT_OF_ROUNDS
+    assert [shown[1]["data"]["index"], shown[-1]["data"]["index"]] == [502, rounds + 1]
 
 
 def test_an_error_frame_names_the_run() -> None:
