@@ -128,19 +128,36 @@ class Drafting:
             stored = DraftStored(draft_id=saved.draft_id, document=json.dumps(document))
             await self._publisher.record([stored, saved])
             won = self._registry.drafts.won(saved.draft_id)
-            # Texts of drafts that are over only take up room; a document with a digest belongs to more than a draft.
-            if not won:
-                await self._publisher.take_back(draft_key(saved.draft_id))
-            elif current is not None and current.saved.digest is None:
-                await self._publisher.take_back(draft_key(current.saved.draft_id))
+            # Texts of drafts that are over only take up room.
             if won:
+                await self._forget(current.saved if current is not None else None)
                 return Draft(saved, document)
+            await self._forget(saved)
         raise unavailable("others save this draft all the time. Try again")
 
     def overwriting(self, app: AppCreated, document: Json) -> list[Fact]:
         """The facts of a save that replaces whatever draft there is."""
         saved = self._saved(app, document, None, overwrite=True)
         return [DraftStored(draft_id=saved.draft_id, document=json.dumps(document)), saved]
+
+    async def replace(self, app: AppCreated, document: Json, *before: Fact) -> None:
+        """Record the facts in `before`, and make `document` the draft whatever it was."""
+        superseded = self._registry.drafts.draft(app.app_id)
+        await self._publisher.record([*before, *self.overwriting(app, document)])
+        await self._forget(superseded)
+
+    async def delete(self, app: AppCreated, deleted: Fact) -> None:
+        """Record that the app is gone, and let its drafts be forgotten."""
+        saved, backups = self._registry.drafts.draft(app.app_id), self._registry.drafts.backups(app.app_id)
+        await self._publisher.record([deleted])
+        await self._forget(saved)
+        for one in backups:
+            await self._publisher.take_back(f"draft-backup/{one.draft_id}", draft_key(one.draft_id))
+
+    async def _forget(self, saved: DraftSaved | None) -> None:
+        # A document with a digest belongs to more than a draft.
+        if saved is not None and saved.digest is None:
+            await self._publisher.take_back(draft_key(saved.draft_id))
 
     async def back_up(self, app: AppCreated, draft: Draft) -> DraftBackedUp:
         """Put a copy of the draft aside, in place of the one before."""

@@ -589,10 +589,21 @@ def test_texts_of_superseded_drafts_are_taken_back(console: httpx.Client, log: M
     hashed = save(console, app_id).json()["hash"]
     for number in range(3):
         hashed = save(console, app_id, hashed, graph=graph_with(str(number))).json()["hash"]
-    records = [record for batch in log.read(Topic.DEFINITIONS, 0, 0) for record in batch]
-    written = {record.key for record in records if (record.key or b"").startswith(b"draft/") and record.value}
-    gone = {record.key for record in records if record.value is None}
-    assert len(written - gone) == 1
+
+    def left() -> int:
+        """Texts of drafts that the log must keep."""
+        records = [record for batch in log.read(Topic.DEFINITIONS, 0, 0) for record in batch]
+        written = {record.key for record in records if (record.key or b"").startswith(b"draft/") and record.value}
+        return len(written - {record.key for record in records if record.value is None})
+
+    assert left() == 1
+    assert imported(console, ECHO, app_id=app_id).status_code == 200
+    assert left() == 1
+    assert console.post(f"apps/{app_id}/workflows/draft/backup").status_code == 201
+    assert console.post(f"apps/{app_id}/workflows/draft/backup").status_code == 201
+    assert left() == 2
+    assert console.delete(f"apps/{app_id}").status_code == 204
+    assert left() == 0
 
 
 def test_a_backup_is_put_aside_and_loaded_again(console: httpx.Client) -> None:

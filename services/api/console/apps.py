@@ -94,7 +94,7 @@ def console_app_routes(parts: Parts) -> APIRouter:
     )
     async def delete_app(request: Request, app_id: str) -> Response:
         app = await app_of(parts, request, app_id)
-        await parts.publisher.record([AppDeleted(app_id=app.app_id, deleted_at_us=parts.now_us())])
+        await parts.drafting.delete(app, AppDeleted(app_id=app.app_id, deleted_at_us=parts.now_us()))
         return Response(status_code=204)
 
     @router.post(

@@ -259,8 +259,7 @@ async def _change(parts: Parts, app: AppCreated, parts_of_draft: Json) -> None:
 
 async def _replace(parts: Parts, app: AppCreated, document: Json) -> Json:
     """Make `document` the draft, whatever the draft is."""
-    facts = parts.drafting.overwriting(app, document)
-    await parts.publisher.record(facts)
+    await parts.drafting.replace(app, document)
     draft = await parts.drafting.require(app)
     return _synced(draft)
 

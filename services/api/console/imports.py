@@ -171,7 +171,7 @@ async def _complete(
     else:
         changed = about | ({"name": name} if name else {})
         facts = [AppChanged(change_id=parts.new_uuid(), app_id=app.app_id, updated_at_us=parts.now_us(), **changed)]
-    await parts.publisher.record([*facts, *parts.drafting.overwriting(app, document)])
+    await parts.drafting.replace(app, document, *facts)
     return app
 
 
