@@ -7,8 +7,11 @@ RUN python -m venv /opt/flowledger
 ENV PATH=/opt/flowledger/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # Dependencies first: they change seldom, and this layer is the slow one.
 COPY pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
- && pip install -r requirements.txt
+# With the readers of office documents; with the JavaScript engine where there is a wheel of it (not for every processor).
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = p['optional-dependencies']; \
+print(*p['dependencies'], *extras['documents'], sep='\n'); print(*extras['javascript'], sep='\n', file=open('javascript.txt', 'w'))" > requirements.txt \
+ && pip install -r requirements.txt \
+ && (pip install --only-binary :all: -r javascript.txt || echo "no JavaScript engine for this processor: code nodes run Python only")
 COPY README.md LICENSE ./
 COPY flowledger flowledger
 COPY libs libs
