@@ -277,6 +277,8 @@ class _Edited:
             raise ForkInvalid(f'set: at event {self._at} there is no value "{text[:100]}". {self._editable(text)}')
         if old.type == "secret":
             raise ForkInvalid(f"set: {text} is secret: change it in the document, no secret belongs into a request")
+        if is_sealed(value):  # it would be opened as one of ours
+            raise ForkInvalid(f"set: {text}: a value of this form stands for a secret in the log. Give another one")
         try:
             new = infer(value)
         except TypeMismatch as error:

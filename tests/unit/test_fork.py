@@ -208,6 +208,7 @@ def test_an_environment_value_is_edited_and_a_secret_is_not() -> None:
         ("a__result", None, r"expected a value of type string, got none"),
         ("env__size", [], r"expected a value of type number, got array\[any\]"),
         ("sys__user_id", "x", r"sys\.user_id cannot be edited"),
+        ("a__result", {"$sealed": "1.k.t", "shown": "x"}, r"stands for a secret in the log"),
     ],
 )
 def test_wrong_edits_are_refused_with_what_is_there(name: str, value: JsonValue, said: str) -> None:
