@@ -665,6 +665,16 @@ def test_a_draft_that_cannot_run_is_not_published_and_names_its_mistakes(console
     assert console.get(f"apps/{app_id}/workflows/publish").json() is None
 
 
+def test_a_schedule_that_no_clock_can_keep_is_not_published(console: httpx.Client) -> None:
+    app_id = make_app(console)
+    tick = node("tick", "trigger-schedule", mode="cron", cron_expression="often")
+    save(console, app_id, graph={"nodes": [tick, end()], "edges": edges("tick > end")})
+    answer = console.post(f"apps/{app_id}/workflows/publish")
+    assert code_of(answer) == (400, "invalid_param")
+    assert "cron_expression" in answer.json()["message"]
+    assert console.get(f"apps/{app_id}/workflows/publish").json() is None
+
+
 def publish_two(console: httpx.Client, clock: Clock) -> tuple[str, list[dict[str, Any]]]:
     app_id = make_app(console)
     hashed = save(console, app_id).json()["hash"]

@@ -11,8 +11,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from libs.events.registry import AppCreated, VersionDeleted, VersionMarked, VersionPublished
+from libs.workflow.definition import Definition
 from libs.workflow.node_configs import ROOT_TYPES
 from libs.workflow.problems import Findings
+from libs.workflow.schedules import ScheduleInvalid, schedule_of
 from libs.workflow.variables import read_variables
 from services.api import schemas
 from services.api.access import ADMIN_ID
@@ -160,6 +162,7 @@ def _publishing(router: APIRouter, parts: Parts) -> None:
         draft = await parts.drafting.require(app)
         _check_roots(draft.workflow["graph"])
         definition, text = await parts.drafting.compiled(app, draft)
+        _check_schedule(definition)
         version = await parts.publisher.publish(app, definition, text, name, comment)
         return answered({"result": "success", "created_at": version.published_at_us // 1_000_000})
 
@@ -330,6 +333,16 @@ def _check_roots(graph: Mapping[str, Any]) -> None:
     types = {data.get("type") for data in datas if isinstance(data, dict) and isinstance(data.get("type"), str)}
     if "start" in types and types & TRIGGERS:
         raise invalid_param("graph.nodes: a start node and a trigger cannot stand in one workflow. Remove one", "graph")
+
+
+def _check_schedule(definition: Definition) -> None:
+    """Raises ApiError 400 for a schedule that no clock can keep: it would be published and never run."""
+    root = definition.nodes[definition.root]
+    if root.type == "trigger-schedule":
+        try:
+            schedule_of(root.data)
+        except ScheduleInvalid as error:
+            raise invalid_param(f'node "{root.id}": {error}') from error
 
 
 # --- answers ---
