@@ -1,4 +1,4 @@
-"""Writes docs/corpus.md: what became of each file of the open corpus. `python -m tests.corpus_table`."""
+"""Writes the corpus table of docs/compatibility.md: what became of each file. `python -m tests.corpus_table`."""
 
 import sys
 from collections import Counter
@@ -7,12 +7,14 @@ from pathlib import Path
 from libs.workflow.definition import NodeKind
 from tests.corpus import ABSENT, EXPECTED, Case, case, ending
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "corpus.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "compatibility.md"
 
-TEXT = """# The open corpus
+BEGIN, END = "<!-- corpus: begin -->\n", "<!-- corpus: end -->"
+
+TEXT = """## The open corpus
 
 Thirty public Dify apps, unmodified, each run with the inputs, query and pins that lie beside the corpus. Written by
-`python -m tests.corpus_table`; `tests/simulation/test_corpus.py` checks the same, drives every branch handle, and
+`python -m tests.corpus_table`; `simulation/test_corpus` checks the same, drives every branch handle, and
 kills the executor between any two appends of every run. What a file leaves pinned is an outside system (a model, a
 tool, a knowledge base) or code that imports packages beyond the standard library.
 
@@ -27,6 +29,7 @@ tool, a knowledge base) or code that imports packages beyond the standard librar
 
 
 def page() -> str:
+    """The section, made anew by running everything."""
     rows, good = [], 0
     for file in sorted(EXPECTED):
         wanted = case(file)
@@ -62,5 +65,6 @@ def _pinned(wanted: Case) -> str:
 if __name__ == "__main__":
     if not EXPECTED:
         sys.exit(ABSENT)
-    PAGE.write_text(page(), "utf-8")
+    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}{page()}{END}{rest.partition(END)[2]}", "utf-8")
     sys.stdout.write(f"{PAGE}\n")
