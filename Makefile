@@ -22,7 +22,8 @@ $(BIN)/python:
 
 $(RUNTIME): pyproject.toml | $(BIN)/python
 	@echo "installing (once)" >&2
-	@$(PIP) install --no-compile -e .
+	@$(PIP) install --no-compile -e '.[javascript,documents]' 2>/dev/null || \
+	  { echo "without JavaScript and office documents: not all packages are to be had here" >&2; $(PIP) install --no-compile -e .; }
 	@touch $@
 
 $(TESTING): pyproject.toml | $(BIN)/python
@@ -46,7 +47,7 @@ check: $(TESTING)  ## style, types, import rules; changes nothing
 
 # The ones that need no server; the others take `--kafka BOOTSTRAP` (python -m tests.servers kafka prints one).
 bench: $(TESTING)  ## one JSON line per question
-	@for name in engine containers journal_sqlite steps first_event large_outputs projector sandbox; do \
+	@for name in engine containers journal_sqlite steps first_event large_outputs projector sandbox rounds streams; do \
 	  $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 up:  ## docker compose, until healthy
