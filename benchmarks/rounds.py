@@ -19,22 +19,16 @@ import uvloop
 
 from benchmarks.containers import SHAPES, document
 from benchmarks.machine import machine
-from benchmarks.steps import AtOnce, open_log
-from libs.events.blobs import FolderBlobs
-from libs.events.codec import encode_command
+from benchmarks.steps import AtOnce, open_log, owning
+from libs.events.codec import encode_command, type_of
 from libs.events.commands import Caller, StartRun
 from libs.events.ids import new_run_id
 from libs.events.log import Log, Record, Topic
 from libs.events.model import RUN_END_TYPES
-from libs.events.sealing import Vault
-from libs.workflow.catalog import Catalog
 from libs.workflow.definition import Node
 from libs.workflow.outcome import Outcome, Succeeded
 from libs.workflow.pool import Pool
-from services.executor.executor import Executor
-from services.executor.nodes.end import EndHandler
 from services.executor.nodes.port import Handler
-from services.executor.nodes.start import StartHandler
 
 
 class Computed(Handler):
@@ -46,32 +40,15 @@ class Computed(Handler):
 
 async def measure(log: Log, folder: Path, shape: str, rounds: int, runs: int, body: Handler) -> tuple[float, float]:
     """Seconds (wall, processor) for `runs` runs of `rounds` rounds, one after the other."""
-    executor = Executor(
-        log=log,
-        catalog=Catalog({"d": document(shape, rounds)}.get),
-        refresh_definitions=lambda: None,
-        handlers={"start": StartHandler(), "end": EndHandler(), "template-transform": body},
-        blobs=FolderBlobs(folder / "blobs"),
-        vault=Vault(lambda: None),
-        owner_id=f"benchmark-{uuid.uuid4().hex}",
-        slots={"wait": 4000, "process": 2},
-        max_steps=1_000_000,
-        max_time_s=0,
-        now_us=lambda: time.time_ns() // 1000,
-        group=f"benchmark-{uuid.uuid4().hex}",
-    )
+    executor = await owning(log, folder, document(shape, rounds), body)
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
 
     def seen(records: list[Record]) -> None:
         for record in records:
-            kind = record.headers.get("ce_type", b"").decode().split(".")[1:2]
-            if kind and kind[0] in RUN_END_TYPES:
+            if type_of(record) in RUN_END_TYPES:
                 loop.call_soon_threadsafe(ended.set)
 
-    await executor.start()
-    while sum(phase == "active" for phase in executor.owned.values()) < log.partitions:  # noqa: ASYNC110  # not timed
-        await asyncio.sleep(0.05)
     tail = log.tail(Topic.EVENTS, {0: log.bounds(Topic.EVENTS, 0)[1]}, seen, lambda error: None)
     begin, cpu = time.perf_counter(), time.process_time()
     for _ in range(runs):

@@ -21,7 +21,7 @@ import uvloop
 from benchmarks.engine import document
 from benchmarks.machine import machine
 from libs.events.blobs import FolderBlobs
-from libs.events.codec import encode_command, encode_event
+from libs.events.codec import encode_command, encode_event, type_of
 from libs.events.commands import Caller, StartRun
 from libs.events.ids import new_run_id
 from libs.events.log import Ack, Log, Record, Topic
@@ -45,33 +45,41 @@ class AtOnce(Handler):
         return Succeeded(outputs={"output": "x" * 200}, inputs={"q": "y"})
 
 
-async def steps(log: Log, folder: Path, runs: int, seconds: float) -> dict[str, object]:
-    """Keep `runs` runs going for `seconds`; count finished nodes by what is in the log."""
-    documents = {"d": document(CHAIN, "chain")}
+async def owning(log: Log, folder: Path, text: str, body: Handler) -> Executor:
+    """An executor that owns all partitions; the document `text` is called `d`, `body` runs its template nodes."""
     executor = Executor(
         log=log,
-        catalog=Catalog(documents.get),
+        catalog=Catalog({"d": text}.get),
         refresh_definitions=lambda: None,
-        handlers={"start": StartHandler(), "end": EndHandler(), "template-transform": AtOnce()},
+        handlers={"start": StartHandler(), "end": EndHandler(), "template-transform": body},
         blobs=FolderBlobs(folder / "blobs"),
         vault=Vault(lambda: None),
         owner_id=f"benchmark-{uuid.uuid4().hex}",
         slots={"wait": 4000, "process": 2},
-        max_steps=100_000,
+        max_steps=1_000_000,
         max_time_s=0,
         now_us=lambda: time.time_ns() // 1000,
         group=f"benchmark-{uuid.uuid4().hex}",
     )
+    await executor.start()
+    while sum(phase == "active" for phase in executor.owned.values()) < log.partitions:  # noqa: ASYNC110  # not timed
+        await asyncio.sleep(0.05)
+    return executor
+
+
+async def steps(log: Log, folder: Path, runs: int, seconds: float) -> dict[str, object]:
+    """Keep `runs` runs going for `seconds`; count finished nodes by what is in the log."""
+    executor = await owning(log, folder, document(CHAIN, "chain"), AtOnce())
     loop = asyncio.get_running_loop()
     finished = asyncio.Event()
     counts = {"ended": 0, "nodes": 0}
 
     def seen(records: list[Record]) -> None:
         for record in records:
-            kind = record.headers.get("ce_type", b"").decode().split(".")[1:2]
-            if kind and kind[0] == "NodeSucceeded":
+            kind = type_of(record)
+            if kind == "NodeSucceeded":
                 counts["nodes"] += 1
-            if kind and kind[0] in RUN_END_TYPES:
+            if kind in RUN_END_TYPES:
                 counts["ended"] += 1
                 loop.call_soon_threadsafe(again)
 
@@ -97,9 +105,6 @@ async def steps(log: Log, folder: Path, runs: int, seconds: float) -> dict[str, 
 
     sequence = [0]
     until = time.perf_counter() + 3600
-    await executor.start()
-    while sum(phase == "active" for phase in executor.owned.values()) < log.partitions:  # noqa: ASYNC110  # not timed
-        await asyncio.sleep(0.05)
     tail = log.tail(
         Topic.EVENTS,
         {p: log.bounds(Topic.EVENTS, p)[1] for p in range(log.partitions)},
