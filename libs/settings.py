@@ -4,9 +4,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 PREFIX = "FLOWLEDGER_"
+
+FILE_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "image": ("image_url",),
+    "audio": ("input_audio", "audio_url", "input_audio_url"),
+    "video": ("video_url",),
+    "document": ("file", "file_url", "document_url"),
+}
+"""Types of files in prompts, and the parts of a message that servers take them in; the usual one first."""
 
 
 class SettingsError(Exception):
@@ -23,6 +31,8 @@ class Provider:
     """How the key is sent; None: as is known of the provider."""
     models: Mapping[str, str] = field(default_factory=dict)
     """Name in documents -> the server's own name of a model, or of a deployment."""
+    files: Mapping[str, str] | None = None
+    """Type of a file -> the part of a message that it goes into; None: as is known of the provider."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +149,7 @@ def _pairs(name: str, raw: str, problems: list[str]) -> dict[str, str]:
     return pairs
 
 
-_PROVIDER_SETTINGS = ("BASE_URL", "API_KEY", "API_KEY_FILE", "AUTH", "MODELS")
+_PROVIDER_SETTINGS = ("BASE_URL", "API_KEY", "API_KEY_FILE", "AUTH", "MODELS", "FILES")
 
 
 def _s3(values: Mapping[str, str], problems: list[str]) -> S3 | None:
@@ -185,7 +195,26 @@ def _provider(name: str, values: Mapping[str, str], problems: list[str]) -> Prov
         api_key=key,
         auth=auth,  # type: ignore[arg-type]  # checked above
         models=_pairs(f"{name}_MODELS", text("MODELS") or "", problems),
+        files=_file_parts(f"{name}_FILES", text("FILES"), problems),
     )
+
+
+def _file_parts(name: str, raw: str | None, problems: list[str]) -> dict[str, str] | None:
+    """`image;audio=audio_url`, or `none`."""
+    if raw is None or raw.strip() == "none":
+        return None if raw is None else {}
+    parts: dict[str, str] = {}
+    for piece in filter(None, (each.strip() for each in raw.split(";"))):
+        kind, _, part = (each.strip() for each in piece.partition("="))
+        allowed = FILE_PARTS.get(kind, ())
+        if not allowed or (part and part not in allowed):
+            known = (
+                f"{kind}= one of {', '.join(allowed)}" if allowed else f"types among {', '.join(FILE_PARTS)}, or none"
+            )
+            problems.append(f"{PREFIX}{name}: expected {known}, got {piece!r}")
+        else:
+            parts[kind] = part or allowed[0]
+    return parts
 
 
 def _read_env_file(path: Path | None) -> dict[str, str]:

@@ -16,6 +16,7 @@
     status-<code>    refuses with that status, quoting the key it was sent
     refuse-<option>  status 400 naming the option, as long as a request has it
     newer-bound      status 400 that asks for `max_completion_tokens`, as long as a request has `max_tokens`
+    text-only        status 400 when a message has parts
     flaky-<n>        status 500 for the first n requests, then answers as echo
 
 `GET /requests` lists what came in. Run it: `python -m tests.model_server --port 0`; in a test, `async with
@@ -108,6 +109,10 @@ class ModelServer:
             return True
         if model == "newer" and "max_tokens" in request:
             said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
+            await _send(writer, 400, {"error": {"message": said}})
+            return True
+        if model == "text" and any(isinstance(each["content"], list) for each in request["messages"]):
+            said = "messages[0]: unknown variant `input_audio`, expected `text`"
             await _send(writer, 400, {"error": {"message": said}})
             return True
         if model == "flaky" and len(self.requests) <= int(argument):

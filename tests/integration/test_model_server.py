@@ -9,7 +9,7 @@ import pytest
 
 from libs.settings import Provider
 from libs.workflow.outcome import Failed, Outcome, Succeeded
-from services.executor.models import Delta, Message, ModelError, ModelRequest, Models, Usage
+from services.executor.models import Delta, Media, Message, ModelError, ModelRequest, Models, Usage
 from services.executor.nodes.llm import LlmHandler
 from tests.attempts import Emitted, attempt_of
 from tests.model_server import ModelServer, serving
@@ -107,7 +107,9 @@ def test_reasoning_in_a_field_of_its_own_is_kept_apart() -> None:
 
 
 def test_images_become_parts_of_the_message() -> None:
-    request = ModelRequest("echo", (Message("user", "what?", ("https://x.example/cat.png",), "low"),))
+    request = ModelRequest(
+        "echo", (Message("user", "what?", (Media("image", "https://x.example/cat.png", detail="low"),)),)
+    )
     _, requests = answer(request)
     assert requests[0]["body"]["messages"][0]["content"] == [
         {"type": "image_url", "image_url": {"url": "https://x.example/cat.png", "detail": "low"}},

@@ -26,6 +26,17 @@ def test_a_provider_has_its_settings_by_name() -> None:
     assert mine.models == {"gpt-4o": "chat-eu", "gpt-4o-mini": "small"}
 
 
+def test_what_files_a_provider_takes_is_a_list_of_types_and_parts() -> None:
+    def files(said: str) -> object:
+        return load_settings({"FLOWLEDGER_PROVIDER_A_FILES": said}, None).providers["A"].files
+
+    assert files("image; audio=audio_url") == {"image": "image_url", "audio": "audio_url"}
+    assert files("none") == {}
+    for wrong in ("film", "audio=image_url"):
+        with pytest.raises(SettingsError, match="FLOWLEDGER_PROVIDER_A_FILES"):
+            files(wrong)
+
+
 def test_a_key_can_come_from_a_file_and_the_environment_wins(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(KEY + "\n")
     from_file = {"FLOWLEDGER_PROVIDER_OPENAI_API_KEY_FILE": str(tmp_path / "key")}

@@ -1,12 +1,22 @@
 """Language models: the port, providers behind the OpenAI-compatible HTTP form, and an offline stand-in."""
 
-from services.executor.models.port import Delta, Function, Message, ModelError, ModelProvider, ModelRequest, Usage
+from services.executor.models.port import (
+    Delta,
+    Function,
+    Media,
+    Message,
+    ModelError,
+    ModelProvider,
+    ModelRequest,
+    Usage,
+)
 from services.executor.models.providers import Models, setting_name
 from services.executor.models.reasoning import ReasoningSplitter, Split, split_reasoning
 
 __all__ = [
     "Delta",
     "Function",
+    "Media",
     "Message",
     "ModelError",
     "ModelProvider",

@@ -6,11 +6,17 @@ beside their own; the few that do not need a gateway, and `hint` says so.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
+
+from libs.settings import FILE_PARTS
 
 Auth = Literal["bearer", "api-key"]
 """`bearer`: `Authorization: Bearer KEY`; `api-key`: the header `api-key`, as Azure takes it."""
+
+
+USUAL_PARTS: Final[Mapping[str, str]] = {kind: parts[0] for kind, parts in FILE_PARTS.items()}
+_TEXT_ONLY: Final[Mapping[str, str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +28,8 @@ class Known:
     """What an address without a path gets, as operators copy it from where it needs none."""
     hint: str = ""
     """The form of an address of one's own."""
+    files: Mapping[str, str] = field(default_factory=lambda: USUAL_PARTS)
+    """Types of files that its models take in prompts, and in which part of a message; others are left out."""
 
 
 _OWN_MACHINE: Final = Known(path="/v1", hint="http://HOST:PORT/v1; a key only if the server asks for one")
@@ -43,10 +51,10 @@ KNOWN: Final[Mapping[str, Known]] = {
     "ANTHROPIC": Known("https://api.anthropic.com/v1"),
     "AZURE": _AZURE,
     "AZURE_OPENAI": _AZURE,
-    "BAICHUAN": Known("https://api.baichuan-ai.com/v1"),
+    "BAICHUAN": Known("https://api.baichuan-ai.com/v1", files=_TEXT_ONLY),
     "BEDROCK": _BEDROCK,
     "COHERE": Known("https://api.cohere.ai/compatibility/v1"),
-    "DEEPSEEK": Known("https://api.deepseek.com/v1"),
+    "DEEPSEEK": Known("https://api.deepseek.com/v1", files=_TEXT_ONLY),
     "FIREWORKS": Known("https://api.fireworks.ai/inference/v1"),
     "GEMINI": Known("https://generativelanguage.googleapis.com/v1beta/openai"),
     "GOOGLE": Known("https://generativelanguage.googleapis.com/v1beta/openai"),
@@ -56,7 +64,7 @@ KNOWN: Final[Mapping[str, Known]] = {
     "HUNYUAN": Known("https://api.hunyuan.cloud.tencent.com/v1"),
     "LM_STUDIO": _OWN_MACHINE,
     "LOCALAI": _OWN_MACHINE,
-    "MISTRALAI": Known("https://api.mistral.ai/v1"),
+    "MISTRALAI": Known("https://api.mistral.ai/v1", files={**USUAL_PARTS, "document": "document_url"}),
     "MODELSCOPE": Known("https://api-inference.modelscope.cn/v1"),
     "MOONSHOT": Known("https://api.moonshot.cn/v1"),
     "NOVITA": Known("https://api.novita.ai/v3/openai"),
@@ -66,11 +74,13 @@ KNOWN: Final[Mapping[str, Known]] = {
     "OPENAI_API_COMPATIBLE": Known(hint="that of the server, up to where /chat/completions would follow"),
     "OPENROUTER": Known("https://openrouter.ai/api/v1"),
     "PERPLEXITY": Known("https://api.perplexity.ai"),
-    "SILICONFLOW": Known("https://api.siliconflow.cn/v1"),
+    "SILICONFLOW": Known("https://api.siliconflow.cn/v1", files={**USUAL_PARTS, "audio": "audio_url"}),
     "SPARK": Known("https://spark-api-open.xf-yun.com/v1"),
     "STEPFUN": Known("https://api.stepfun.com/v1"),
     "TOGETHERAI": Known("https://api.together.xyz/v1"),
-    "TONGYI": Known("https://dashscope.aliyuncs.com/compatible-mode/v1"),
+    "TONGYI": Known(
+        "https://dashscope.aliyuncs.com/compatible-mode/v1", files={**USUAL_PARTS, "audio": "input_audio_url"}
+    ),
     "UPSTAGE": Known("https://api.upstage.ai/v1"),
     "VERTEX_AI": _VERTEX,
     "VLLM": _OWN_MACHINE,
@@ -80,5 +90,5 @@ KNOWN: Final[Mapping[str, Known]] = {
     "X": Known("https://api.x.ai/v1"),
     "XAI": Known("https://api.x.ai/v1"),
     "XINFERENCE": _OWN_MACHINE,
-    "ZHIPUAI": Known("https://open.bigmodel.cn/api/paas/v4"),
+    "ZHIPUAI": Known("https://open.bigmodel.cn/api/paas/v4", files={**USUAL_PARTS, "document": "file_url"}),
 }

@@ -35,7 +35,10 @@ def answer_of(request: ModelRequest) -> str:
     expected = request.function.parameters if request.function is not None else request.schema or request.shape
     if expected is not None:
         return json.dumps(from_schema(dict(expected)), ensure_ascii=False)
-    told = json.dumps([request.model, [[m.role, m.text, *m.images] for m in request.messages]], ensure_ascii=False)
+    told = json.dumps(
+        [request.model, [[m.role, m.text, *(each.url for each in m.media)] for m in request.messages]],
+        ensure_ascii=False,
+    )
     mark = hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[:8]
     question = next((m.text for m in reversed(request.messages) if m.role == "user" and m.text.strip()), "")
     words = question.split() or ["nothing"]

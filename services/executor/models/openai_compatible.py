@@ -15,10 +15,10 @@ from contextlib import aclosing
 from typing import Any, Final
 
 import httpx
-from pydantic import JsonValue
 
-from services.executor.models.known import Auth
-from services.executor.models.port import Delta, Message, ModelError, ModelRequest, Usage
+from services.executor.models.known import USUAL_PARTS, Auth
+from services.executor.models.parts import content_of
+from services.executor.models.port import Delta, ModelError, ModelRequest, Usage
 from services.executor.models.sse import EventReader, StreamTooLong
 
 # Between two bytes, not in all: a model may think for minutes before its first word.
@@ -49,15 +49,18 @@ class OpenAICompatible:
         auth: Auth = "bearer",
         path: str = "",
         models: Mapping[str, str] | None = None,
+        parts: Mapping[str, str] = USUAL_PARTS,
     ) -> None:
         """`name`: how error texts call it, e.g. `openai`. `path`: what a base URL without a path gets.
 
-        `models`: the server's own names of models that documents call otherwise.
+        `models`: the server's own names of models that documents call otherwise. `parts`: type of a file -> the part
+        of a message that it goes into.
         """
         self._client = client
         self._name = name
         self._auth = auth
         self._models = models or {}
+        self._parts = parts
         address, mark, query = base_url.strip().partition("?")
         address = re.sub(r"/(chat/)?completions/*\Z", "", address).rstrip("/")
         self._base_url = address + path if re.fullmatch(r"[a-z]+://[^/]*", address) else address
@@ -69,7 +72,7 @@ class OpenAICompatible:
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
         path = "/chat/completions" if request.mode == "chat" else "/completions"
         url = self._base_url + path + self._query
-        payload = _payload(request) | {"model": self._models.get(request.model, request.model)}
+        payload = _payload(request, self._parts) | {"model": self._models.get(request.model, request.model)}
         while True:
             try:
                 async with self._client.stream(
@@ -91,7 +94,7 @@ class OpenAICompatible:
                 raise self._error("InvokeBadRequestError", "its base URL cannot be used") from None
             # Outside of the response: its connection is free again.
             if refusal.error_type != "InvokeBadRequestError" or not _without_refused(payload, request, str(refusal)):
-                raise refusal
+                raise self._about_files(refusal, request)
 
     def _headers(self, request: ModelRequest) -> dict[str, str]:
         headers = {"Accept": "text/event-stream, application/json"}
@@ -168,12 +171,23 @@ class OpenAICompatible:
             said = "it answers with a redirect, which is not followed because of the key; set the base URL it points to"
         return self._error(kind, f"status {status}{': ' if said else ''}{said}", retryable=retryable)
 
+    def _about_files(self, refusal: ModelError, request: ModelRequest) -> ModelError:
+        """The refusal, and what can be done if it was for the files in the prompt."""
+        kinds = sorted({each.kind for message in request.messages for each in message.media})
+        if refusal.error_type != "InvokeBadRequestError" or not kinds:
+            return refusal
+        advice = (
+            f"the prompt has files ({', '.join(kinds)}): where a model takes none of a type, say so in "
+            "FLOWLEDGER_PROVIDER_<NAME>_FILES, and they are left out"
+        )
+        return ModelError(refusal.error_type, f"{refusal}; {advice}")
+
     def _error(self, kind: str, message: str, *, retryable: bool = False) -> ModelError:
         clean = message.replace(self._key, "***") if self._key else message
         return ModelError(kind, f"{self._name}: {clean}", retryable=retryable)
 
 
-def _payload(request: ModelRequest) -> dict[str, Any]:
+def _payload(request: ModelRequest, parts: Mapping[str, str]) -> dict[str, Any]:
     payload: dict[str, Any] = {
         name: value for name, value in request.parameters.items() if value is not None and name not in _OURS
     }
@@ -193,7 +207,7 @@ def _payload(request: ModelRequest) -> dict[str, Any]:
         payload["tool_choice"] = {"type": "function", "function": {"name": function.name}}
     payload |= {"model": request.model, "stream": True, "stream_options": {"include_usage": True}}
     if request.mode == "chat":
-        payload["messages"] = [{"role": message.role, "content": _content(message)} for message in request.messages]
+        payload["messages"] = [{"role": each.role, "content": content_of(each, parts)} for each in request.messages]
     else:
         payload["prompt"] = "\n".join(message.text for message in request.messages)
     return payload
@@ -220,15 +234,6 @@ def _without_refused(payload: dict[str, Any], request: ModelRequest, said: str) 
             del payload[name]
             return True
     return False
-
-
-def _content(message: Message) -> JsonValue:
-    if not message.images:
-        return message.text
-    parts: list[JsonValue] = [
-        {"type": "image_url", "image_url": {"url": url, "detail": message.detail}} for url in message.images
-    ]
-    return [*parts, {"type": "text", "text": message.text}] if message.text else parts
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[str, None]:

@@ -21,15 +21,30 @@ class ModelError(Exception):
         self.retryable = retryable
 
 
+MediaKind = Literal["image", "audio", "video", "document"]
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A file of a prompt or of an answer."""
+
+    kind: MediaKind
+    url: str
+    """Where the server finds it, or a `data:` URL with its content."""
+    name: str = ""
+    format: str = ""
+    """Its extension: lower case, without dot."""
+    detail: str = "high"
+    """How closely to look at an image: `high` or `low`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a prompt: text, and URLs of images that belong to it."""
+    """One message of a prompt: text, and the files that belong to it, in front of it."""
 
     role: Literal["system", "user", "assistant"]
     text: str
-    images: tuple[str, ...] = ()
-    detail: str = "high"
-    """How closely to look at the images: `high` or `low`."""
+    media: tuple[Media, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

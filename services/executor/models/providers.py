@@ -10,6 +10,7 @@ from libs.settings import Provider
 from services.executor.models.known import KNOWN, Known
 from services.executor.models.offline import Offline
 from services.executor.models.openai_compatible import OpenAICompatible
+from services.executor.models.parts import IN_ANY_FORM
 from services.executor.models.port import ModelError, ModelProvider
 
 DEFAULT: Final = "DEFAULT"
@@ -41,11 +42,21 @@ class Models:
             self._made[name] = self._make(name, provider_id)
         return self._made[name]
 
-    def _make(self, name: str, provider_id: str) -> ModelProvider:
-        own, default = self._settings.get(name), self._settings.get(DEFAULT)
-        chosen = own or default
+    def parts(self, provider_id: str) -> Mapping[str, str]:
+        """Types of files that go into the provider's prompts, and the part of a message that each goes into."""
+        if self._offline is not None:
+            return IN_ANY_FORM
+        chosen, known = self._chosen(setting_name(provider_id))
+        return known.files if chosen is None or chosen.files is None else chosen.files
+
+    def _chosen(self, name: str) -> tuple[Provider | None, Known]:
+        own = self._settings.get(name)
         # What is known of a provider is known of its own settings: the default may stand for anything.
-        known = KNOWN.get(name, Known()) if own is not None else Known()
+        return (own, KNOWN.get(name, Known())) if own is not None else (self._settings.get(DEFAULT), Known())
+
+    def _make(self, name: str, provider_id: str) -> ModelProvider:
+        own = self._settings.get(name)
+        chosen, known = self._chosen(name)
         # A key for every provider must not be sent to an address that a document's provider id picks.
         base_url = chosen.base_url if chosen else None
         if base_url is None and own is not None and own.api_key:
@@ -61,6 +72,7 @@ class Models:
             auth=chosen.auth or known.auth,
             path=known.path,
             models=chosen.models,
+            parts=self.parts(provider_id),
         )
 
     def _http(self) -> httpx.AsyncClient:

@@ -6,15 +6,10 @@ would be believed.
 """
 
 import asyncio
-import base64
-import binascii
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
 from typing import Final
-from urllib.parse import unquote_to_bytes
 
-import httpx
 from pydantic import JsonValue
 
 from libs.workflow.configs.values import DocumentExtractorConfig
@@ -23,8 +18,9 @@ from libs.workflow.pool import Pool
 from libs.workflow.segments import is_file
 from services.executor.documents.kinds import UnsupportedKind
 from services.executor.documents.process import Unreadable, read_document
+from services.executor.download import NotFetched, fetched
 from services.executor.files import FileReader, FileStore, reader
-from services.executor.net import GuardedHttp, decoded
+from services.executor.net import GuardedHttp
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.port import Attempt, Handler
 
@@ -32,10 +28,8 @@ MAX_FILE_BYTES: Final = 15 * 1024 * 1024
 MAX_FILES: Final = 100
 MAX_HELD: Final = 32
 """Files in memory at once, of all runs."""
-FETCH_S: Final = 300.0
 MAX_TEXT_CHARS: Final = 16_000_000
 """Of all files of a node together."""
-_TIMEOUT: Final = {"connect": 10.0, "read": 300.0, "write": 60.0, "pool": None}
 
 File = Mapping[str, JsonValue]
 Read = Callable[[bytes, str, str], Awaitable[str]]
@@ -97,7 +91,10 @@ class DocumentExtractorHandler(Handler):
             return inline.encode("utf-8", "replace"), "text/plain"
         if document.get("transfer_method") == "remote_url":
             url = str(document.get("remote_url") or document.get("url") or "")
-            return _inlined(url, label) if url.startswith("data:") else await self._download(url, label)
+            try:
+                return await fetched(self._http, url, MAX_FILE_BYTES)
+            except NotFetched as error:
+                raise _Refused(f"{label}: {error}") from error
         if kept is None:
             raise _Refused(
                 f"{label}: it was uploaded, and this server keeps no uploaded files; pass it as a remote URL"
@@ -106,27 +103,6 @@ class DocumentExtractorHandler(Handler):
             return await kept.read(document), ""
         except OSError as error:
             raise _Refused(f"{label}: it cannot be read: {error}") from error
-
-    async def _download(self, url: str, label: str) -> tuple[bytes, str]:
-        headers = {"Accept": "*/*", "Accept-Encoding": "gzip, deflate", "User-Agent": "flowledger"}
-        content = bytearray()
-        try:
-            request = httpx.Request("GET", url, headers=headers, extensions={"timeout": _TIMEOUT})
-            async with asyncio.timeout(FETCH_S), self._http.open(request) as response:
-                if not response.is_success:
-                    raise _Refused(f"{label}: its server answered with status {response.status_code}")
-                async with aclosing(decoded(response)) as pieces:
-                    async for piece in pieces:
-                        content += piece
-                        if len(content) > MAX_FILE_BYTES:
-                            raise _Refused(f"{label}: it is larger than {MAX_FILE_BYTES // 1024 // 1024} MB")
-                return bytes(content), response.headers.get("content-type", "")
-        except TimeoutError:
-            raise _Refused(f"{label}: it did not arrive within {FETCH_S:g} s") from None
-        except httpx.InvalidURL:
-            raise _Refused(f"{label}: its URL cannot be used") from None
-        except httpx.HTTPError as error:
-            raise _Refused(f"{label}: it cannot be fetched: {str(error) or type(error).__name__}") from error
 
 
 def _documents(config: DocumentExtractorConfig, pool: Pool) -> tuple[list[File], bool]:
@@ -156,20 +132,6 @@ def _extension(document: File) -> str:
         return extension
     name = document.get("filename")
     return name.rpartition(".")[2] if isinstance(name, str) and "." in name else ""
-
-
-def _inlined(url: str, label: str) -> tuple[bytes, str]:
-    """Content and media type of a `data:` URL."""
-    head, comma, data = url.removeprefix("data:").partition(",")
-    if not comma or len(data) > 2 * MAX_FILE_BYTES:
-        raise _Refused(f"{label}: its data URL cannot be used")
-    try:
-        content = unquote_to_bytes(data)
-        if head.endswith(";base64"):
-            content = base64.b64decode(content, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise _Refused(f"{label}: its data URL is not valid base64") from error
-    return content, head.removesuffix(";base64") or "text/plain"
 
 
 def _shown(document: File) -> JsonValue:

@@ -8,11 +8,13 @@ from contextlib import aclosing
 
 from libs.workflow.configs.models import LlmConfig
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
-from services.executor.files import FileStore, reader
+from services.executor.files import FileStore
 from services.executor.models import ModelError, ModelRequest, Models
+from services.executor.net import GuardedHttp
 from services.executor.nodes.masking import Masking
-from services.executor.nodes.model_answer import ModelAnswer, serialised
+from services.executor.nodes.model_answer import ModelAnswer, recorded
 from services.executor.nodes.port import Attempt, Handler
+from services.executor.nodes.prompt_files import PromptFiles, prompt_files
 from services.executor.nodes.prompts import History, Plan, PromptError, Render, assemble, plan
 from services.executor.nodes.structured import StructuredOutputError, check_schema, parse_structured, with_instruction
 from services.executor.sandbox import SandboxError, SandboxUnavailable
@@ -29,12 +31,14 @@ class LlmHandler(Handler):
         *,
         history: History | None = None,
         files: FileStore | None = None,
+        http: GuardedHttp | None = None,
     ) -> None:
-        """`render`: renders Jinja prompts in the sandbox."""
+        """`render`: renders Jinja prompts in the sandbox. `http`: fetches files that are not taken by their address."""
         self._models = models
         self._render = render
         self._history = history
         self._files = files
+        self._http = http
 
     async def run(self, attempt: Attempt) -> Outcome:
         config: LlmConfig = attempt.node.config
@@ -46,8 +50,9 @@ class LlmHandler(Handler):
         try:
             made = plan(config, attempt.pool, chatflow=attempt.definition.mode == "advanced-chat")
             inputs = {**{name: masked.json(value) for name, value in made.inputs.items()}, **named}
-            request = await self._request(attempt, config, made)
-            record["prompts"] = masked.json(serialised(request.messages))
+            files = prompt_files(attempt, config.model, self._models, self._files, self._http)
+            request = await self._request(attempt, config, made, files)
+            record |= recorded(request.messages, files, masked)
             await self._ask(attempt, config, request, answer)
             outputs = answer.outputs()
             record |= {"usage": outputs["usage"], "finish_reason": answer.finish_reason}
@@ -59,13 +64,13 @@ class LlmHandler(Handler):
             return Failed(masked.text(str(error)), "LLMNodeError", inputs, record, metadata=answer.metadata())
         return Succeeded(outputs, inputs, record, answer.metadata(), output_types={"files": "array[file]"})
 
-    async def _request(self, attempt: Attempt, config: LlmConfig, made: Plan) -> ModelRequest:
+    async def _request(self, attempt: Attempt, config: LlmConfig, made: Plan, files: PromptFiles) -> ModelRequest:
         if not config.model.name:
             raise PromptError("ModelNotExistError", "the node names no model; choose one in `model.name`")
         schema = config.output_schema
         if schema is not None:
             check_schema(schema)
-        messages = await assemble(made, attempt, self._render, self._history, reader(self._files, attempt))
+        messages = await assemble(made, attempt, self._render, self._history, files)
         return ModelRequest(
             model=config.model.name,
             messages=with_instruction(messages, schema) if schema is not None else messages,

@@ -9,6 +9,8 @@ from pydantic import JsonValue
 
 from libs.workflow.outcome import Values
 from services.executor.models import Delta, Message, ReasoningSplitter, Usage
+from services.executor.nodes.masking import Masking
+from services.executor.nodes.prompt_files import PromptFiles
 
 CURRENCY: Final = "USD"
 
@@ -115,13 +117,21 @@ class ModelAnswer:
         }
 
 
-def serialised(messages: tuple[Message, ...]) -> JsonValue:
-    """Messages as records show them; the content of an uploaded image is left out."""
+def recorded(messages: tuple[Message, ...], files: PromptFiles, masked: Masking) -> Values:
+    """What records show of a prompt: the messages, and the names of the files that the model did not get."""
+    left_out: Values = {"files_left_out": list(files.left_out)} if files.left_out else {}
+    return {"prompts": masked.json(_serialised(messages))} | left_out
+
+
+def _serialised(messages: tuple[Message, ...]) -> JsonValue:
+    """Messages as records show them; the content of files is left out."""
     return [
         {
             "role": message.role,
             "text": message.text,
-            "files": [url if not url.startswith("data:") else url.partition(",")[0] for url in message.images],
+            "files": [
+                each.url.partition(",")[0] if each.url.startswith("data:") else each.url for each in message.media
+            ],
         }
         for message in messages
     ]

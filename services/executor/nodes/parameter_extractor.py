@@ -16,12 +16,14 @@ from libs.workflow import templates
 from libs.workflow.configs.models import Parameter, ParameterExtractorConfig
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import Pool, as_text
-from services.executor.files import FileStore, reader
+from services.executor.files import FileStore
 from services.executor.lenient_json import first_object
 from services.executor.models import Function, ModelError, ModelRequest, Models
+from services.executor.net import GuardedHttp
 from services.executor.nodes.masking import Masking
-from services.executor.nodes.model_answer import ModelAnswer, serialised
+from services.executor.nodes.model_answer import ModelAnswer, recorded
 from services.executor.nodes.port import Attempt, Handler
+from services.executor.nodes.prompt_files import PromptFiles, prompt_files
 from services.executor.nodes.prompts import History, PromptError, Role, extras, finished, told_history
 
 _NAME: Final = "extract_parameters"
@@ -40,10 +42,19 @@ class ParameterExtractorHandler(Handler):
     effect = True
     slot = "wait"
 
-    def __init__(self, models: Models, *, history: History | None = None, files: FileStore | None = None) -> None:
+    def __init__(
+        self,
+        models: Models,
+        *,
+        history: History | None = None,
+        files: FileStore | None = None,
+        http: GuardedHttp | None = None,
+    ) -> None:
+        """`http`: fetches files that the model's server takes by their content only."""
         self._models = models
         self._history = history
         self._files = files
+        self._http = http
 
     async def run(self, attempt: Attempt) -> Outcome:
         config: ParameterExtractorConfig = attempt.node.config
@@ -60,12 +71,11 @@ class ParameterExtractorHandler(Handler):
         record: Values = {"model_mode": config.model.mode, **named}
         answer = ModelAnswer(separated=True)
         try:
-            request = await self._request(attempt, config, query, instruction, inputs)
+            files = prompt_files(attempt, config.model, self._models, self._files, self._http)
+            request = await self._request(attempt, config, (query, instruction), files, inputs)
             function: JsonValue = {"name": _NAME, "parameters": schema_of(config.parameters)}
-            record |= {
-                "prompts": masked.json(serialised(request.messages)),
-                "function": function if request.function is not None else None,
-            }
+            record |= recorded(request.messages, files, masked)
+            record["function"] = function if request.function is not None else None
             await answer.collect(self._models.provider(config.model.provider).stream(request))
         except PromptError as error:
             return Failed(masked.text(str(error)), "WorkflowNodeError", inputs, record)
@@ -81,9 +91,15 @@ class ParameterExtractorHandler(Handler):
         return Succeeded(verdict | values, inputs, record, answer.metadata(), output_types=types)
 
     async def _request(
-        self, attempt: Attempt, config: ParameterExtractorConfig, query: str, instruction: str, inputs: Values
+        self,
+        attempt: Attempt,
+        config: ParameterExtractorConfig,
+        texts: tuple[str, str],
+        files: PromptFiles,
+        inputs: Values,
     ) -> ModelRequest:
-        """Adds the images of the prompt to `inputs`. Raises PromptError."""
+        """`texts`: query and instruction. Adds the files of the prompt to `inputs`. Raises PromptError."""
+        query, instruction = texts
         if not config.model.name:
             raise PromptError("ModelNotExistError", "the node names no model; choose one in `model.name`")
         extra = extras(config, attempt.pool)
@@ -91,10 +107,10 @@ class ParameterExtractorHandler(Handler):
         schema = schema_of(config.parameters)
         by_function = config.reasoning_mode == "function_call" and not extra.completion
         told = await told_history(attempt, config.memory, self._history)
-        texts = _prompt(schema, instruction, told, query, by_function=by_function)
+        prompt = _prompt(schema, instruction, told, query, by_function=by_function)
         return ModelRequest(
             model=config.model.name,
-            messages=await finished(texts, extra, reader(self._files, attempt)),
+            messages=await finished(prompt, extra, files),
             mode="completion" if extra.completion else "chat",
             parameters=extra.parameters,
             function=Function(_NAME, "Takes the values that were extracted.", schema) if by_function else None,

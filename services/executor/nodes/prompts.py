@@ -4,7 +4,6 @@ Text that comes from outside (the context, the user's query, the history) is put
 template: a document found by a search could otherwise ask for `env` variables by their placeholder.
 """
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,9 +25,9 @@ from libs.workflow.configs.models import (
 from libs.workflow.outcome import Values
 from libs.workflow.pool import Pool
 from libs.workflow.segments import Segment, as_text, for_display, is_file
-from services.executor.files import FileReader
-from services.executor.models.port import Message
+from services.executor.models.port import Media, Message
 from services.executor.nodes.port import Attempt
+from services.executor.nodes.prompt_files import KINDS, FileUnavailable, PromptFiles
 
 Role = Literal["system", "user", "assistant"]
 File = Mapping[str, JsonValue]
@@ -139,7 +138,7 @@ def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
 
 
 async def assemble(
-    made: Plan, attempt: Attempt, render: Render, history: History | None, files: FileReader | None
+    made: Plan, attempt: Attempt, render: Render, history: History | None, files: PromptFiles
 ) -> tuple[Message, ...]:
     """The messages, in order; none is empty. Raises PromptError and what `render` raises."""
     messages = []
@@ -152,10 +151,8 @@ async def assemble(
         messages += past
     if made.query is not None:
         messages.append(await _message(made.query, made, render, files))
-    if made.vision:
-        images = tuple([await _image_url(file, files) for file in made.vision if file.get("type") == "image"])
-        messages = _with_images(messages, images, made.detail)
-    kept = tuple(message for message in messages if message.text or message.images)
+    messages = _with_media(messages, await _media(made.vision, files, made.detail))
+    kept = tuple(message for message in messages if message.text or message.media)
     if not kept:
         raise PromptError("NoPromptFoundError", "the prompt is empty: no message of it has any text")
     return kept
@@ -181,13 +178,12 @@ def extras(config: QuestionClassifierConfig | ParameterExtractorConfig, pool: Po
     )
 
 
-async def finished(texts: Sequence[tuple[Role, str]], extra: Extras, files: FileReader | None) -> tuple[Message, ...]:
-    """Messages of texts in which no placeholder is looked for. Raises PromptError when an image cannot be had."""
+async def finished(texts: Sequence[tuple[Role, str]], extra: Extras, files: PromptFiles) -> tuple[Message, ...]:
+    """Messages of texts in which no placeholder is looked for. Raises PromptError when a file cannot be had."""
     messages = [Message(role, text) for role, text in texts if text]
     if extra.completion:
         messages = [Message("user", "\n\n".join(message.text for message in messages))]
-    images = tuple([await _image_url(file, files) for file in extra.vision if file.get("type") == "image"])
-    return tuple(_with_images(messages, images, extra.detail)) if images else tuple(messages)
+    return tuple(_with_media(messages, await _media(extra.vision, files, extra.detail)))
 
 
 async def told_history(attempt: Attempt, memory: Memory | None, history: History | None) -> str:
@@ -243,7 +239,7 @@ def _filled(template: str, pool: Pool, given: Mapping[str, str], inputs: Values)
             raise _not_found(".".join(selector))
         inputs[f"#{'.'.join(selector)}#"] = for_display(segment)
         files += _files_in(segment)
-    return templates.render_text(template, pool), tuple(file for file in files if file.get("type") == "image")
+    return templates.render_text(template, pool), tuple(file for file in files if file.get("type") in KINDS)
 
 
 def _not_found(name: str) -> PromptError:
@@ -276,12 +272,8 @@ def _context(config: LlmConfig, pool: Pool) -> tuple[str, tuple[File, ...]]:
             lines += [str(part) for part in (item.get("summary"), item["content"]) if part]
             attached = item.get("files")
             if isinstance(attached, list):
-                files += [each for each in attached if isinstance(each, dict) and _is_image(each)]
+                files += [each for each in attached if isinstance(each, dict) and is_file(each)]
     return "\n".join(lines).strip(), tuple(files)
-
-
-def _is_image(value: dict[str, JsonValue]) -> bool:
-    return is_file(value) and value.get("type") == "image"
 
 
 def _vision_files(vision: Vision, pool: Pool) -> tuple[File, ...]:
@@ -310,12 +302,18 @@ def _parameter(value: Any, pool: Pool) -> JsonValue:
 # --- making messages --------------------------------------------------------------------------------------------------
 
 
-async def _message(draft: _Draft, made: Plan, render: Render, files: FileReader | None) -> Message:
+async def _message(draft: _Draft, made: Plan, render: Render, files: PromptFiles) -> Message:
     text = draft.text
     if draft.jinja is not None:
         text = await render(draft.jinja, made.jinja_values, limit_chars=MAX_PROMPT_CHARS, timeout_s=RENDER_TIMEOUT_S)
-    images = tuple([await _image_url(file, files) for file in draft.files])
-    return Message(draft.role, text, images, made.detail)
+    return Message(draft.role, text, await _media(draft.files, files, made.detail))
+
+
+async def _media(chosen: Sequence[File], files: PromptFiles, detail: str) -> tuple[Media, ...]:
+    try:
+        return await files.media(chosen, detail)
+    except FileUnavailable as error:
+        raise PromptError("LLMNodeError", str(error)) from error
 
 
 async def _past(made: Plan, attempt: Attempt, history: History | None) -> list[Message]:
@@ -330,8 +328,8 @@ def _with_history(message: Message, past: Sequence[Message], memory: Memory | No
     told = _told(past, memory)
     for marker in _HISTORIES:
         if marker in message.text:
-            return Message("user", told.join(message.text.split(marker)), message.images, message.detail)
-    return Message("user", f"{told}\n{message.text}" if told else message.text, message.images, message.detail)
+            return Message("user", told.join(message.text.split(marker)), message.media)
+    return Message("user", f"{told}\n{message.text}" if told else message.text, message.media)
 
 
 def _told(past: Sequence[Message], memory: Memory | None) -> str:
@@ -340,25 +338,10 @@ def _told(past: Sequence[Message], memory: Memory | None) -> str:
     return "\n".join(f"{names.get(each.role, each.role)}: {each.text}" for each in past)
 
 
-def _with_images(messages: list[Message], images: tuple[str, ...], detail: str) -> list[Message]:
-    """The images in front of what the last message of the user shows."""
+def _with_media(messages: list[Message], media: tuple[Media, ...]) -> list[Message]:
+    """The files in front of what the last message of the user shows."""
     for at in range(len(messages) - 1, -1, -1):
         if messages[at].role == "user":
             old = messages[at]
-            return [*messages[:at], Message("user", old.text, images + old.images, detail), *messages[at + 1 :]]
-    return [*messages, Message("user", "", images, detail)] if images else messages
-
-
-async def _image_url(file: File, files: FileReader | None) -> str:
-    url = file.get("remote_url") or file.get("url")
-    if file.get("transfer_method") == "remote_url" and isinstance(url, str):
-        return url
-    name = file.get("filename") or file.get("related_id") or "without a name"
-    if files is None:
-        text = f"image {name}: it was uploaded, and this server keeps no uploaded files; pass it as a remote URL"
-        raise PromptError("LLMNodeError", text)
-    try:
-        content = await files.read(file)
-    except OSError as error:
-        raise PromptError("LLMNodeError", f"image {name}: it cannot be read: {error}") from error
-    return f"data:{file.get('mime_type') or 'image/png'};base64,{base64.b64encode(content).decode()}"
+            return [*messages[:at], Message("user", old.text, media + old.media), *messages[at + 1 :]]
+    return [*messages, Message("user", "", media)] if media else messages

@@ -14,12 +14,14 @@ from libs.workflow import templates
 from libs.workflow.configs.models import QuestionClassifierConfig
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import as_text
-from services.executor.files import FileStore, reader
+from services.executor.files import FileStore
 from services.executor.lenient_json import first_object, parse_leniently
 from services.executor.models import ModelError, ModelRequest, Models
+from services.executor.net import GuardedHttp
 from services.executor.nodes.masking import Masking
-from services.executor.nodes.model_answer import ModelAnswer, serialised
+from services.executor.nodes.model_answer import ModelAnswer, recorded
 from services.executor.nodes.port import Attempt, Handler
+from services.executor.nodes.prompt_files import prompt_files
 from services.executor.nodes.prompts import History, PromptError, Role, extras, finished, told_history
 
 _TASK: Final = """You sort texts into categories. Read the text that follows and choose the one category that fits it \
@@ -42,10 +44,19 @@ class QuestionClassifierHandler(Handler):
     effect = True
     slot = "wait"
 
-    def __init__(self, models: Models, *, history: History | None = None, files: FileStore | None = None) -> None:
+    def __init__(
+        self,
+        models: Models,
+        *,
+        history: History | None = None,
+        files: FileStore | None = None,
+        http: GuardedHttp | None = None,
+    ) -> None:
+        """`http`: fetches files that the model's server takes by their content only."""
         self._models = models
         self._history = history
         self._files = files
+        self._http = http
 
     async def run(self, attempt: Attempt) -> Outcome:
         config: QuestionClassifierConfig = attempt.node.config
@@ -66,9 +77,9 @@ class QuestionClassifierHandler(Handler):
                 raise PromptError("ModelNotExistError", "the node names no model; choose one in `model.name`")
             extra = extras(config, pool)
             told = await told_history(attempt, config.memory, self._history)
-            kept = reader(self._files, attempt)
-            messages = await finished(_prompt(classes, instruction, told, query), extra, kept)
-            record["prompts"] = masked.json(serialised(messages))
+            files = prompt_files(attempt, config.model, self._models, self._files, self._http)
+            messages = await finished(_prompt(classes, instruction, told, query), extra, files)
+            record |= recorded(messages, files, masked)
             request = ModelRequest(
                 model=config.model.name,
                 messages=messages,

@@ -36,7 +36,7 @@ def with_instruction(messages: tuple[Message, ...], schema: Mapping[str, Any]) -
     )
     if messages and messages[0].role == "system":
         first = messages[0]
-        return (Message("system", f"{first.text}\n\n{text}", first.images, first.detail), *messages[1:])
+        return (Message("system", f"{first.text}\n\n{text}", first.media), *messages[1:])
     return (Message("system", text), *messages)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from services.executor.files import FileStore
-from services.executor.models import Delta, Message, ModelError, ModelProvider, ModelRequest, Models, Usage
+from services.executor.models import Delta, Media, Message, ModelError, ModelProvider, ModelRequest, Models, Usage
 from services.executor.nodes.llm import LlmHandler
 from services.executor.nodes.port import Attempt
 from services.executor.nodes.prompts import History
@@ -324,31 +324,35 @@ def seeing(*selector: str) -> dict[str, Any]:
     return {"vision": {"enabled": True, "configs": {"variable_selector": list(selector), "detail": "low"}}}
 
 
+def urls(message: Message) -> list[str]:
+    return [each.url for each in message.media]
+
+
 def test_images_go_to_the_last_message_of_the_user() -> None:
     data = {**prompt(("user", "first"), ("user", "look"), ("assistant", "{")), **seeing("s", "f")}
-    ran = run(data, {"s.f": [image("a.png"), image("b.pdf", type="document")]})
+    ran = run(data, {"s.f": [image("a.png"), image("b.zip", type="custom")]})
     messages = ran.script.asked[0].messages
-    assert [message.images for message in messages] == [(), ("https://x.example/a.png",), ()]
-    assert messages[1].detail == "low"
+    assert [urls(message) for message in messages] == [[], ["https://x.example/a.png"], []]
+    assert messages[1].media[0].detail == "low"
 
 
 def test_an_uploaded_image_is_sent_with_its_content() -> None:
     files, kept = kept_files({"a.png": b"\x89PNG"})
     given = kept["a.png"] | {"type": "image", "mime_type": "image/png"}
     ran = run({**prompt(("user", "see")), **seeing("s", "f")}, {"s.f": given}, files=files)
-    assert ran.script.asked[0].messages[0].images == ("data:image/png;base64,iVBORw==",)
+    assert ran.script.asked[0].messages[0].media[0].url == "data:image/png;base64,iVBORw=="
 
 
 def test_without_a_message_of_the_user_images_make_one() -> None:
     messages = run({**prompt(("system", "s")), **seeing("s", "f")}, {"s.f": image("a.png")}).script.asked[0].messages
-    assert messages[1] == Message("user", "", ("https://x.example/a.png",), "low")
+    assert messages[1] == Message("user", "", (Media("image", "https://x.example/a.png", "a.png", "png", "low"),))
 
 
 def test_images_named_in_a_prompt_make_a_message_of_their_own() -> None:
     ran = run(prompt(("user", "see {{#s.f#}}")), {"s.f": image("a.png")})
-    assert [(m.text, m.images) for m in ran.script.asked[0].messages] == [
-        ("see ", ()),
-        ("", ("https://x.example/a.png",)),
+    assert [(m.text, urls(m)) for m in ran.script.asked[0].messages] == [
+        ("see ", []),
+        ("", ["https://x.example/a.png"]),
     ]
 
 

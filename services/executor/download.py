@@ -1,0 +1,60 @@
+"""Files that values name by a URL, fetched through the guarded client and bounded while they arrive."""
+
+import asyncio
+import base64
+import binascii
+from contextlib import aclosing
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import httpx
+
+from services.executor.net import GuardedHttp, decoded
+
+FETCH_S: Final = 300.0
+_TIMEOUT: Final = {"connect": 10.0, "read": 300.0, "write": 60.0, "pool": None}
+_HEADERS: Final = {"Accept": "*/*", "Accept-Encoding": "gzip, deflate", "User-Agent": "flowledger"}
+
+
+class NotFetched(Exception):
+    """The file cannot be had. The text says why, without its name."""
+
+
+async def fetched(http: GuardedHttp, url: str, limit_bytes: int) -> tuple[bytes, str]:
+    """Content of a file, and what its server, or its `data:` URL, says that it is. Raises NotFetched."""
+    return inlined(url, limit_bytes) if url.startswith("data:") else await _downloaded(http, url, limit_bytes)
+
+
+async def _downloaded(http: GuardedHttp, url: str, limit_bytes: int) -> tuple[bytes, str]:
+    content = bytearray()
+    try:
+        request = httpx.Request("GET", url, headers=_HEADERS, extensions={"timeout": _TIMEOUT})
+        async with asyncio.timeout(FETCH_S), http.open(request) as response:
+            if not response.is_success:
+                raise NotFetched(f"its server answered with status {response.status_code}")
+            async with aclosing(decoded(response)) as pieces:
+                async for piece in pieces:
+                    content += piece
+                    if len(content) > limit_bytes:
+                        raise NotFetched(f"it is larger than {limit_bytes // 1024 // 1024} MB")
+            return bytes(content), response.headers.get("content-type", "")
+    except TimeoutError:
+        raise NotFetched(f"it did not arrive within {FETCH_S:g} s") from None
+    except httpx.InvalidURL:
+        raise NotFetched("its URL cannot be used") from None
+    except httpx.HTTPError as error:
+        raise NotFetched(f"it cannot be fetched: {str(error) or type(error).__name__}") from error
+
+
+def inlined(url: str, limit_bytes: int) -> tuple[bytes, str]:
+    """Content and media type of a `data:` URL. Raises NotFetched."""
+    head, comma, data = url.removeprefix("data:").partition(",")
+    if not comma or len(data) > 2 * limit_bytes:
+        raise NotFetched("its data URL cannot be used")
+    try:
+        content = unquote_to_bytes(data)
+        if head.endswith(";base64"):
+            content = base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise NotFetched("its data URL is not valid base64") from error
+    return content, head.removesuffix(";base64") or "text/plain"
