@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from starlette.requests import Request
+
 from libs.events.blobs import Blobs
 from libs.events.log import Log
 from libs.events.registry import RegistryTail
@@ -84,3 +86,9 @@ class Parts:
     version: str
     now_us: Callable[[], int]
     new_uuid: Callable[[], str]
+
+
+def parts_of(request: Request) -> Parts:
+    """Those of the application that a request came to: what its routes' parameters are made with."""
+    parts: Parts = request.app.state.parts
+    return parts

@@ -7,9 +7,9 @@ that calls itself like a user of the service API is still somebody else.
 
 import uuid
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Annotated, Final
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from libs.events.ids import run_id_of_task
@@ -17,12 +17,13 @@ from libs.events.registry import AppCreated
 from services.api import schemas
 from services.api.about import parameters_of, published, site_of
 from services.api.access import Principal
+from services.api.bodies import Body
 from services.api.chat import conversation_of, query_of, require_chat
 from services.api.errors import ApiError, invalid_param, not_found, unauthorized
 from services.api.files import keep_upload
 from services.api.forms import MAX_BYTES, shown, submitted
 from services.api.frames import Json
-from services.api.parts import Parts
+from services.api.parts import Parts, parts_of
 from services.api.reads import RunSummary
 from services.api.requests import RunRequest, body_digest, read_json
 from services.api.schemas import answers, errors, file_body, json_body, parameters, streamed
@@ -78,18 +79,15 @@ def web_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.Parameters, 400, 401, 503),
         openapi_extra=_BY_PASSPORT,
     )
-    async def app_parameters(request: Request) -> Response:
-        visitor = await visitor_of(parts, request)
+    async def app_parameters(visitor: FromPage) -> Response:
         return JSONResponse(parameters_of(await published(parts, visitor.app)))
 
     @router.get("/meta", summary="Icons of tools", responses=answers(schemas.Meta, 401), openapi_extra=_BY_PASSPORT)
-    async def meta(request: Request) -> Response:
-        await visitor_of(parts, request)
+    async def meta(_: FromPage) -> Response:
         return JSONResponse({"tool_icons": {}})
 
     @router.get("/site", summary="The page", responses=answers(schemas.Site, 401, 503), openapi_extra=_BY_PASSPORT)
-    async def site(request: Request) -> Response:
-        visitor = await visitor_of(parts, request)
+    async def site(visitor: FromPage) -> Response:
         latest = parts.registry.latest(visitor.app.app_id)
         definition = None if latest is None else await parts.starter.definition(latest)
         user = visitor.principal.caller(visitor.user).id
@@ -103,8 +101,7 @@ def web_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.UploadedFile, 400, 401, 408, 413, 415, 503, status=201),
         openapi_extra=_BY_PASSPORT | file_body(),
     )
-    async def upload(request: Request) -> Response:
-        visitor = await visitor_of(parts, request)
+    async def upload(request: Request, visitor: FromPage) -> Response:
         owner = visitor.principal.caller(visitor.user).id
         file = await keep_upload(parts, request, visitor.app.app_id, lambda _: owner)
         return JSONResponse(uploaded(file, parts.signer.link(file.file_id)), 201)
@@ -115,9 +112,7 @@ def web_routes(parts: Parts) -> APIRouter:
         responses=streamed(None) | errors(400, 401, 413, 415, 422, 429, 503),
         openapi_extra=_BY_PASSPORT | json_body(schemas.WebRunBody),
     )
-    async def run_workflow(request: Request) -> Response:
-        visitor = await visitor_of(parts, request)
-        body = await read_json(request, parts.limits.max_body_bytes)
+    async def run_workflow(request: Request, visitor: FromPage, body: Body) -> Response:
         require_workflow(visitor.app)
         wanted = await _wanted(parts, request, visitor, body)
         return await parts.starter.start(wanted, last_event_id(request))
@@ -128,8 +123,7 @@ def web_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.Result, 400, 401, 503),
         openapi_extra=_BY_PASSPORT,
     )
-    async def stop_task(request: Request, task_id: str) -> Response:
-        visitor = await visitor_of(parts, request)
+    async def stop_task(visitor: FromPage, task_id: str) -> Response:
         require_workflow(visitor.app)
         await _stop(parts, visitor, task_id)
         return JSONResponse({"result": "success"})
@@ -140,9 +134,7 @@ def web_routes(parts: Parts) -> APIRouter:
         responses=streamed(None) | errors(400, 401, 404, 413, 415, 422, 429, 503),
         openapi_extra=_BY_PASSPORT | json_body(schemas.WebChatBody),
     )
-    async def send_message(request: Request) -> Response:
-        visitor = await visitor_of(parts, request)
-        body = await read_json(request, parts.limits.max_body_bytes)
+    async def send_message(request: Request, visitor: FromPage, body: Body) -> Response:
         require_chat(visitor.app)
         wanted = await _wanted(parts, request, visitor, body)
         return await parts.starter.start(
@@ -155,8 +147,7 @@ def web_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.Result, 400, 401, 503),
         openapi_extra=_BY_PASSPORT,
     )
-    async def stop_message(request: Request, task_id: str) -> Response:
-        visitor = await visitor_of(parts, request)
+    async def stop_message(visitor: FromPage, task_id: str) -> Response:
         require_chat(visitor.app)
         await _stop(parts, visitor, task_id)
         return JSONResponse({"result": "success"})
@@ -167,8 +158,7 @@ def web_routes(parts: Parts) -> APIRouter:
         responses=streamed(None) | errors(400, 401, 404, 503),
         openapi_extra=_BY_PASSPORT | parameters("include_state_snapshot", "continue_on_pause"),
     )
-    async def run_events(request: Request, workflow_run_id: str) -> Response:
-        visitor = await visitor_of(parts, request)
+    async def run_events(request: Request, visitor: FromPage, workflow_run_id: str) -> Response:
         run = await parts.reads.summary(workflow_run_id)
         if run is None or not visitor.owns(run):
             raise not_found("Workflow run not found")
@@ -180,8 +170,7 @@ def web_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.FormDefinition, 401, 404, 412, 503),
         openapi_extra=_BY_PASSPORT,
     )
-    async def get_form(request: Request, form_token: str) -> Response:
-        visitor = await visitor_of(parts, request)
+    async def get_form(visitor: FromPage, form_token: str) -> Response:
         return await shown(parts, form_token, visitor.principal)
 
     @router.post(
@@ -190,8 +179,7 @@ def web_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.Nothing, 400, 401, 404, 412, 413, 415, 503),
         openapi_extra=_BY_PASSPORT | json_body(schemas.WebSubmissionBody),
     )
-    async def submit_form(request: Request, form_token: str) -> Response:
-        visitor = await visitor_of(parts, request)
+    async def submit_form(request: Request, visitor: FromPage, form_token: str) -> Response:
         body = await read_json(request, min(MAX_BYTES, parts.limits.max_body_bytes))
         return await submitted(parts, form_token, visitor.principal, body, visitor.user)
 
@@ -212,8 +200,9 @@ async def _wanted(parts: Parts, request: Request, visitor: Visitor, body: Json) 
     )
 
 
-async def visitor_of(parts: Parts, request: Request) -> Visitor:
+async def _visitor(request: Request) -> Visitor:
     """The browser whose passport the request carries. Raises ApiError 401."""
+    parts = parts_of(request)
     claims = parts.access.signer.read(PASSPORT, _passport_in(request), parts.now_us() / 1e6)
     if claims is None:
         raise unauthorized("the header X-App-Passport must carry a passport of GET /api/passport")
@@ -228,6 +217,10 @@ async def visitor_of(parts: Parts, request: Request) -> Visitor:
     if app is None or app.app_id != claims.get("app_id"):
         raise ApiError(401, "web_app_access_denied", "the page is gone or switched off")
     return Visitor(app, str(claims.get("user")))
+
+
+FromPage = Annotated[Visitor, Depends(_visitor)]
+"""Parameter of a route: the browser that asks."""
 
 
 def _passport_in(request: Request) -> str:

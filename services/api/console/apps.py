@@ -8,13 +8,13 @@ from starlette.responses import JSONResponse, Response
 from libs.events.registry import AppChanged, AppCreated, AppDeleted, Fact, KeyCreated
 from services.api import schemas
 from services.api.access import ADMIN_ID
+from services.api.bodies import Body, OptionalBody
 from services.api.console import shapes
 from services.api.console.asked import boolean, optional_text, paging, text
-from services.api.console.session import account, app_of
+from services.api.console.session import Account, App
 from services.api.errors import invalid_param
 from services.api.frames import Json
 from services.api.parts import Parts
-from services.api.requests import read_json
 from services.api.schemas import answers, json_body, parameters, secured
 
 MODES = ("workflow", "advanced-chat")
@@ -34,7 +34,7 @@ def console_app_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.AppPage, 400, 401, 403, 503),
         openapi_extra=CONSOLE | parameters("page", "limit", "mode", "name"),
     )
-    async def list_apps(request: Request) -> Response:
+    async def list_apps(request: Request, _: Account) -> Response:
         return await _list(parts, request)
 
     @router.post(
@@ -44,9 +44,7 @@ def console_app_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.AppDetail, 400, 401, 403, 413, 415, 503, status=201),
         openapi_extra=CONSOLE | json_body(shapes.AppBody),
     )
-    async def make_app(request: Request) -> Response:
-        await account(parts, request)
-        body = await read_json(request, parts.limits.max_body_bytes)
+    async def make_app(request: Request, _: Account, body: Body) -> Response:
         mode = body.get("mode")
         if mode not in MODES:
             raise invalid_param(f"mode: expected one of {', '.join(MODES)}", "mode")
@@ -60,8 +58,8 @@ def console_app_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.AppDetail, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def get_app(request: Request, app_id: str) -> Response:
-        return JSONResponse(app_detail(parts, request, await app_of(parts, request, app_id)))
+    async def get_app(request: Request, app: App) -> Response:
+        return JSONResponse(app_detail(parts, request, app))
 
     @router.put(
         "/{app_id}",
@@ -69,9 +67,7 @@ def console_app_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.AppDetail, 400, 401, 403, 404, 413, 415, 503),
         openapi_extra=CONSOLE | json_body(shapes.AppChangeBody),
     )
-    async def put_app(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
-        body = await read_json(request, parts.limits.max_body_bytes)
+    async def put_app(request: Request, app: App, body: Body) -> Response:
         changes = _described(body)
         if "name" in body:
             changes["name"] = text(body, "name")
@@ -92,8 +88,7 @@ def console_app_routes(parts: Parts) -> APIRouter:
         responses=schemas.nothing(401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def delete_app(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def delete_app(app: App) -> Response:
         await parts.drafting.delete(app, AppDeleted(app_id=app.app_id, deleted_at_us=parts.now_us()))
         return Response(status_code=204)
 
@@ -104,8 +99,8 @@ def console_app_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.AppDetail, 400, 401, 403, 404, 413, 415, 503, status=201),
         openapi_extra=CONSOLE | json_body(shapes.AppChangeBody, required=False),
     )
-    async def copy_app(request: Request, app_id: str) -> Response:
-        return await _copy(parts, request, await app_of(parts, request, app_id))
+    async def copy_app(request: Request, app: App, body: OptionalBody) -> Response:
+        return await _copy(parts, request, app, body)
 
     @router.post(
         "/{app_id}/site-enable",
@@ -113,9 +108,8 @@ def console_app_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.AppDetail, 400, 401, 403, 404, 415, 503),
         openapi_extra=CONSOLE | json_body(shapes.SiteEnableBody),
     )
-    async def enable_site(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
-        on = boolean(await read_json(request, parts.limits.max_body_bytes), "enable_site")
+    async def enable_site(request: Request, app: App, body: Body) -> Response:
+        on = boolean(body, "enable_site")
         code = {} if app.site_code else {"site_code": parts.publisher.make_site_code()}
         return await _change(parts, request, app, {"enable_site": on} | code)
 
@@ -125,9 +119,8 @@ def console_app_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.AppDetail, 400, 401, 403, 404, 415, 503),
         openapi_extra=CONSOLE | json_body(shapes.ApiEnableBody),
     )
-    async def enable_api(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
-        on = boolean(await read_json(request, parts.limits.max_body_bytes), "enable_api")
+    async def enable_api(request: Request, app: App, body: Body) -> Response:
+        on = boolean(body, "enable_api")
         return await _change(parts, request, app, {"enable_api": on})
 
     @router.get(
@@ -136,8 +129,7 @@ def console_app_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.ConsoleKeys, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def list_keys(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def list_keys(app: App) -> Response:
         # Only hashes are kept: what is shown of a key is its beginning.
         keys = [_key(key, f"{key.prefix}...") for key in parts.registry.keys(app.app_id)]
         return JSONResponse({"data": keys})
@@ -150,8 +142,8 @@ def console_app_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.ConsoleKey, 400, 401, 403, 404, 503, status=201),
         openapi_extra=CONSOLE,
     )
-    async def make_key(request: Request, app_id: str) -> Response:
-        fact, key = await parts.publisher.add_key(await app_of(parts, request, app_id), None)
+    async def make_key(app: App) -> Response:
+        fact, key = await parts.publisher.add_key(app, None)
         return JSONResponse(_key(fact, key), 201)
 
     @router.delete(
@@ -161,8 +153,8 @@ def console_app_routes(parts: Parts) -> APIRouter:
         responses=schemas.nothing(401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def revoke_key(request: Request, app_id: str, key_id: str) -> Response:
-        await parts.publisher.revoke_key(await app_of(parts, request, app_id), key_id)
+    async def revoke_key(app: App, key_id: str) -> Response:
+        await parts.publisher.revoke_key(app, key_id)
         return Response(status_code=204)
 
     return router
@@ -238,7 +230,6 @@ def app_detail(parts: Parts, request: Request, app: AppCreated) -> Json:
 
 
 async def _list(parts: Parts, request: Request) -> Response:
-    await account(parts, request)
     await parts.access.catch_up()
     page, limit = paging(request, default_limit=20)
     mode = request.query_params.get("mode") or "all"
@@ -267,8 +258,7 @@ async def _change(parts: Parts, request: Request, app: AppCreated, changes: Json
     return JSONResponse(app_detail(parts, request, parts.registry.app(app.app_id) or app))
 
 
-async def _copy(parts: Parts, request: Request, app: AppCreated) -> Response:
-    body = await read_json(request, parts.limits.max_body_bytes, optional=True)
+async def _copy(parts: Parts, request: Request, app: AppCreated, body: Json) -> Response:
     about = {
         "description": app.description,
         "icon_type": app.icon_type,

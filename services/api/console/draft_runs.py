@@ -12,19 +12,20 @@ from starlette.responses import Response
 
 from libs.events.registry import AppCreated
 from services.api.access import ADMIN_ID, Principal
+from services.api.bodies import Body
 from services.api.chat import conversation_of
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE
 from services.api.console.executions import executions
 from services.api.console.queries import last_execution
-from services.api.console.runs import CHAT, asked
-from services.api.console.session import app_of
+from services.api.console.runs import asked
+from services.api.console.session import CHAT_PREFIX, App, WorkflowApp
 from services.api.console.variables import kept_variables
 from services.api.drafting import draft_workflow_id
 from services.api.errors import invalid_param, not_found
 from services.api.frames import Json, encode
 from services.api.parts import Parts
-from services.api.requests import RunRequest, body_digest, read_json
+from services.api.requests import RunRequest, body_digest
 from services.api.runs import asked_pins
 from services.api.schemas import answers, errors, json_body, streamed
 from services.api.starting import Wanted
@@ -40,20 +41,16 @@ def draft_run_routes(parts: Parts) -> APIRouter:
     stream = streamed(None) | errors(400, 401, 403, 404, 413, 415, 503)
 
     @router.post("/workflows/draft/run", summary="Run the draft", responses=stream, openapi_extra=run_doc)
-    async def run_draft(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id, "workflow")
-        body = await read_json(request, parts.limits.max_body_bytes)
+    async def run_draft(request: Request, app: WorkflowApp, body: Body) -> Response:
         return await _stream(parts, request, await _wanted(parts, request, app, body))
 
     @router.post(
-        "/advanced-chat/workflows/draft/run",
+        f"{CHAT_PREFIX}/workflows/draft/run",
         summary="Say something to the draft of a chatflow",
         responses=stream,
         openapi_extra=CONSOLE | json_body(shapes.DraftChatBody),
     )
-    async def run_draft_chat(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id, CHAT)
-        body = await read_json(request, parts.limits.max_body_bytes)
+    async def run_draft_chat(request: Request, app: App, body: Body) -> Response:
         query = body.get("query")
         if query is not None and not isinstance(query, str):
             raise invalid_param("query: expected a string", "query")
@@ -61,23 +58,21 @@ def draft_run_routes(parts: Parts) -> APIRouter:
         wanted = replace(wanted, query=query or "", conversation_id=conversation_of(body))
         return await _stream(parts, request, wanted)
 
-    for prefix, modes in (("", ()), ("/advanced-chat", (CHAT,))):
+    for prefix in ("", CHAT_PREFIX):
         for kind in ("iteration", "loop"):
-            _container(router, parts, prefix, modes, kind)
+            _container(router, parts, prefix, kind)
     _single(router, parts)
     return router
 
 
-def _container(router: APIRouter, parts: Parts, prefix: str, modes: tuple[str, ...], kind: str) -> None:
+def _container(router: APIRouter, parts: Parts, prefix: str, kind: str) -> None:
     @router.post(
         f"{prefix}/workflows/draft/{kind}/nodes/{{node_id}}/run",
         summary=f"Run one {kind} of the draft",
         responses=streamed(None) | errors(400, 401, 403, 404, 413, 415, 503),
         openapi_extra=CONSOLE | json_body(shapes.DraftRunBody),
     )
-    async def run_container(request: Request, app_id: str, node_id: str) -> Response:
-        app = await app_of(parts, request, app_id, *modes)
-        body = await read_json(request, parts.limits.max_body_bytes)
+    async def run_container(request: Request, app: App, node_id: str, body: Body) -> Response:
         wanted = await wanted_part(parts, request, app, body, node_id, kind)
         return await _stream(parts, request, wanted)
 
@@ -89,9 +84,7 @@ def _single(router: APIRouter, parts: Parts) -> None:
         responses=answers(shapes.NodeExecution, 400, 401, 403, 404, 413, 415, 503),
         openapi_extra=CONSOLE | json_body(shapes.DraftRunBody),
     )
-    async def run_node(request: Request, app_id: str, node_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
-        body = await read_json(request, parts.limits.max_body_bytes)
+    async def run_node(request: Request, app: App, node_id: str, body: Body) -> Response:
         wanted = await wanted_part(parts, request, app, body, node_id, None)
         run_id = await parts.starter.finished(replace(wanted, triggered_from=SINGLE_STEP))
         return _answer(await _execution(parts, run_id, node_id))
@@ -102,8 +95,7 @@ def _single(router: APIRouter, parts: Parts) -> None:
         responses=answers(shapes.NodeExecution, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def last_run(request: Request, app_id: str, node_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def last_run(app: App, node_id: str) -> Response:
         workflow_id = draft_workflow_id(app.app_id)
         found = await asked(parts, lambda connection: last_execution(connection, app.app_id, workflow_id, node_id))
         if found is None:

@@ -18,11 +18,12 @@ from libs.workflow.schedules import ScheduleInvalid, schedule_of
 from libs.workflow.variables import read_variables
 from services.api import schemas
 from services.api.access import ADMIN_ID
+from services.api.bodies import Body, DocumentBody, OptionalBody
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE, NOBODY
 from services.api.console.asked import answered, flag, optional_text, paging
 from services.api.console.secrets import masked, restored
-from services.api.console.session import app_of
+from services.api.console.session import App, app_of
 from services.api.drafting import DRAFT, DSL_VERSION, Draft, draft_workflow_id, not_in_sync, workflow_of
 from services.api.errors import ApiError, bad_request, forbidden, invalid_param, not_found
 from services.api.frames import Json
@@ -45,8 +46,7 @@ def draft_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.Workflow, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def get_draft(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def get_draft(app: App) -> Response:
         return answered(_of_draft(app, await parts.drafting.require(app)))
 
     @router.post(
@@ -66,9 +66,7 @@ def draft_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.Result, 400, 401, 403, 404, 413, 415, 503),
         openapi_extra=CONSOLE | json_body(shapes.FeaturesBody),
     )
-    async def save_features(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
-        body = await read_json(request, parts.limits.max_document_bytes)
+    async def save_features(app: App, body: DocumentBody) -> Response:
         await _change(parts, app, {"features": _mapping(body, "features")})
         return answered({"result": "success"})
 
@@ -78,9 +76,7 @@ def draft_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.Result, 400, 401, 403, 404, 413, 415, 503),
         openapi_extra=CONSOLE | json_body(shapes.EnvironmentBody),
     )
-    async def save_environment(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
-        body = await read_json(request, parts.limits.max_document_bytes)
+    async def save_environment(app: App, body: DocumentBody) -> Response:
         await _change(parts, app, {"environment_variables": _variables(body, "environment_variables")})
         return answered({"result": "success"})
 
@@ -90,9 +86,7 @@ def draft_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.Result, 400, 401, 403, 404, 413, 415, 503),
         openapi_extra=CONSOLE | json_body(shapes.ConversationBody),
     )
-    async def save_conversation(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
-        body = await read_json(request, parts.limits.max_document_bytes)
+    async def save_conversation(app: App, body: DocumentBody) -> Response:
         await _change(parts, app, {"conversation_variables": _variables(body, "conversation_variables")})
         return answered({"result": "success"})
 
@@ -104,8 +98,7 @@ def draft_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.Backup, 401, 403, 404, 503, status=201),
         openapi_extra=CONSOLE,
     )
-    async def back_up(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def back_up(app: App) -> Response:
         draft = await parts.drafting.require(app)
         made = await parts.drafting.back_up(app, draft)
         return answered(_backup(made.draft_id, made.hash, made.backed_up_at_us, draft.document), 201)
@@ -116,8 +109,7 @@ def draft_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.Backup, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def get_backup(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def get_backup(app: App) -> Response:
         made, document = await parts.drafting.backup(app)
         return answered(_backup(made.draft_id, made.hash, made.backed_up_at_us, document))
 
@@ -127,8 +119,7 @@ def draft_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.Synced, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def restore_backup(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def restore_backup(app: App) -> Response:
         _, document = await parts.drafting.backup(app)
         return answered(await _replace(parts, app, document))
 
@@ -143,8 +134,7 @@ def _publishing(router: APIRouter, parts: Parts) -> None:
         responses=answers(shapes.Workflow | None, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def get_published(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def get_published(app: App) -> Response:
         latest = parts.registry.latest(app.app_id)
         return answered(None if latest is None else await _of_version(parts, latest))
 
@@ -154,9 +144,7 @@ def _publishing(router: APIRouter, parts: Parts) -> None:
         responses=answers(shapes.PublishedAt, 400, 401, 403, 404, 413, 415, 503),
         openapi_extra=CONSOLE | json_body(shapes.PublishBody, required=False),
     )
-    async def publish(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
-        body = await read_json(request, parts.limits.max_body_bytes, optional=True)
+    async def publish(app: App, body: OptionalBody) -> Response:
         name = optional_text(body, "marked_name", MAX_NAME) or ""
         comment = optional_text(body, "marked_comment", MAX_COMMENT) or ""
         draft = await parts.drafting.require(app)
@@ -172,8 +160,8 @@ def _publishing(router: APIRouter, parts: Parts) -> None:
         responses=answers(shapes.WorkflowPage, 400, 401, 403, 404, 503),
         openapi_extra=CONSOLE | parameters("page", "limit", "user_id", "named_only"),
     )
-    async def list_versions(request: Request, app_id: str) -> Response:
-        return await _list(parts, request, await app_of(parts, request, app_id))
+    async def list_versions(request: Request, app: App) -> Response:
+        return await _list(parts, request, app)
 
     @router.patch(
         "/{workflow_id}",
@@ -181,9 +169,7 @@ def _publishing(router: APIRouter, parts: Parts) -> None:
         responses=answers(shapes.Workflow, 400, 401, 403, 404, 413, 415, 503),
         openapi_extra=CONSOLE | json_body(shapes.PublishBody),
     )
-    async def mark_version(request: Request, app_id: str, workflow_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
-        body = await read_json(request, parts.limits.max_body_bytes)
+    async def mark_version(app: App, workflow_id: str, body: Body) -> Response:
         version = _version(parts, app, workflow_id)
         name = optional_text(body, "marked_name", MAX_NAME)
         comment = optional_text(body, "marked_comment", MAX_COMMENT)
@@ -206,8 +192,7 @@ def _publishing(router: APIRouter, parts: Parts) -> None:
         responses=schemas.nothing(400, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def delete_version(request: Request, app_id: str, workflow_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def delete_version(request: Request, app: App, workflow_id: str) -> Response:
         version = _version(parts, app, workflow_id)
         if parts.registry.latest(app.app_id) == version:
             raise bad_request("the version is the app's current one. Publish another one first")
@@ -221,8 +206,7 @@ def _publishing(router: APIRouter, parts: Parts) -> None:
         responses=answers(shapes.Synced, 400, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def restore_version(request: Request, app_id: str, workflow_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def restore_version(app: App, workflow_id: str) -> Response:
         document = await parts.drafting.document_of(_version(parts, app, workflow_id))
         return answered(await _replace(parts, app, document))
 

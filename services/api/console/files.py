@@ -7,7 +7,7 @@ from libs.events.files import EVERY_APP
 from services.api import schemas
 from services.api.access import ADMIN_ID
 from services.api.console.apps import CONSOLE
-from services.api.console.session import account
+from services.api.console.session import Account
 from services.api.files import keep_upload
 from services.api.parts import Parts
 from services.api.schemas import answers, file_body
@@ -24,8 +24,7 @@ def console_file_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.UploadedFile, 400, 401, 403, 408, 413, 415, 503, status=201),
         openapi_extra=file_body() | CONSOLE,
     )
-    async def upload(request: Request) -> Response:
-        await account(parts, request)
+    async def upload(request: Request, _: Account) -> Response:
         file = await keep_upload(parts, request, EVERY_APP, lambda _: ADMIN_ID)
         return JSONResponse(uploaded(file, parts.signer.link(file.file_id)), 201)
 

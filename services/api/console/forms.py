@@ -17,11 +17,11 @@ from libs.workflow.pool import Pool
 from libs.workflow.state import Form
 from services.api import schemas
 from services.api.access import ADMIN_ID, Principal
+from services.api.bodies import Body
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE
 from services.api.console.draft_runs import SINGLE_STEP, wanted_part
-from services.api.console.runs import CHAT
-from services.api.console.session import account, app_of
+from services.api.console.session import CHAT_PREFIX, Account, App
 from services.api.console.variables import kept_variables
 from services.api.errors import ApiError, invalid_param, not_found
 from services.api.forms import MAX_BYTES, asking, shown, submitted
@@ -43,8 +43,7 @@ def form_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.PauseDetails, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def pause_details(request: Request, run_id: str) -> Response:
-        await account(parts, request)
+    async def pause_details(run_id: str, _: Account) -> Response:
         return JSONResponse(await _pause_details(parts, run_id))
 
     @router.get(
@@ -53,8 +52,8 @@ def form_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.FormDefinition, 401, 403, 404, 412, 503),
         openapi_extra=CONSOLE,
     )
-    async def get_form(request: Request, form_token: str) -> Response:
-        return await shown(parts, form_token, await account(parts, request))
+    async def get_form(form_token: str, principal: Account) -> Response:
+        return await shown(parts, form_token, principal)
 
     @router.post(
         "/form/human_input/{form_token}",
@@ -62,26 +61,23 @@ def form_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.Nothing, 400, 401, 403, 404, 412, 413, 415, 503),
         openapi_extra=CONSOLE | json_body(schemas.WebSubmissionBody),
     )
-    async def submit_form(request: Request, form_token: str) -> Response:
-        principal = await account(parts, request)
+    async def submit_form(request: Request, form_token: str, principal: Account) -> Response:
         body = await read_json(request, min(MAX_BYTES, parts.limits.max_body_bytes))
         return await submitted(parts, form_token, principal, body, ADMIN_ID)
 
-    for prefix, modes in (("", ()), ("/advanced-chat", (CHAT,))):
-        _drafts(router, parts, _DRAFT % prefix, modes)
+    for prefix in ("", CHAT_PREFIX):
+        _drafts(router, parts, _DRAFT % prefix)
     return router
 
 
-def _drafts(router: APIRouter, parts: Parts, path: str, modes: tuple[str, ...]) -> None:
+def _drafts(router: APIRouter, parts: Parts, path: str) -> None:
     @router.post(
         path + "preview",
         summary="The form of a node of the draft, with these values of other nodes",
         responses=answers(shapes.FormPreview, 400, 401, 403, 404, 413, 415, 503),
         openapi_extra=CONSOLE | json_body(shapes.FormPreviewBody),
     )
-    async def preview(request: Request, app_id: str, node_id: str) -> Response:
-        app = await app_of(parts, request, app_id, *modes)
-        body = await read_json(request, parts.limits.max_body_bytes)
+    async def preview(request: Request, app: App, node_id: str, body: Body) -> Response:
         node, asked = await _asked(parts, request, app, body, node_id)
         form = {"form_id": node.id, "node_id": node.id, "node_title": node.title, "form_token": None}
         made = {name: value for name, value in asked.form.items() if name != "user_actions"}
@@ -96,9 +92,7 @@ def _drafts(router: APIRouter, parts: Parts, path: str, modes: tuple[str, ...]) 
         responses=answers(shapes.FormOutputs, 400, 401, 403, 404, 413, 415, 503),
         openapi_extra=CONSOLE | json_body(shapes.FormRunBody),
     )
-    async def try_form(request: Request, app_id: str, node_id: str) -> Response:
-        app = await app_of(parts, request, app_id, *modes)
-        body = await read_json(request, parts.limits.max_body_bytes)
+    async def try_form(request: Request, app: App, node_id: str, body: Body) -> Response:
         node, asked = await _asked(parts, request, app, body, node_id)
         outputs = _outputs(node, asked, body)
         pins: Json = {"nodes": {node.id: {"outputs": _literal(outputs), "branch": body["action"]}}}

@@ -23,7 +23,7 @@ from services.api.console import shapes
 from services.api.console.apps import CONSOLE, MODES, new_app
 from services.api.console.asked import flag, optional_text
 from services.api.console.secrets import without_secrets
-from services.api.console.session import account, app_of
+from services.api.console.session import Account, App
 from services.api.drafting import DSL_VERSION, composed
 from services.api.errors import invalid_param, not_found
 from services.api.frames import Json
@@ -60,8 +60,7 @@ def import_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.Imported, 401, 403, 413, 415, 503) | held | failed,
         openapi_extra=CONSOLE | json_body(shapes.ImportBody),
     )
-    async def import_app(request: Request) -> Response:
-        await account(parts, request)
+    async def import_app(request: Request, _: Account) -> Response:
         return await _import(parts, await read_json(request, parts.limits.max_document_bytes * 2))
 
     @router.post(
@@ -70,8 +69,7 @@ def import_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.Imported, 401, 403, 503) | failed,
         openapi_extra=CONSOLE,
     )
-    async def confirm_import(request: Request, import_id: str) -> Response:
-        await account(parts, request)
+    async def confirm_import(import_id: str, _: Account) -> Response:
         return await _confirm(parts, import_id)
 
     @router.get(
@@ -80,8 +78,7 @@ def import_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.Dependencies, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def check_dependencies(request: Request, app_id: str) -> Response:
-        await app_of(parts, request, app_id)
+    async def check_dependencies(_: App) -> Response:
         # There are no plugins here: what needs one is answered by pins, and validation says so.
         return JSONResponse({"leaked_dependencies": []})
 
@@ -91,8 +88,7 @@ def import_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.Exported, 401, 403, 404, 503),
         openapi_extra=CONSOLE | parameters("include_secret", "workflow_id"),
     )
-    async def export_app(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def export_app(request: Request, app: App) -> Response:
         workflow_id = request.query_params.get("workflow_id")
         if workflow_id:
             version = parts.registry.version(workflow_id)

@@ -18,7 +18,7 @@ from services.api.console.apps import CONSOLE
 from services.api.console.asked import limit_of
 from services.api.console.executions import created_by, executions
 from services.api.console.queries import SHOWN_AS, Runs, count_of_runs, days_of_runs, page_of_runs
-from services.api.console.session import account, app_of
+from services.api.console.session import CHAT_PREFIX, Account, App
 from services.api.drafting import workflow_of
 from services.api.errors import invalid_param, not_found, unavailable
 from services.api.frames import Json, encode
@@ -34,7 +34,6 @@ T = TypeVar("T")
 
 STATUSES: Final = ("running", "succeeded", "failed", "stopped", "partial-succeeded")
 TRIGGERED_FROM: Final = ("debugging", "app-run")
-CHAT: Final = "advanced-chat"
 _RANGE: Final = re.compile(r"([1-9][0-9]{0,5})([dhms])")
 _UNITS: Final = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -43,22 +42,21 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 def run_history_routes(parts: Parts) -> APIRouter:
     router = APIRouter(prefix="/console/api", tags=["Console"])
 
-    for prefix, modes in (("/apps/{app_id}", ()), ("/apps/{app_id}/advanced-chat", (CHAT,))):
-        _lists(router, parts, prefix, modes)
+    for prefix in ("", CHAT_PREFIX):
+        _lists(router, parts, f"/apps/{{app_id}}{prefix}", chat=bool(prefix))
     _details(router, parts)
     _statistics(router, parts)
     return router
 
 
-def _lists(router: APIRouter, parts: Parts, prefix: str, modes: tuple[str, ...]) -> None:
+def _lists(router: APIRouter, parts: Parts, prefix: str, *, chat: bool) -> None:
     @router.get(
         f"{prefix}/workflow-runs",
         summary="Runs of the app, newest first",
         responses=answers(shapes.RunPage, 400, 401, 403, 404, 503),
         openapi_extra=CONSOLE | parameters("last_id", "limit", "status", "triggered_from"),
     )
-    async def list_runs(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id, *modes)
+    async def list_runs(request: Request, app: App) -> Response:
         limit = limit_of(request, 20)
         last_id = request.query_params.get("last_id") or None
         if last_id is not None and not is_uuid(last_id):
@@ -67,7 +65,7 @@ def _lists(router: APIRouter, parts: Parts, prefix: str, modes: tuple[str, ...])
         rows = await asked(parts, lambda connection: page_of_runs(connection, wanted, last_id, limit + 1))
         if rows is None:
             raise not_found(f'the app has no run "{str(last_id)[:64]}"')
-        items = [_item(row, chat=bool(modes)) for row in rows[:limit]]
+        items = [_item(row, chat=chat) for row in rows[:limit]]
         return JSONResponse({"limit": limit, "has_more": len(rows) > limit, "data": items})
 
     @router.get(
@@ -76,8 +74,7 @@ def _lists(router: APIRouter, parts: Parts, prefix: str, modes: tuple[str, ...])
         responses=answers(shapes.RunCount, 400, 401, 403, 404, 503),
         openapi_extra=CONSOLE | parameters("status", "time_range", "triggered_from"),
     )
-    async def count_runs(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id, *modes)
+    async def count_runs(request: Request, app: App) -> Response:
         wanted = _wanted(request, app, from_us=_since(parts, request.query_params.get("time_range")))
         counts = await asked(parts, lambda connection: count_of_runs(connection, wanted))
         by_status = {status.replace("-", "_"): counts.get(status, 0) for status in STATUSES}
@@ -91,8 +88,8 @@ def _details(router: APIRouter, parts: Parts) -> None:
         responses=answers(shapes.RunDetail, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def get_run(request: Request, app_id: str, run_id: str) -> Response:
-        run = await run_of(parts, await app_of(parts, request, app_id), run_id)
+    async def get_run(app: App, run_id: str) -> Response:
+        run = await run_of(parts, app, run_id)
         return Response(encode(_detail(run, await _graph(parts, run))), media_type="application/json")
 
     @router.get(
@@ -101,8 +98,7 @@ def _details(router: APIRouter, parts: Parts) -> None:
         responses=answers(shapes.NodeExecutions, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def node_executions(request: Request, app_id: str, run_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def node_executions(app: App, run_id: str) -> Response:
         run = await parts.reads.summary(run_id)
         if run is None or run.app_id != app.app_id:
             return JSONResponse({"data": []})
@@ -115,8 +111,7 @@ def _details(router: APIRouter, parts: Parts) -> None:
         responses=answers(schemas.LogPage, 400, 401, 403, 404, 503),
         openapi_extra=CONSOLE | parameters(*LOG_QUERY),
     )
-    async def app_logs(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def app_logs(request: Request, app: App) -> Response:
         return await log_page(parts, app.app_id, request.query_params, STATUSES)
 
     @router.post(
@@ -125,8 +120,7 @@ def _details(router: APIRouter, parts: Parts) -> None:
         responses=answers(schemas.Result, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def stop_task(request: Request, app_id: str, task_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def stop_task(request: Request, app: App, task_id: str) -> Response:
         try:
             run_id = run_id_of_task(task_id)
         except ValueError:
@@ -142,8 +136,7 @@ def _details(router: APIRouter, parts: Parts) -> None:
         responses=streamed(None) | errors(400, 401, 403, 404, 503),
         openapi_extra=CONSOLE | parameters("include_state_snapshot", "continue_on_pause"),
     )
-    async def run_events(request: Request, run_id: str) -> Response:
-        await account(parts, request)
+    async def run_events(request: Request, run_id: str, _: Account) -> Response:
         run = await parts.reads.summary(run_id)
         if run is None:
             raise not_found(f'run "{run_id[:64]}" does not exist')
@@ -160,8 +153,7 @@ def _statistics(router: APIRouter, parts: Parts) -> None:
             responses=answers(shapes.Days, 400, 401, 403, 404, 503),
             openapi_extra=CONSOLE | parameters("start", "end"),
         )
-        async def days(request: Request, app_id: str) -> Response:
-            app = await app_of(parts, request, app_id)
+        async def days(request: Request, app: App) -> Response:
             wanted = Runs(app.app_id, "app-run", from_us=_moment(request, "start"), to_us=_moment(request, "end"))
             found = await asked(parts, lambda connection: days_of_runs(connection, wanted))
             return JSONResponse({"data": [{"date": day.date, **made(day)} for day in found]})

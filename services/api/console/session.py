@@ -9,18 +9,18 @@ there `SameSite=Lax` keeps others' pages out.
 import base64
 import binascii
 import hmac
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from libs.events.registry import AppCreated
 from services.api import schemas
 from services.api.access import Principal
+from services.api.bodies import Body
 from services.api.console import shapes
 from services.api.errors import ApiError, unauthorized
-from services.api.parts import Parts
-from services.api.requests import read_json
+from services.api.parts import Parts, parts_of
 from services.api.schemas import answers, json_body
 
 SESSION = "console-session"
@@ -29,6 +29,9 @@ CSRF = "console-csrf"
 SESSION_S = 60 * 60
 REFRESH_S = 30 * 24 * 60 * 60
 COOKIES = ("access_token", "refresh_token", "csrf_token")
+CHAT = "advanced-chat"
+CHAT_PREFIX = f"/{CHAT}"
+"""Behind an app's path, of routes that are for chatflows alone."""
 
 
 def session_routes(parts: Parts) -> APIRouter:
@@ -41,8 +44,7 @@ def session_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.Result, 400, 401, 413, 415),
         openapi_extra=json_body(shapes.LoginBody) | {"security": []},
     )
-    async def login(request: Request) -> Response:
-        body = await read_json(request, parts.limits.max_body_bytes)
+    async def login(request: Request, body: Body) -> Response:
         password = body.get("password")
         if not isinstance(password, str) or not any(map(parts.access.is_admin, _readings(password))):
             raise unauthorized("the password must be the admin token (flowledger keeps it in the file admin-token)")
@@ -66,8 +68,7 @@ def session_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.Result, 401, 403),
         openapi_extra={"security": [{"session": []}, {"admin": []}]},
     )
-    async def logout(request: Request) -> Response:
-        await account(parts, request)
+    async def logout(request: Request, _: Account) -> Response:
         answer = JSONResponse({"result": "success"})
         for name in COOKIES:
             answer.delete_cookie(_cookie(request, name), secure=_secure(request))
@@ -88,6 +89,14 @@ async def account(parts: Parts, request: Request, *, csrf: bool = True) -> Princ
     return Principal(None)
 
 
+async def _account(request: Request) -> Principal:
+    return await account(parts_of(request), request)
+
+
+Account = Annotated[Principal, Depends(_account)]
+"""Parameter of a route that is the administrator's."""
+
+
 async def app_of(parts: Parts, request: Request, app_id: str, *modes: str, csrf: bool = True) -> AppCreated:
     """The app, known as of this request, whatever was changed at another replica. Raises ApiError."""
     await account(parts, request, csrf=csrf)
@@ -96,6 +105,22 @@ async def app_of(parts: Parts, request: Request, app_id: str, *modes: str, csrf:
     if app is None or (modes and app.mode not in modes):
         raise ApiError(404, "app_not_found", f'app "{app_id[:64]}" does not exist, or is of another mode')
     return app
+
+
+async def _app(request: Request, app_id: str) -> AppCreated:
+    of_chatflows = f"{CHAT_PREFIX}/" in request.url.path
+    return await app_of(parts_of(request), request, app_id, *((CHAT,) if of_chatflows else ()))
+
+
+async def _workflow_app(request: Request, app_id: str) -> AppCreated:
+    return await app_of(parts_of(request), request, app_id, "workflow")
+
+
+App = Annotated[AppCreated, Depends(_app)]
+"""Parameter of a route: the app in its path, for the administrator. Below `CHAT_PREFIX`: a chatflow."""
+
+WorkflowApp = Annotated[AppCreated, Depends(_workflow_app)]
+"""As `App`, of mode `workflow`."""
 
 
 async def _by_header(parts: Parts, request: Request) -> Principal:

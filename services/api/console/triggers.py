@@ -8,7 +8,7 @@ from libs.events.registry import AppCreated
 from libs.events.triggers import WebhookCreated
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE
-from services.api.console.session import app_of
+from services.api.console.session import App
 from services.api.errors import invalid_param
 from services.api.frames import Json
 from services.api.parts import Parts
@@ -26,8 +26,7 @@ def trigger_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.Webhook, 400, 401, 403, 404, 503),
         openapi_extra=CONSOLE | parameters("node_id", required=("node_id",)),
     )
-    async def webhook(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def webhook(request: Request, app: App) -> Response:
         node_id = request.query_params.get("node_id")
         if not node_id:
             raise invalid_param("node_id is required", "node_id")
@@ -52,8 +51,7 @@ def trigger_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.Triggers, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def list_triggers(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def list_triggers(app: App) -> Response:
         latest = parts.registry.latest(app.app_id)
         definition = None if latest is None else await parts.starter.definition(latest)
         root = None if definition is None else definition.nodes[definition.root]

@@ -17,18 +17,18 @@ from starlette.responses import JSONResponse, Response
 from libs.events.drafts import DraftVariableChanged
 from libs.events.registry import AppCreated
 from libs.workflow.segments import infer
+from services.api.bodies import Body
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE
 from services.api.console.asked import paging
 from services.api.console.queries import last_outputs, last_run_inputs
 from services.api.console.runs import asked
 from services.api.console.secrets import masked
-from services.api.console.session import app_of
+from services.api.console.session import App
 from services.api.drafting import draft_workflow_id
 from services.api.errors import invalid_param, not_found
 from services.api.frames import Json, encode
 from services.api.parts import Parts
-from services.api.requests import read_json
 from services.api.schemas import answers, json_body, nothing, parameters
 
 SYSTEM: Final = "sys"
@@ -61,8 +61,7 @@ def variable_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.VariablePage, 400, 401, 403, 404, 503),
         openapi_extra=CONSOLE | parameters("page", "limit"),
     )
-    async def list_variables(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def list_variables(request: Request, app: App) -> Response:
         page, limit = paging(request, default_limit=20)
         await parts.drafting.require(app)
         known = await _everything(parts, app)
@@ -77,8 +76,8 @@ def variable_routes(parts: Parts) -> APIRouter:
         responses=nothing(401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def delete_variables(request: Request, app_id: str) -> Response:
-        await _change(parts, await app_of(parts, request, app_id), "deleted")
+    async def delete_variables(app: App) -> Response:
+        await _change(parts, app, "deleted")
         return Response(status_code=204)
 
     @router.get(
@@ -87,8 +86,7 @@ def variable_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.Variables, 400, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def node_variables(request: Request, app_id: str, node_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def node_variables(app: App, node_id: str) -> Response:
         _check_node(node_id)
         return _items(app, [one for one in await _everything(parts, app) if one.node_id == node_id])
 
@@ -99,8 +97,7 @@ def variable_routes(parts: Parts) -> APIRouter:
         responses=nothing(400, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def delete_node_variables(request: Request, app_id: str, node_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def delete_node_variables(app: App, node_id: str) -> Response:
         _check_node(node_id)
         await _change(parts, app, "deleted", node_id)
         return Response(status_code=204)
@@ -111,8 +108,7 @@ def variable_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.Variables, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def conversation_variables(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def conversation_variables(app: App) -> Response:
         return _items(app, [one for one in await _everything(parts, app) if one.kind == CONVERSATION])
 
     @router.get(
@@ -121,8 +117,7 @@ def variable_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.Variables, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def system_variables(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def system_variables(app: App) -> Response:
         return _items(app, [one for one in await _everything(parts, app) if one.kind == SYSTEM])
 
     @router.get(
@@ -131,8 +126,7 @@ def variable_routes(parts: Parts) -> APIRouter:
         responses=answers(shapes.EnvironmentVariables, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def environment_variables(request: Request, app_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def environment_variables(app: App) -> Response:
         draft = await parts.drafting.require(app)
         items = [
             {
@@ -162,8 +156,7 @@ def _one(router: APIRouter, parts: Parts) -> None:
         responses=answers(shapes.Variable, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def get_variable(request: Request, app_id: str, variable_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def get_variable(app: App, variable_id: str) -> Response:
         return _item(app, await _find(parts, app, variable_id))
 
     @router.patch(
@@ -172,9 +165,7 @@ def _one(router: APIRouter, parts: Parts) -> None:
         responses=answers(shapes.Variable, 400, 401, 403, 404, 413, 415, 503),
         openapi_extra=CONSOLE | json_body(shapes.VariableBody),
     )
-    async def patch_variable(request: Request, app_id: str, variable_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
-        body = await read_json(request, parts.limits.max_body_bytes)
+    async def patch_variable(app: App, variable_id: str, body: Body) -> Response:
         known = await _find(parts, app, variable_id)
         if body.get("name") not in (None, known.name):
             raise invalid_param("name: a node decides what its values are called", "name")
@@ -190,8 +181,7 @@ def _one(router: APIRouter, parts: Parts) -> None:
         responses=nothing(401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def delete_variable(request: Request, app_id: str, variable_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def delete_variable(app: App, variable_id: str) -> Response:
         known = await _find(parts, app, variable_id)
         await _change(parts, app, "deleted", known.node_id, known.name)
         return Response(status_code=204)
@@ -202,8 +192,7 @@ def _one(router: APIRouter, parts: Parts) -> None:
         responses=answers(shapes.Variable, 401, 403, 404, 503),
         openapi_extra=CONSOLE,
     )
-    async def reset_variable(request: Request, app_id: str, variable_id: str) -> Response:
-        app = await app_of(parts, request, app_id)
+    async def reset_variable(app: App, variable_id: str) -> Response:
         known = await _find(parts, app, variable_id)
         await _change(parts, app, "reset", known.node_id, known.name)
         return _item(app, await _find(parts, app, variable_id))
