@@ -14,6 +14,7 @@ from libs.workflow.graph import Edge, Layout, by_node, on_cycles, stuck
 from libs.workflow.node_configs import WITHOUT_HANDLER
 from libs.workflow.problems import Findings, kind_of
 from libs.workflow.references import check_handles
+from libs.workflow.schedules import ScheduleInvalid, schedule_of
 
 # The newest version of the document format that this reader was written for.
 _NEWEST: Final = (0, 7, 0)
@@ -177,7 +178,18 @@ def _check_older_forms(node: Draft, findings: Findings) -> None:
                     "a list as a constant is read as an empty one, as the reference does",
                     "Write it as JSON text",
                 )
+    elif node.type == "trigger-schedule":
+        _check_schedule(node, findings)
     elif node.type == "iteration":
         for name in ("iterator_selector", "output_selector"):
             if not getattr(node.config, name):
                 findings.warn(f"{node.at}.data.{name}", "is empty", "Choose a variable")
+
+
+def _check_schedule(node: Draft, findings: Findings) -> None:
+    """A warning: the workflow runs when somebody starts it. No clock does."""
+    try:
+        schedule_of(node.data)
+    except ScheduleInvalid as error:
+        field, _, problem = str(error).partition(": ")
+        findings.warn(f"{node.at}.data.{field}", problem, "Until it is corrected no clock starts this workflow")

@@ -175,3 +175,11 @@ def test_a_schedule_that_means_nothing_stops_no_other(
     clock.us = (clock.us // HOUR_US + 1) * HOUR_US
     rest(server, app, clock.us)
     assert [run.app_id for run in runs(executor)] == [app["app_id"]]
+
+
+def test_an_import_names_the_schedule_that_no_clock_can_keep(serve: Callable[..., Server]) -> None:
+    told = serve().import_app(hourly(cron_expression="often"))["warnings"]
+    at = "workflow.graph.nodes[0].data.cron_expression"
+    (found,) = [each for each in told if each["at"] == at]
+    assert "expected five fields" in found["problem"]
+    assert found["hint"] == "Until it is corrected no clock starts this workflow"

@@ -19,6 +19,11 @@ def plain(*nodes: Document, arrows: str = "start > end", out: str = "start.q") -
     return {**made, "dependencies": []}
 
 
+def scheduled(**said: Any) -> Document:
+    nodes = [node("tick", "trigger-schedule", **said), end(at="sys.timestamp")]
+    return {**json.loads(document(nodes, edges("tick > end"))), "dependencies": []}
+
+
 def without(*names: str) -> Document:
     return {name: value for name, value in plain().items() if name not in names}
 
@@ -55,6 +60,16 @@ ODDITIES: dict[str, tuple[Document | str, str, str]] = {
         plain(node("t", "tool", tool_name="t", output_schema=None), arrows="start > t > end"),
         "workflow.graph.nodes[1].data.output_schema",
         "is null",
+    ),
+    "a schedule that no clock can keep": (
+        scheduled(mode="cron", cron_expression="0 25 * * *"),
+        "workflow.graph.nodes[0].data.cron_expression",
+        'hour "25" is not in 0 to 23',
+    ),
+    "a schedule of a zone that nobody knows": (
+        scheduled(timezone="Mars/Olympus"),
+        "workflow.graph.nodes[0].data.timezone",
+        "is not known here",
     ),
     "structured output without a schema": (
         plain(
