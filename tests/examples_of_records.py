@@ -260,7 +260,10 @@ _FORK: dict[str, Any] = {
     "prefix": [{"type": "NodeSkipped", "node_id": "other", "path": "", "by": "branch"}],
 }
 
-MORE: dict[str, Event | AnyCommand] = {
+MORE: dict[str, Event | AnyCommand | Fact] = {
+    "KeyCreated-limited": KeyCreated(
+        key_id="k1", app_id=APP, hash="00" * 32, prefix="app-ab12", created_at_us=3, most=10
+    ),
     "RunAccepted-fork": RunAccepted(command_offset=8, task_id="t1", **_FORK),
     "StartRun-fork": StartRun(run_id=RUN, not_after_us=1_762_000_060_000_000, **_FORK),
 }

@@ -29,7 +29,15 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 
 from libs.events.drafts import DraftBook, DraftFact, key_of_draft_fact
 from libs.events.log import Entry, Log, LogError, Record, Topic
@@ -152,6 +160,16 @@ class KeyCreated(_Fact):
     prefix: str
     """The beginning of the key, for people to tell keys apart (`app-ab12`)."""
     created_at_us: int
+    most: int | None = None
+    """How many keys the app may have with this one. Its place in the log decides: a key that finds so many there, or
+    itself at another app, opens nothing. None: it was decided before it was written."""
+
+    @model_serializer(mode="wrap")
+    def _as_it_was_without_most(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        made: dict[str, Any] = serialize(self)
+        if self.most is None:
+            del made["most"]
+        return made
 
 
 class KeyRevoked(_Fact):
@@ -275,6 +293,7 @@ class Registry:
         self._keys_of: dict[str, tuple[KeyCreated, ...]] = {}
         self._keys_by_hash: dict[str, KeyCreated] = {}
         self._revoked: set[str] = set()
+        self._refused: set[str] = set()
         self._deleted: set[str] = set()
         self._sites: dict[str, str] = {}
         self.drafts = DraftBook()
@@ -322,9 +341,12 @@ class Registry:
                 kept = (v for v in self._versions_of.get(fact.app_id, ()) if v.workflow_id != gone)
                 self._versions_of[fact.app_id] = tuple(kept)
             case KeyCreated():
-                others_ = (k for k in self._keys_of.get(fact.app_id, ()) if k.key_id != fact.key_id)
-                self._keys_of[fact.app_id] = (*others_, fact)
-                self._keys_by_hash[fact.hash] = fact
+                if self._may_open(fact):
+                    others_ = (k for k in self._keys_of.get(fact.app_id, ()) if k.key_id != fact.key_id)
+                    self._keys_of[fact.app_id] = (*others_, fact)
+                    self._keys_by_hash[fact.hash] = fact
+                else:
+                    self._refused.add(fact.key_id)
             case KeyRevoked():
                 self._revoked.add(fact.key_id)
             case FactSealed():
@@ -333,6 +355,14 @@ class Registry:
                 self.triggers.evolve(fact)
             case _:
                 self.drafts.evolve(fact)
+
+    def _may_open(self, fact: KeyCreated) -> bool:
+        if fact.most is None:
+            return True
+        same = self._keys_by_hash.get(fact.hash)
+        if same is not None and same.key_id != fact.key_id and same.key_id not in self._revoked:
+            return False
+        return sum(key.key_id != fact.key_id for key in self.keys(fact.app_id)) < fact.most
 
     def _unseal(self, fact: FactSealed) -> None:
         try:
@@ -403,6 +433,10 @@ class Registry:
     def keys(self, app_id: str) -> tuple[KeyCreated, ...]:
         """Those that open the app, oldest first."""
         return tuple(key for key in self._keys_of.get(app_id, ()) if key.key_id not in self._revoked)
+
+    def refused(self, key_id: str) -> bool:
+        """Whether the key came when its app had enough of them, or another key with its hash."""
+        return key_id in self._refused
 
     def app_of_key(self, key: str) -> str | None:
         """The app that the API key `key` opens; None when it is unknown or revoked."""

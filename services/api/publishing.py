@@ -86,6 +86,8 @@ class Publisher:
             raise document_invalid(problems)
         if app is not None and app.mode != definition.mode:
             raise bad_request(f'app "{app.name}" is a {app.mode} app, the document is for {definition.mode}')
+        if app is not None and with_key:
+            self._check_room(app)
         facts: list[Fact] = []
         if self._registry.document(definition.digest) is None:
             facts.append(DocumentStored(digest=definition.digest, document=text))
@@ -94,17 +96,22 @@ class Publisher:
             facts += [app, self._more_of(app, definition)]
         version = self.new_version(app, definition)
         facts += [version, self._draft_of(app, definition)]
+        warnings = [problem for problem in problems if problem.severity == "warning"]
         api_key: str | None = None
         if with_key:
             api_key = self.make_key()
-            facts.append(self._new_key(app, api_key))
+            key = self._new_key(app, api_key)
+            facts.append(key)
         await self.record(facts)
-        return Imported(app, version, api_key, tuple(problem for problem in problems if problem.severity == "warning"))
+        if api_key is not None and self._registry.refused(key.key_id):
+            # Somebody else's key came first. The version is published: an error would say that nothing was done.
+            api_key = None
+            warnings.append(Problem("", "no key was made: the app has the most it may have", "Revoke one", "warning"))
+        return Imported(app, version, api_key, tuple(warnings))
 
     async def add_key(self, app: AppCreated, key: str | None) -> tuple[KeyCreated, str]:
         """A new key for the app, or an existing one (`key`) brought along. Raises ApiError."""
-        if len(self._registry.keys(app.app_id)) >= self._keys_per_app:
-            raise bad_request(f'app "{app.name}" has {self._keys_per_app} keys, which is the most. Revoke one first')
+        self._check_room(app)
         if key is None:
             key = self.make_key()
         elif not is_app_key(key):
@@ -116,7 +123,15 @@ class Publisher:
             return known, key
         fact = self._new_key(app, key)
         await self.record([fact])
+        if self._registry.refused(fact.key_id):  # at its place in the log: another replica has made one meanwhile
+            self._check_room(app)
+            raise bad_request("key: it opens an app already")
         return fact, key
+
+    def _check_room(self, app: AppCreated) -> None:
+        """Raises ApiError 400: the app has as many keys as it may have."""
+        if len(self._registry.keys(app.app_id)) >= self._keys_per_app:
+            raise bad_request(f'app "{app.name}" has {self._keys_per_app} keys, which is the most. Revoke one first')
 
     async def revoke_key(self, app: AppCreated, key_id: str) -> None:
         """Raises ApiError."""
@@ -221,6 +236,7 @@ class Publisher:
             hash=hash_key(key),
             prefix=key[:PREFIX_LENGTH],
             created_at_us=self._now_us(),
+            most=self._keys_per_app,
         )
 
     async def take_back(self, *keys: str) -> None:

@@ -22,6 +22,7 @@ FILES = sorted(FOLDER.glob("*.json"))
 
 
 _COMMANDS = {type(command).__name__ for command in COMMANDS}
+_FACTS = {type(fact).__name__ for fact in FACTS}
 
 
 def _type(name: str) -> str:
@@ -49,8 +50,8 @@ def encode_example(name: str) -> Entry:
     example = EXAMPLES[name]
     if _type(name) in _COMMANDS:
         return encode_command(example)  # type: ignore[arg-type]  # a command by its name
-    if example in FACTS:
-        return encode_fact(example)
+    if _type(name) in _FACTS:
+        return encode_fact(example)  # type: ignore[arg-type]  # a fact by its name
     is_run_event = _type(name) in RUN_EVENT_TYPES
     return encode_event(
         example,  # type: ignore[arg-type]  # an event: it is nothing else
@@ -67,7 +68,7 @@ def encode_example(name: str) -> Entry:
 def decode(name: str, record: Record) -> Recorded | Event | Fact | object:
     if _type(name) in _COMMANDS:
         return decode_command(record)
-    if name in {type(fact).__name__ for fact in FACTS}:
+    if _type(name) in _FACTS:
         return FACT.validate_json(record.value or b"")
     return decode_event(record)
 

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -298,6 +299,24 @@ def test_keys_are_made_listed_and_revoked_ten_at_most(console: httpx.Client) -> 
     assert console.delete(f"{path}/{first['id']}").status_code == 204
     assert code_of(console.delete(f"{path}/{first['id']}")) == (404, "not_found")
     assert console.post(path).status_code == 201
+
+
+def test_of_keys_made_at_once_ten_are_made(console: httpx.Client, server: Server, log: MemoryLog) -> None:
+    path = f"apps/{make_app(console)}/api-keys"
+    for _ in range(8):
+        assert console.post(path).status_code == 201
+    other = Server(log)
+    try:
+        urls = [f"{one.url}/console/api/{path}" for one in (server, other)] * 4
+        with ThreadPoolExecutor(8) as pool:
+            made = list(
+                pool.map(lambda url: httpx.post(url, headers=server.admin(), timeout=30, trust_env=False), urls)
+            )
+    finally:
+        other.close()
+    assert sorted(answer.status_code for answer in made) == [201] * 2 + [400] * 6
+    assert {answer.json()["code"] for answer in made if answer.status_code == 400} == {"bad_request"}
+    assert len(console.get(path).json()["data"]) == 10
 
 
 def test_a_copy_has_the_draft_and_a_name_of_its_own(console: httpx.Client) -> None:

@@ -102,6 +102,24 @@ def test_a_key_opens_its_app_until_it_is_revoked() -> None:
     assert revoked.keys("a") == ()
 
 
+def test_a_key_too_many_opens_nothing_wherever_it_is_read() -> None:
+    one, two, three = (key(f"k{number}", f"app-secret-{number}").model_copy(update={"most": 2}) for number in range(3))
+    full = fold(one, two, three)
+    assert full.keys("a") == (one, two)
+    assert (full.app_of_key("app-secret-2"), full.refused("k2")) == (None, True)
+    assert not full.refused("k1")
+    assert fold(one, two, KeyRevoked(key_id="k0", app_id="a", revoked_at_us=4), three).keys("a") == (two, three)
+    assert fold(one, two, two).keys("a") == (one, two)
+    decided_before = three.model_copy(update={"most": None})
+    assert fold(one, two, decided_before).keys("a") == (one, two, decided_before)
+
+
+def test_a_key_that_two_apps_bring_along_opens_the_first() -> None:
+    brought = [key(f"k{app_id}", "app-same-secret", app_id).model_copy(update={"most": 10}) for app_id in "ab"]
+    both = fold(*brought)
+    assert (both.app_of_key("app-same-secret"), both.refused("kb")) == ("a", True)
+
+
 def test_a_key_is_never_in_the_log() -> None:
     entry = encode_fact(key("k1", "app-0123456789secret"))
     assert b"secret" not in (entry.value or b"")
