@@ -21,7 +21,7 @@ class ListOperatorHandler(Handler):
         segment = pool.get(config.variable)
         if segment is None:
             return Failed(f"Variable {list(config.variable)} not found")
-        items = segment.value if segment.type != "none" else []
+        items = segment.value or []  # whatever is empty is an empty list
         if not isinstance(items, list):
             return Failed(f"{'.'.join(config.variable)}: expected a list, got a {segment.type}")
         record: dict[str, JsonValue] = {"variable": items}
@@ -38,7 +38,7 @@ class ListOperatorHandler(Handler):
 
 
 def _succeeded(result: list[JsonValue], segment: Segment, record: dict[str, JsonValue]) -> Outcome:
-    kind = "array[any]" if segment.type == "none" else segment.type
+    kind = segment.type if isinstance(segment.value, list) else "array[any]"
     return Succeeded(
         outputs={
             "result": result,

@@ -172,3 +172,10 @@ def test_the_steps_apply_in_order_filter_extract_order_limit() -> None:
     }
     assert result(operated(["b1", "a", "b2"], **config)) == ["b2"]
     assert result(operated(["b1", "a", "b2"], **config, extract_by={"enabled": True, "serial": "1"})) == ["b1"]
+
+
+@pytest.mark.parametrize("empty", ["", 0, False, {}, None])
+def test_whatever_is_empty_is_an_empty_list(empty: JsonValue) -> None:
+    outcome = succeeded(operated(empty, **filtered("contains", "a")))
+    assert outcome.outputs == {"result": [], "first_record": None, "last_record": None}
+    assert outcome.output_types == {"result": "array[any]"}
