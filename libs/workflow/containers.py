@@ -7,7 +7,6 @@ the number of rounds.
 Pure, like the machine: `following` computes the next fact of a container from the state; the `on_*` functions fold.
 """
 
-import json
 from typing import Any
 
 from pydantic import JsonValue
@@ -17,6 +16,7 @@ from libs.workflow.conditions import ConditionError, VariableMissing, evaluate
 from libs.workflow.definition import Node
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import Pool, TypeMismatch, typed
+from libs.workflow.segments import read_json
 from libs.workflow.state import Container, Frame, Key, RunState, round_path, rounds_of
 
 LOOP_BREAK, LOOP_COMPLETED = "loop_break", "loop_completed"
@@ -64,23 +64,13 @@ def _constant(variable: Any) -> JsonValue:
     """A literal as its declared type. Raises ValueError or TypeMismatch when it cannot be one."""
     value, declared = variable.value, variable.var_type
     if variable.is_json_text:
-        value = _parsed(value) if isinstance(value, str) and value else []
+        value = read_json(value) if isinstance(value, str) and value else []
     try:
         return typed(value, declared).value
     except TypeMismatch:
         if not isinstance(value, str):
             raise
-    return typed(_parsed(value), declared).value
-
-
-def _parsed(text: str) -> JsonValue:
-    """JSON as the log gives it back: Python's NaN and Infinity are none. Raises ValueError."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
-    value: JsonValue = json.loads(text, parse_constant=refuse)
-    return value
+    return typed(read_json(value), declared).value
 
 
 # --- deciding --------------------------------------------------------------------------------------------------------

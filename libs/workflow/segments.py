@@ -9,6 +9,7 @@ other engines write them and as prompts have come to expect.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -118,6 +119,26 @@ def file_attribute(file: Mapping[str, JsonValue], attribute: str) -> JsonValue:
 def declared_types(segments: Mapping[str, Segment]) -> dict[str, str]:
     """The types that a reader of the bare values would not find again, by name."""
     return {name: segment.type for name, segment in segments.items() if segment.type != _type_of(segment.value)}
+
+
+def read_json(text: str) -> JsonValue:
+    """JSON as the log gives it back: Python's NaN and Infinity are none, nor is a number too large for a float.
+
+    Raises ValueError.
+    """
+    value: JsonValue = json.loads(text, parse_constant=_refused, parse_float=_finite)
+    return value
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number is too large")
+    return number
 
 
 def mask(secret: str) -> str:

@@ -1,7 +1,6 @@
 """Configs of nodes that direct a run: roots, ends, branches, containers."""
 
 import importlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, field_validator
@@ -18,6 +17,7 @@ from libs.workflow.configs.fields import (
     Text,
     default_when_empty,
 )
+from libs.workflow.segments import read_json
 
 # How people write operators by hand -> how the format spells them.
 _SPELLINGS = {">=": "≥", "<=": "≤", "!=": "≠", "==": "=", "is empty": "empty", "is not empty": "not empty"}
@@ -58,11 +58,8 @@ InputType = Literal[
 
 
 def _schema_of(text: str) -> Any:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not allowed in a JSON schema")
-
     try:
-        return json.loads(text, parse_constant=refuse)
+        return read_json(text)
     except RecursionError as error:
         raise ValueError("the JSON schema is nested too deeply") from error
 

@@ -4,7 +4,7 @@ Version 1 writes one variable. Version 2 applies a list of items in order on a w
 items see earlier changes; any error means that nothing is written.
 """
 
-import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from libs.events.model import VariableUpdate
 from libs.workflow.definition import Node
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import Pool, Segment, TypeMismatch, typed
-from libs.workflow.segments import ARRAY_TYPES, NUMBER_TYPES, is_file, zero
+from libs.workflow.segments import ARRAY_TYPES, NUMBER_TYPES, is_file, read_json, zero
 from services.executor.nodes.port import Handler
 
 
@@ -128,17 +128,19 @@ def _assigned(item: Any, working: Pool) -> Segment | None:
     if not _valid(operation, target.type, value):
         raise _Invalid(f"InvalidInputValueError: invalid value for {operation} on {_dotted(selector)} ({target.type})")
     try:
-        return Segment(target.type, _OPERATIONS[operation](target, value))
+        new = _OPERATIONS[operation](target, value)
     except (TypeMismatch, OverflowError) as error:
         raise _Invalid(f"InvalidDataError: {_dotted(selector)}: {error}") from error
+    if isinstance(new, float) and not math.isfinite(new):  # no record could hold it
+        raise _Invalid(f"InvalidDataError: {_dotted(selector)}: the result of {operation} is too large for a number")
+    return Segment(target.type, new)
 
 
 def _parsed(text: str, selector: Sequence[str]) -> JsonValue:
     try:
-        value: JsonValue = json.loads(text)
+        return read_json(text)
     except ValueError as error:
         raise _Invalid(f"InvalidInputValueError: the value for {_dotted(selector)} is not JSON") from error
-    return value
 
 
 def _supports(operation: str, kind: str) -> bool:

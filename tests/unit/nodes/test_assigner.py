@@ -14,6 +14,7 @@ from tests.unit.test_segments import IMAGE
 STORED: dict[str, tuple[JsonValue, str]] = {
     "text": ("old", "string"),
     "number": (3, "number"),
+    "large": (1e300, "number"),
     "flag": (False, "boolean"),
     "object": ({"a": 1}, "object"),
     "texts": (["a", "b"], "array[string]"),
@@ -154,6 +155,9 @@ def test_operations(change: dict[str, Any], value: JsonValue) -> None:
         (item("c.number", "over-write", source="n.text"), "InvalidInputValueError"),
         (item("c.object", "set", "{"), "InvalidInputValueError"),
         (item("c.object", "set", "[1]"), "InvalidInputValueError"),
+        (item("c.object", "set", '{"a": NaN}'), "InvalidInputValueError"),
+        (item("c.object", "set", '{"a": 1e999}'), "InvalidInputValueError"),
+        (item("c.large", "*=", 1e10), "InvalidDataError"),
         (item("c.numbers", "append", source="n.text"), "InvalidInputValueError"),
         (item("c.numbers", "extend", source="n.list"), "InvalidInputValueError"),
         (item("c.files", "over-write", source="n.list"), "InvalidInputValueError"),
