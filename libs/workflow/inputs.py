@@ -23,6 +23,7 @@ __all__ = [
     "accepted_files",
     "file_value",
     "type_of_extension",
+    "type_of_file",
     "validate_inputs",
 ]
 
@@ -342,6 +343,17 @@ def _check_allowed(name: str, given: Mapping[str, Any], rules: Mapping[str, Any]
 def type_of_extension(extension: str) -> str:
     """The type of file that an extension (lower case, without dot) shows; `custom` when it shows none."""
     return next((kind for kind, known in FILE_TYPES.items() if extension in known), "custom")
+
+
+def type_of_file(extension: str, mime_type: str) -> str:
+    """The type of file that an extension shows, or where it shows none the media type; else `custom`."""
+    shown = type_of_extension(extension)
+    if shown != "custom":
+        return shown
+    group, _, subtype = mime_type.partition(";")[0].strip().lower().partition("/")
+    if group in ("image", "video", "audio"):
+        return group
+    return "document" if group == "text" or "pdf" in subtype else "custom"
 
 
 def _check_type(name: str, given: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from libs.events.files import EVERY_APP, Files, StoredFile
 from libs.events.log import LogError
-from libs.workflow.inputs import type_of_extension
+from libs.workflow.inputs import type_of_file
 from libs.workflow.segments import FILE_IDENTITY, file_attribute
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class KeptFiles:
         return {
             "dify_model_identity": FILE_IDENTITY,
             "id": None,
-            "type": type_of_extension(kept.extension),
+            "type": type_of_file(kept.extension, kept.mime_type),
             "transfer_method": "tool_file",
             "remote_url": None,
             "related_id": kept.file_id,

@@ -48,6 +48,9 @@ _BY_MEDIA_TYPE: Final[dict[str, str]] = {
     **dict.fromkeys(("application/xml", "application/xhtml+xml", "application/javascript", "application/sql"), "text"),
 }
 
+EXTENSIONS: Final = {media_type: f".{kind}" for media_type, kind in _BY_MEDIA_TYPE.items() if kind != "text"}
+"""Media type -> extension of the files that readers read."""
+
 _INSTEAD: Final = {
     "doc": "docx",
     "ppt": "pptx",

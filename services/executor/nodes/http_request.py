@@ -12,10 +12,12 @@ kind, wherever the run has copied them to; form data without a file has no place
 import base64
 import codecs
 import json
+import mimetypes
 import re
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from email.message import Message
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -28,6 +30,7 @@ from libs.workflow.definition import Node
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import Pool
 from libs.workflow.segments import is_file
+from services.executor.documents.kinds import EXTENSIONS
 from services.executor.files import FileReader, FileStore, reader
 from services.executor.lenient_json import parse_leniently
 from services.executor.net import GuardedHttp, decoded
@@ -46,6 +49,8 @@ _UNSENDABLE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _USER_INFO: Final = re.compile(r"//[^/?#]*@")
 _OURS: Final = frozenset({"content-length", "transfer-encoding"})
 _CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "cookie"})
+_MEDIA_TYPES: Final = mimetypes.MimeTypes()
+"""Python's own table: that of the machine would make names differ from one executor to the next."""
 _TEXT_SUBTYPES: Final = ("json", "xml", "javascript", "x-www-form-urlencoded", "yaml", "graphql")
 _TEXT_MARKS: Final = ("{", "[", "<", "function", "var", "const", "let")
 _DECLARED_CHARSET: Final = re.compile(
@@ -138,7 +143,7 @@ class HttpRequestHandler(Handler):
         )
         async with self._http.open(request, verify=config.ssl_verify is not False) as response:
             content, response_is_file = await self._receive(response)
-            name = _filename(response)
+            name, media_type = _named(response)
         outputs: Values = {
             "status_code": response.status_code,
             "body": "" if response_is_file else _as_text(content, response),
@@ -146,9 +151,8 @@ class HttpRequestHandler(Handler):
             "files": [],
         }
         if response_is_file and self._files is not None:
-            kind = response.headers.get("content-type", "").partition(";")[0].strip() or "application/octet-stream"
             try:
-                outputs["files"] = [await self._files.save(attempt, name, kind, content)]
+                outputs["files"] = [await self._files.save(attempt, name, media_type, content)]
             except OSError as error:
                 raise _Refused("FileSaveError", f"the response is a file and cannot be kept: {error}") from error
         return outputs
@@ -454,6 +458,8 @@ def _is_file_by_headers(headers: httpx.Headers) -> bool | None:
     group, _, subtype = media.partition("/")
     if group == "text":
         return "csv" in subtype
+    if "openxmlformats" in subtype:
+        return True  # office documents: archives, whatever their name says of XML
     if group == "application":
         return False if any(word in subtype for word in _TEXT_SUBTYPES) else None
     return group in ("image", "audio", "video")
@@ -478,8 +484,19 @@ def _as_text(content: bytes, response: httpx.Response) -> str:
     return content.decode("utf-8", "replace")
 
 
-def _filename(response: httpx.Response) -> str:
-    disposition = response.headers.get("content-disposition", "")
-    named = re.search(r"filename\s*=\s*\"?([^\";]+)", disposition)
-    name = named[1] if named else response.url.path.rpartition("/")[2]
-    return re.sub(r"[\x00-\x1f/\\]", "_", name.strip())[:200] or "response"
+def _named(response: httpx.Response) -> tuple[str, str]:
+    """Name and media type of a response that is a file.
+
+    The name that the server gives says more of its type than a `Content-Type` that is often `octet-stream`. A name
+    without an extension gets that of its type: by the extension nodes know images from documents.
+    """
+    head = Message()
+    head["Content-Disposition"] = response.headers.get("content-disposition", "")
+    given = head.get_filename() or ""
+    declared = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    name = re.sub(r"[\x00-\x1f/\\]", "_", (given or response.url.path.rpartition("/")[2]).strip())[-200:] or "response"
+    known = _MEDIA_TYPES.guess_type(name, strict=False)[0]
+    media_type = (known if given else None) or declared or known or "application/octet-stream"
+    if "." not in name.strip("."):
+        name += EXTENSIONS.get(media_type) or _MEDIA_TYPES.guess_extension(media_type, strict=False) or ""
+    return name, media_type

@@ -373,3 +373,44 @@ def test_a_file_in_an_answer_is_kept_and_can_be_sent_on() -> None:
         body = {"type": "binary", "data": [{"type": "file", "file": ["s", "f"]}]}
         (request,) = run({"method": "post", "body": body}, {"s.f": value}, files=files)[1]
         assert request.read() == content
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "name", "kind", "media_type"),
+    [
+        ("200/300", {"content-type": "image/jpeg"}, "300.jpg", "image", "image/jpeg"),
+        ("qr?text=a.b", {"content-type": "image/webp"}, "qr.webp", "image", "image/webp"),
+        ("v", {"content-type": "image/x-new"}, "v", "image", "image/x-new"),
+        (
+            "d",
+            {"content-type": "application/vnd.openxmlformats-officedocument.wordprocessingml.document"},
+            "d.docx",
+            "document",
+            "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+        ),
+        (
+            "get",
+            {"content-type": "application/octet-stream", "content-disposition": "attachment; filename=a.pdf"},
+            "a.pdf",
+            "document",
+            "application/pdf",
+        ),
+        (
+            "get",
+            {"content-type": "text/plain", "content-disposition": "attachment; filename*=UTF-8''r%C3%A9sum%C3%A9.txt"},
+            "r\u00e9sum\u00e9.txt",
+            "document",
+            "text/plain",
+        ),
+        ("", {"content-type": "video/mp4"}, "response.mp4", "video", "video/mp4"),
+    ],
+)
+def test_a_file_in_an_answer_has_the_name_and_type_that_its_server_gives(
+    path: str, headers: dict[str, str], name: str, kind: str, media_type: str
+) -> None:
+    files, _ = kept_files()
+    answer = httpx.Response(200, content=b"\x00\xff", headers=headers)
+    outcome, _ = run({"url": f"http://api.example/{path}"}, answer=lambda _: answer, files=files)
+    assert isinstance(outcome, Succeeded)
+    (made,) = outcome.outputs["files"]  # type: ignore[misc,union-attr]  # a list of file values
+    assert (made["filename"], made["type"], made["mime_type"]) == (name, kind, media_type)
