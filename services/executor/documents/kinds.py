@@ -60,6 +60,9 @@ _INSTEAD: Final = {
 }
 
 
+_ARCHIVED: Final = frozenset({"pdf", "docx", "xlsx", "pptx", "epub", "odt", "ods", "odp"})
+
+
 class UnsupportedKind(Exception):
     """No reader for this extension or media type. The text says what can be read."""
 
@@ -79,3 +82,11 @@ def kind_of(extension: str, media_type: str) -> str:
         raise UnsupportedKind(f"{seen} has no reader here; save it as .{_INSTEAD[extension]}")
     formats = "plain text, json, yaml, csv, properties, eml, pdf, docx, xlsx, pptx, epub, odt, ods, odp"
     raise UnsupportedKind(f"{seen} has no reader here; there are readers for {formats}")
+
+
+def extension_of_text(extension: str) -> str:
+    """The extension of a file that is given as text: what its name promises, unless text cannot be that."""
+    try:
+        return "txt" if kind_of(extension, "text/plain") in _ARCHIVED else extension
+    except UnsupportedKind:
+        return "txt"

@@ -16,7 +16,7 @@ from libs.workflow.configs.values import DocumentExtractorConfig
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import Pool
 from libs.workflow.segments import is_file
-from services.executor.documents.kinds import UnsupportedKind
+from services.executor.documents.kinds import UnsupportedKind, extension_of_text
 from services.executor.documents.process import Unreadable, read_document
 from services.executor.download import NotFetched, fetched
 from services.executor.files import FileReader, FileStore, reader
@@ -128,10 +128,10 @@ def _documents(config: DocumentExtractorConfig, pool: Pool) -> tuple[list[File],
 
 def _extension(document: File) -> str:
     extension = document.get("extension")
-    if isinstance(extension, str) and extension:
-        return extension
-    name = document.get("filename")
-    return name.rpartition(".")[2] if isinstance(name, str) and "." in name else ""
+    if not isinstance(extension, str) or not extension:
+        name = document.get("filename")
+        extension = name.rpartition(".")[2] if isinstance(name, str) and "." in name else ""
+    return extension_of_text(extension) if isinstance(document.get("text"), str) else extension
 
 
 def _shown(document: File) -> JsonValue:

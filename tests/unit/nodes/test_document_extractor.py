@@ -49,6 +49,13 @@ def test_a_list_of_files_is_a_list_of_texts_in_its_order_without_empty_entries()
     assert outcome.outputs == {"text": ["x", "y"]}
 
 
+@pytest.mark.parametrize(
+    ("name", "extension"), [("a.md", ".md"), ("a.json", ".json"), ("a.pdf", "txt"), ("a.doc", "txt"), ("a", "")]
+)
+def test_a_file_that_is_given_as_text_is_not_parsed_as_what_text_cannot_be(name: str, extension: str) -> None:
+    assert succeeded(run(written(name, "words"))).outputs == {"text": f"{extension}|text/plain|WORDS"}
+
+
 @pytest.mark.parametrize("nothing", [None, [], ""])
 def test_nothing_is_an_empty_list_of_texts(nothing: Any) -> None:
     outcome = succeeded(run(nothing))
@@ -88,7 +95,9 @@ def test_too_many_files_fail() -> None:
     [("a.doc", "save it as .docx"), ("a.exe", "the extension .exe has no reader here"), ("a.msg", "save it as .eml")],
 )
 def test_a_format_without_a_reader_says_what_to_do(name: str, words: str) -> None:
-    assert words in failed(run(written(name, "x"), read=read_document)).error
+    files, kept = kept_files({name: b"x"})
+    attempt = attempt_of("document-extractor", {"variable_selector": ["s", "f"]}, {"s.f": kept[name]})
+    assert words in failed(asyncio.run(DocumentExtractorHandler(GuardedHttp(), files).run(attempt))).error
 
 
 def test_a_file_that_is_kept_here_is_read_from_its_store_and_a_missing_one_fails() -> None:
