@@ -1,4 +1,4 @@
-"""`log`: records as they stand in the log, whoever wrote them and whether or not they count.
+"""`log` and `quarantine`: records as they stand in the log, and runs that cannot be folded from them.
 
 Reads the log itself, no server: the data folder, or with FLOWLEDGER_KAFKA the broker. What the validity rule does not
 admit is shown too: this is where one looks when something is wrong.
@@ -16,7 +16,8 @@ import click
 
 from flowledger.cli import output
 from flowledger.cli.exits import NOT_FOUND, UNREACHABLE, USAGE, Problem
-from flowledger.cli.target import settings
+from flowledger.cli.lookup import complete_run, find_run
+from flowledger.cli.target import server, settings, target_options
 from flowledger.cli.upkeep import agreed, open_log, shown_by
 
 if TYPE_CHECKING:
@@ -242,6 +243,7 @@ def quarantine() -> None:
     \b
     Examples:
       flowledger quarantine list
+      flowledger quarantine release 0193
     """
 
 
@@ -249,9 +251,9 @@ def quarantine() -> None:
 @_json
 @_data
 def list_(as_json: bool, data: Path | None) -> None:
-    """Fold every unfinished run as a new owner would, and name those that cannot be. Changes nothing.
+    """Name the runs that were set aside, and those that the next owner would set aside. Changes nothing.
 
-    Such a run can still be stopped. When a newer program can fold it, it goes on as soon as that one owns it.
+    Such a run can still be stopped. Where this program can fold it, it goes on when it is released.
 
     \b
     Examples:
@@ -279,8 +281,31 @@ def list_(as_json: bool, data: Path | None) -> None:
         for one in found:
             output.data(one._asdict())
     else:
-        lines = [[one.run_id, one.seq, one.reason[:_GIST]] for one in found]
-        output.table(["run", "seq", "why"], lines, "No run is set aside")
+        lines = [[one.run_id, one.seq, "yes" if one.foldable else "no", one.reason[:_GIST]] for one in found]
+        output.table(["run", "seq", "can be folded", "why"], lines, "No run is set aside")
+
+
+@quarantine.command()
+@click.argument("run", shell_complete=complete_run)
+@click.option("--json", "as_json", is_flag=True, help="One object.")
+@target_options
+def release(run: str, as_json: bool, url: str | None, data: Path | None) -> None:
+    """Try again with a run that was set aside, after an upgrade or a mend.
+
+    The owner folds its history once more. When that works the run goes on where it was; else it stays set aside, and
+    the reason is named.
+
+    \b
+    Examples:
+      flowledger quarantine release 0193
+    """
+    with server(url, data) as there:
+        run_id = find_run(there, run)
+        answer = there.post(f"/v1/runs/{run_id}/release", {"user": "cli"})
+    if as_json:
+        output.data(answer)
+    else:
+        output.talk(f"run {run_id} goes on. Follow it: {output.own_name()} watch {run_id}{there.options}")
 
 
 COMMANDS: dict[str, click.Command] = {"log": log, "quarantine": quarantine}

@@ -29,7 +29,11 @@ BlobRef = dict[str, JsonValue]
 
 
 class BlobError(LogError):
-    """A blob cannot be stored, is not there, or is not what its reference says."""
+    """A blob cannot be stored or read, at least not at the moment."""
+
+
+class BlobLost(BlobError):
+    """A blob is not there, or is not what its reference says: asking again will not help."""
 
 
 class Blobs(Protocol):
@@ -39,7 +43,7 @@ class Blobs(Protocol):
         """Store `data` for a run; the future is the reference, when the data is durable. Fails with LogError."""
 
     def get(self, ref: JsonValue) -> bytes:
-        """The bytes of a reference. Blocking. Raises BlobError (LogError)."""
+        """The bytes of a reference. Blocking. Raises BlobLost, BlobError, LogError."""
 
     def close(self) -> None:
         """Idempotent."""
@@ -102,6 +106,8 @@ class FolderBlobs:
         digest, size, _ = parse_ref(ref)
         try:
             data = self._path(digest).read_bytes()
+        except FileNotFoundError as error:
+            raise BlobLost(f"cannot read blob {digest} in {self._folder}: it is not there") from error
         except OSError as error:
             raise BlobError(f"cannot read blob {digest} in {self._folder}: {error.strerror}") from error
         return checked(data, digest, size)
@@ -153,7 +159,7 @@ class LogBlobs:
         try:
             partition, first, count = (int(part) for part in place.split(":"))
         except ValueError as error:
-            raise BlobError(f"blob {digest}: its place {place!r} is not partition:offset:pieces") from error
+            raise BlobLost(f"blob {digest}: its place {place!r} is not partition:offset:pieces") from error
         pieces: dict[int, bytes] = {}
         # Batches are small: the pieces follow each other unless several large values are written at once.
         for batch in self._log.read(Topic.BLOBS, partition, first, batch=max(count, 2)):
@@ -162,7 +168,7 @@ class LogBlobs:
                     pieces[int(record.headers["piece"])] = record.value or b""
             if len(pieces) == count:
                 return checked(b"".join(pieces[number] for number in range(count)), digest, size)
-        raise BlobError(
+        raise BlobLost(
             f"blob {digest}: {len(pieces)} of {count} pieces are in {Topic.BLOBS}[{partition}] from {first} on"
         )
 
@@ -200,14 +206,14 @@ class _Joined:
 
 
 def parse_ref(ref: JsonValue) -> tuple[str, int, str]:
-    """(sha256, size, place) of a reference. Raises BlobError."""
+    """(sha256, size, place) of a reference. Raises BlobLost."""
     if is_ref(ref):
         inner = ref["$blob"]
         if isinstance(inner, dict):
             digest, size, place = inner["id"], inner["size"], inner["place"]
             if isinstance(digest, str) and _is_digest(digest) and isinstance(size, int) and isinstance(place, str):
                 return digest, size, place
-    raise BlobError(f"not a blob reference: {str(ref)[:200]}")
+    raise BlobLost(f"not a blob reference: {str(ref)[:200]}")
 
 
 def _is_digest(text: str) -> bool:
@@ -217,7 +223,7 @@ def _is_digest(text: str) -> bool:
 
 def checked(data: bytes, digest: str, size: int) -> bytes:
     if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
-        raise BlobError(f"blob {digest} of {size} bytes is damaged: it has {len(data)} bytes or another hash")
+        raise BlobLost(f"blob {digest} of {size} bytes is damaged: it has {len(data)} bytes or another hash")
     return data
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, JsonValue
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from libs.events.blobs import BlobError, BlobRef, Blobs, is_ref
+from libs.events.blobs import BlobLost, BlobRef, Blobs, is_ref
 from libs.events.codec import encode_body
 from libs.events.sealed_values import SENT, read_value
 from libs.events.sealing import Vault
@@ -75,7 +75,7 @@ def restore(event: E, blobs: Blobs, vault: Vault | None = None) -> E:
                 stored = from_json(blobs.get(value))
                 fetched[slot] = stored if isinstance(event, SENT) else read_value(stored, vault)
             except ValueError as error:
-                raise BlobError(f"{type(event).__name__}.{slot[0]}: the blob of {slot[1]!r} is no JSON") from error
+                raise BlobLost(f"{type(event).__name__}.{slot[0]}: the blob of {slot[1]!r} is no JSON") from error
     return with_values(event, fetched) if fetched else event
 
 

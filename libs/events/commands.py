@@ -109,6 +109,13 @@ class ResumeRun(_Command):
     by: str = ""
 
 
+class ReleaseRun(_Command):
+    """Try once more to execute a run that was set aside, because its history could not be folded."""
+
+    type: Literal["ReleaseRun"] = "ReleaseRun"
+    by: str = ""
+
+
 class SubmitForm(_Command):
     """Answer a form that a run waits for. Who sends it has checked the inputs against the form."""
 
@@ -161,6 +168,6 @@ class RateMessage(_ConversationCommand):
 
 
 ConversationCommand = RenameConversation | DeleteConversation | SetConversationVariable | RateMessage
-AnyCommand = StartRun | StopRun | PauseRun | ResumeRun | SubmitForm | ConversationCommand
+AnyCommand = StartRun | StopRun | PauseRun | ResumeRun | ReleaseRun | SubmitForm | ConversationCommand
 Command = Annotated[AnyCommand, Field(discriminator="type")]
 COMMAND: TypeAdapter[AnyCommand] = TypeAdapter(Command)

@@ -56,8 +56,8 @@ class CommandRejected(_Event):
     run_id: str | None = None
     code: str
     """Stable: `duplicate`, `idempotency_key_reused`, `expired`, `not_running`, `run_exists`, `misrouted`,
-    `unreadable`, `already_paused`, `not_paused`, `form_closed`, `unknown_action`, `conversation_unknown` (tell its
-    state), `conversation_not_found`, `too_many_requests`."""
+    `unreadable`, `already_paused`, `not_paused`, `not_set_aside`, `form_closed`, `unknown_action`,
+    `conversation_unknown` (tell its state), `conversation_not_found`, `too_many_requests`."""
     message: str
     duplicate_of: str | None = None
     """With `duplicate`: the run that the first start with this key made."""
@@ -80,6 +80,26 @@ class RunSnapshotted(_Event):
     run_id: str
     seq: int
     state: JsonValue = None
+
+
+class RunSetAside(_Event):
+    """The owner cannot fold the run's history. Nothing of it is executed until `RunReleased`; it can be stopped."""
+
+    type: Literal["RunSetAside"] = "RunSetAside"
+    run_id: str
+    error: str
+
+
+class RunReleased(_Event):
+    """Somebody asked to try again with a run that was set aside.
+
+    What follows with the same cause says how it went: `RunSnapshotted`, the run goes on; or `RunSetAside`.
+    """
+
+    type: Literal["RunReleased"] = "RunReleased"
+    command_offset: int
+    run_id: str
+    by: str = ""
 
 
 # --- events of conversations -----------------------------------------------------------------------------------------
@@ -512,6 +532,8 @@ PartitionEvent = (
     | CommandRejected
     | CheckpointWritten
     | RunSnapshotted
+    | RunSetAside
+    | RunReleased
     | ConversationEvent
 )
 Event = RunEvent | PartitionEvent

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import JsonValue
 
-from libs.events.blobs import BlobError, BlobRef, Blobs, checked, make_ref, parse_ref
+from libs.events.blobs import BlobError, BlobLost, BlobRef, Blobs, checked, make_ref, parse_ref
 
 if TYPE_CHECKING:
     import httpx
@@ -114,7 +114,8 @@ class S3Blobs:
             return self._opened
 
     def _refused(self, what: str, digest: str, answer: "httpx.Response") -> BlobError:
-        return BlobError(
+        kind = BlobLost if (what, answer.status_code) == ("read", 404) else BlobError
+        return kind(
             f"cannot {what} blob {digest} in bucket {self._bucket.name} at {self._bucket.endpoint}: "
             f"status {answer.status_code}. Check the bucket, the region and the keys"
         )

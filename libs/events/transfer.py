@@ -26,7 +26,7 @@ _ACK_S = 60.0
 _LEFT_BEHIND = frozenset(
     {
         "PartitionClaimed", "PartitionReleased", "OwnerConfirmed", "CommandRejected", "CheckpointWritten",
-        "RunSnapshotted",
+        "RunSnapshotted", "RunSetAside", "RunReleased",
     }
 )  # fmt: skip
 _MARKED = {"RunAccepted": "accepted", "RunStarted": "started", "ConversationVariableSet": "edited"} | dict.fromkeys(

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from libs.events.codec import CodecError, Recorded, from_rfc3339, public_record
 from libs.events.ids import execution_id, task_id_of
 from libs.events.log import LogError
-from libs.events.model import CommandRejected, RunAccepted
+from libs.events.model import CommandRejected, RunAccepted, RunSetAside
 from libs.events.registry import AppCreated
 from libs.events.sealing import SealError
 from libs.workflow.catalog import DefinitionMissing
@@ -31,6 +31,7 @@ from services.api.records import Filter, RecordsUnavailable, make_cursor, read_c
 from services.api.requests import RunRequest, body_digest, read_json, whole_number
 from services.api.schemas import answers, errors, json_body, secured, streamed
 from services.api.starting import Wanted
+from services.api.tail import Answer
 from services.api.uploads import FileUser
 from services.api.views import listed, show
 from services.api.workflows import last_event_id
@@ -39,6 +40,8 @@ STATUSES = ("pending", "running", "paused", "succeeded", "partial-succeeded", "f
 MAX_PAGE = 100
 WISH_S = 1.0
 """How long a wish waits for what becomes of it."""
+RELEASE_S = 15.0
+"""The same, where the whole history of a run has to be read first."""
 
 
 def run_routes(parts: Parts) -> APIRouter:
@@ -116,6 +119,15 @@ def run_routes(parts: Parts) -> APIRouter:
     )
     async def resume_run(request: Request, run_id: str) -> Response:
         return await _resume(parts, request, run_id)
+
+    @router.post(
+        "/{run_id}/release",
+        summary="Try again with a run that was set aside",
+        responses=answers(schemas.Released, 400, 401, 404, 409, 503),
+        openapi_extra=json_body(schemas.ReleaseBody, required=False) | secured("admin"),
+    )
+    async def release_run(request: Request, run_id: str) -> Response:
+        return await _release(parts, request, run_id)
 
     return router
 
@@ -333,7 +345,7 @@ async def _pause(parts: Parts, request: Request, run_id: str) -> Response:
     summary = await _visible(parts, request, run_id)
     reason = body.get("reason")
     reason = reason if isinstance(reason, str) and reason else "Paused on request"
-    answer: CommandRejected | str | None = None
+    answer: Answer | None = None
     if not summary.ended:
         answer = await parts.submitter.pause(run_id, reason[:1000], _by(body), answer_s=WISH_S)
     if summary.ended or (isinstance(answer, CommandRejected) and answer.code == "not_running"):
@@ -361,6 +373,28 @@ async def _resume(parts: Parts, request: Request, run_id: str) -> Response:
     if isinstance(answer, CommandRejected):
         raise _conflict(answer.code, f"nobody has paused run {run_id}")
     return JSONResponse(_wished(run_id, summary) | {"resumed": "pause"})
+
+
+async def _release(parts: Parts, request: Request, run_id: str) -> Response:
+    await parts.access.admin(request)
+    body = await read_json(request, parts.limits.max_body_bytes, optional=True)
+    summary = await _visible(parts, request, run_id)
+    if summary.ended:
+        raise _conflict("not_running", f"run {run_id} has ended, so nothing of it can be released")
+    answer = await parts.submitter.release(run_id, _by(body), answer_s=RELEASE_S)
+    match answer:
+        case None:
+            raise unavailable(
+                f"no executor has tried run {run_id} again yet. See what became of it: flowledger quarantine list"
+            )
+        case CommandRejected(code="not_set_aside"):
+            raise _conflict("not_set_aside", f"run {run_id} is not set aside: it goes on by itself")
+        case CommandRejected():
+            raise _conflict(answer.code, answer.message)
+        case RunSetAside():
+            message = f"run {run_id} stays set aside: {answer.error}. Release it after a mend, or stop it"
+            raise _conflict("unfoldable", message)
+    return JSONResponse(_wished(run_id, summary) | {"released": True})
 
 
 def _form_of(asked: Asked, wanted: object) -> AskedForm:

@@ -133,6 +133,10 @@ class PauseBody(_Shape):
     user: str | None = None
 
 
+class ReleaseBody(_Shape):
+    user: str | None = None
+
+
 class ResumeBody(_Shape):
     form: str | None = Field(default=None, description="Which form: its id, its token, or its node; default: the one")
     action: str | None = Field(default=None, description="Answers a form by this action; absent: takes a pause back")
@@ -569,6 +573,13 @@ class Paused(Result):
     id: str
     task_id: str
     pause_requested: bool
+    status: RunStatus
+
+
+class Released(Result):
+    id: str
+    task_id: str
+    released: Literal[True]
     status: RunStatus
 
 

@@ -15,7 +15,16 @@ from pydantic import JsonValue
 from libs.events.blobs import Blobs
 from libs.events.claim_check import offload, oversized
 from libs.events.codec import encode_body, encode_command
-from libs.events.commands import AnyCommand, ConversationCommand, PauseRun, ResumeRun, StartRun, StopRun, SubmitForm
+from libs.events.commands import (
+    AnyCommand,
+    ConversationCommand,
+    PauseRun,
+    ReleaseRun,
+    ResumeRun,
+    StartRun,
+    StopRun,
+    SubmitForm,
+)
 from libs.events.ids import (
     ConversationId,
     RunId,
@@ -27,7 +36,7 @@ from libs.events.ids import (
 from libs.events.log import Log, LogError, Topic
 from libs.events.model import CommandRejected
 from services.api.errors import ApiError, not_found, too_many_requests, unavailable
-from services.api.tail import EventTail
+from services.api.tail import Answer, EventTail
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +138,8 @@ class Submitter:
                 raise unavailable(
                     "no executor has decided the start yet. Repeat the request with the same Idempotency-Key"
                 ) from None
-        if isinstance(answer, str):
-            return Started(answer)
+        if not isinstance(answer, CommandRejected):
+            return Started(str(answer))
         if answer.code == "duplicate" and answer.duplicate_of is not None:
             return Started(answer.duplicate_of, attached=True)
         raise _refused(answer)
@@ -180,27 +189,31 @@ class Submitter:
         if isinstance(answer, CommandRejected):
             on_refusal(_refused(answer))
 
-    async def stop(self, run_id: str, reason: str, by: str, *, answer_s: float = 0) -> CommandRejected | str | None:
+    async def stop(self, run_id: str, reason: str, by: str, *, answer_s: float = 0) -> Answer | None:
         """Ask for a run to stop; the answer if it comes within `answer_s`. Raises ApiError (503)."""
         return await self._ask(StopRun(run_id=run_id, reason=reason, by=by), answer_s)
 
-    async def pause(self, run_id: str, reason: str, by: str, *, answer_s: float) -> CommandRejected | str | None:
+    async def pause(self, run_id: str, reason: str, by: str, *, answer_s: float) -> Answer | None:
         """As `stop`."""
         return await self._ask(PauseRun(run_id=run_id, reason=reason, by=by), answer_s)
 
-    async def resume(self, run_id: str, by: str, *, answer_s: float) -> CommandRejected | str | None:
+    async def resume(self, run_id: str, by: str, *, answer_s: float) -> Answer | None:
         """As `stop`."""
         return await self._ask(ResumeRun(run_id=run_id, by=by), answer_s)
 
+    async def release(self, run_id: str, by: str, *, answer_s: float) -> Answer | None:
+        """As `stop`; the answer comes when the run's history was folded once more, or could not be."""
+        return await self._ask(ReleaseRun(run_id=run_id, by=by), answer_s)
+
     async def submit_form(
         self, run_id: str, form_id: str, action: str, inputs: dict[str, JsonValue], by: str, *, answer_s: float
-    ) -> CommandRejected | str | None:
+    ) -> Answer | None:
         """As `stop`. The inputs fit the form and into a record."""
         return await self._ask(
             SubmitForm(run_id=run_id, form_id=form_id, action=action, inputs=inputs, by=by), answer_s
         )
 
-    async def _ask(self, command: AnyCommand, answer_s: float) -> CommandRejected | str | None:
+    async def _ask(self, command: AnyCommand, answer_s: float) -> Answer | None:
         partition = partition_of(command.run_id)
         with self._tail.expecting(partition):
             offset = await self._send(command, partition)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from libs.events.chunks import decode_chunk
 from libs.events.codec import CodecError, decode_event, from_rfc3339, run_of, stamp_of, type_of
 from libs.events.log import Log, LogError, Record, Tail, Topic
-from libs.events.model import CONVERSATION_EVENT_TYPES, RUN_END_TYPES, CommandRejected
+from libs.events.model import CONVERSATION_EVENT_TYPES, RUN_END_TYPES, CommandRejected, RunSetAside
 from libs.events.positions import Position, Waymarks, start_positions
 from libs.events.validity import Validity
 from services.api.live import LiveRun
@@ -30,6 +30,9 @@ from services.api.threads import Threads
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+Answer = CommandRejected | RunSetAside | str
+"""What became of a command: its rejection; why a released run is set aside again; the id of the run it acted on."""
 
 MAX_OUTLINES = 50_000
 MAX_IDLE_RUNS = 500
@@ -44,6 +47,8 @@ _STATUS = {
     "RunResumed": "running",
 }
 _ANSWERS = frozenset({"RunAccepted", "StopRequested", "PauseRequested", "ResumeRequested", "FormSubmitted"})
+_OF_A_RELEASE = frozenset({"RunSetAside", "RunSnapshotted"})
+"""How the release of a run went; with the cause of the release."""
 _RESTS = RUN_END_TYPES | {"RunPaused"}
 """Events behind which a run does nothing by itself."""
 
@@ -75,8 +80,8 @@ class _Partition:
     marks: Waymarks
     expecting: int = 0
     """Commands under way whose answers are of interest."""
-    answers: dict[int, CommandRejected | str] = field(default_factory=dict)
-    asked: dict[int, "asyncio.Future[CommandRejected | str]"] = field(default_factory=dict)
+    answers: dict[int, Answer] = field(default_factory=dict)
+    asked: dict[int, "asyncio.Future[Answer]"] = field(default_factory=dict)
     waiting: list[tuple[int, "asyncio.Future[None]"]] = field(default_factory=list)
     lookup: "asyncio.Task[int] | None" = None
     next_lookup: "asyncio.Task[int] | None" = None
@@ -182,6 +187,8 @@ class EventTail:
                 self._on_run_event(partition, record, name, run_id)
             elif name == "CommandRejected" and partition.expecting:
                 self._on_rejected(partition, record)
+            elif name in _OF_A_RELEASE and partition.expecting:
+                self._on_release(partition, record)
             elif name in CONVERSATION_EVENT_TYPES and partition.expecting:
                 offset = _command_offset(record)
                 if offset is not None:
@@ -232,7 +239,14 @@ class EventTail:
         if isinstance(event, CommandRejected):
             self._answer(partition, event.command_offset, event)
 
-    def _answer(self, partition: _Partition, offset: int, answer: CommandRejected | str) -> None:
+    def _on_release(self, partition: _Partition, record: Record) -> None:
+        offset = _command_offset(record)
+        if offset is None:  # an owner's own doing
+            return
+        event = decode_event(record).event if type_of(record) == "RunSetAside" else None
+        self._answer(partition, offset, event if isinstance(event, RunSetAside) else "")
+
+    def _answer(self, partition: _Partition, offset: int, answer: Answer) -> None:
         asked = partition.asked.get(offset)
         if asked is None:
             partition.answers[offset] = answer  # our own append may not have been acknowledged yet
@@ -270,12 +284,12 @@ class EventTail:
             if not state.expecting:
                 state.answers.clear()
 
-    async def answer(self, partition: int, command_offset: int, timeout_s: float) -> CommandRejected | str:
-        """What became of a command: the id of the run it acted on, or its rejection. Raises TimeoutError."""
+    async def answer(self, partition: int, command_offset: int, timeout_s: float) -> Answer:
+        """Raises TimeoutError."""
         state = self._partitions[partition]
         if command_offset in state.answers:
             return state.answers.pop(command_offset)
-        waiter: asyncio.Future[CommandRejected | str] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         state.asked[command_offset] = waiter
         try:
             return await asyncio.wait_for(waiter, timeout_s)

@@ -39,8 +39,6 @@ MOST_DOUBLINGS = 6
 class Health:
     """What readiness and metrics show of an executor."""
 
-    quarantined: dict[str, str] = field(default_factory=dict)
-    """Run -> why it was set aside."""
     alarms: dict[int, str] = field(default_factory=dict)
     """Partition -> why it was stopped; a person must act."""
 
@@ -141,6 +139,11 @@ class Executor:
         """Of the unfinished runs, those whose state is in memory: runs that wait for a person are not."""
         return sum(owner.runs_in_memory for owner in self._owners.values())
 
+    @property
+    def quarantined(self) -> dict[str, str]:
+        """Run -> why it was set aside: nothing of it is executed until somebody releases it."""
+        return {run_id: why for owner in self._owners.values() for run_id, why in owner.set_aside.items()}
+
     def definition(self, digest: str) -> Definition:
         """Blocking. Raises DefinitionMissing, DefinitionInvalid."""
         try:
@@ -148,11 +151,6 @@ class Executor:
         except DefinitionMissing:
             self._refresh_definitions()
             return self.catalog.get(digest)
-
-    def quarantine(self, run_id: str, reason: str) -> None:
-        """Set one run aside: nothing of it is executed until somebody looks at it."""
-        logger.error("run_quarantined", extra={"run_id": run_id, "reason": reason})
-        self.health.quarantined[run_id] = reason
 
     def alarm(self, partition: int, reason: str) -> None:
         self.health.alarms[partition] = reason

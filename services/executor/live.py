@@ -10,12 +10,15 @@ from libs.events.claim_check import restore
 from libs.events.codec import decode_event
 from libs.events.log import Log, LogTruncated, Record, Topic
 from libs.events.model import RunEvent, RunSnapshotted
+from libs.events.positions import Position
 from libs.events.sealed_values import read_copied
 from libs.events.sealing import Vault
 from libs.workflow.definition import Definition
 from libs.workflow.machine import apply, new_state
 from libs.workflow.pins import Pins, parse_pins
 from libs.workflow.state import Key, RunState, load_state
+from services.executor.partition import RunEntry
+from services.executor.recovery import PartitionReader, read_run
 from services.executor.secrets import Secrets
 
 
@@ -35,7 +38,11 @@ class LiveRun:
     """Where the newest snapshot stands that recovery did not meet on its way."""
     snapshot_seq: int = 0
     records: list[Record] = field(default_factory=list)
-    """Events of earlier epochs that are still to be folded."""
+    """Events that are in the log and still to be folded."""
+    unread: tuple[Position, int] | None = None
+    """Where they stand instead, when recovery did not meet them: from a position up to an offset."""
+    released: str | None = None
+    """The cause of its release, while it is not known yet whether its history can be folded by now."""
     ahead: list[tuple[RunEvent, int]] = field(default_factory=list)
     """Events of this epoch that were decided before the run was hydrated, with their times."""
     tasks: dict[Key, "asyncio.Task[None] | None"] = field(default_factory=dict)
@@ -51,6 +58,23 @@ class LiveRun:
     recalling: bool = False
     waits_for: set[str] = field(default_factory=set)
     """Slot kinds it will be woken for."""
+
+    @classmethod
+    def found(cls, run_id: str, entry: RunEntry, reader: PartitionReader) -> "LiveRun":
+        """The run as recovery has found it."""
+        run = cls(run_id, entry.app_id, entry.digest, snapshot=reader.snapshots.get(run_id))
+        run.snapshot_seq, run.snapshot_offset = entry.snapshot_seq, entry.snapshot_offset
+        if entry.seq > entry.snapshot_seq and entry.since.offset < reader.began:
+            run.unread = entry.since, reader.next_offset
+        else:
+            run.records = reader.events.get(run_id, [])
+        return run
+
+    @property
+    def in_the_log(self) -> bool:
+        """Whether something of it must be read before its state is known."""
+        places = (self.unread, self.snapshot, self.snapshot_offset)
+        return bool(self.records) or any(place is not None for place in places)
 
     def fold_ahead(self, state: RunState, epoch: int, vault: Vault) -> None:
         """Fold this epoch's own events; from then on `state` is the run's state."""
@@ -106,7 +130,7 @@ def load_run(
         snapshot = restore(decode_event(record, vault).event, blobs, vault)
         assert isinstance(snapshot, RunSnapshotted)
         state = load_state(compiled, run.run_id, snapshot.state)
-    for record in run.records:
+    for record in run.records if run.unread is None else read_run(log, partition, run.run_id, *run.unread):
         recorded = decode_event(record, vault)
         if recorded.seq > state.seq:
             event = read_copied(restore(recorded.event, blobs, vault), vault)

@@ -18,9 +18,7 @@ class ExecutorMetrics(Collector):
             "Partitions this executor owns",
             value=sum(phase == "active" for phase in self._executor.owned.values()),
         )
-        yield GaugeMetricFamily(
-            "flowledger_runs_quarantined", "Runs set aside", value=len(self._executor.health.quarantined)
-        )
+        yield GaugeMetricFamily("flowledger_runs_quarantined", "Runs set aside", value=len(self._executor.quarantined))
         yield GaugeMetricFamily(
             "flowledger_partitions_alarmed", "Partitions stopped by an alarm", value=len(self._executor.health.alarms)
         )

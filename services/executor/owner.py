@@ -23,7 +23,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from libs.events.blobs import BlobError
+from libs.events.blobs import BlobLost
 from libs.events.chunks import Chunk, encode_chunk
 from libs.events.claim_check import contains_ref
 from libs.events.codec import CodecError, decode_command, encode_event
@@ -41,6 +41,8 @@ from libs.events.model import (
     RunAccepted,
     RunEvent,
     RunFailed,
+    RunReleased,
+    RunSetAside,
     RunSnapshotted,
     RunStopped,
     StopRequested,
@@ -72,7 +74,7 @@ from services.executor.attempts import SLOT_KINDS, Plan, perform, plan
 from services.executor.fair import FairQueue
 from services.executor.live import LiveRun, load_run
 from services.executor.outbox import Outbox, Outgoing
-from services.executor.partition import COMMAND_BYTES, NEEDS_BODY, PartitionFold
+from services.executor.partition import COMMAND_BYTES, NEEDS_BODY, SHOWN, PartitionFold
 from services.executor.recovery import PartitionReader, read_marked, read_to, recover
 
 if TYPE_CHECKING:
@@ -152,6 +154,13 @@ class PartitionOwner:
     def runs_in_memory(self) -> int:
         return sum(run.state is not None or run.hydrating for run in self._runs.values())
 
+    @property
+    def set_aside(self) -> dict[str, str]:
+        """Run -> why nothing of it is executed."""
+        if self.phase in (Phase.CLAIMING, Phase.OVER):
+            return {}
+        return {run_id: entry.set_aside for run_id, entry in self._fold.runs.items() if entry.set_aside is not None}
+
     # --- owning ------------------------------------------------------------------------------------------------------
 
     async def own(self) -> bool:
@@ -213,13 +222,12 @@ class PartitionOwner:
         )
         unreadable: list[str] = []
         for run_id, entry in self._fold.runs.items():
+            if entry.set_aside is not None:
+                continue
             if run_id in reader.unreadable:
                 unreadable.append(run_id)
                 continue
-            run = LiveRun(run_id, entry.app_id, entry.digest, snapshot=reader.snapshots.get(run_id))
-            run.records = reader.events.get(run_id, [])
-            run.snapshot_seq, run.snapshot_offset = entry.snapshot_seq, entry.snapshot_offset
-            self._runs[run_id] = run
+            run = self._runs[run_id] = LiveRun.found(run_id, entry, reader)
             if entry.parked and entry.seq == entry.snapshot_seq:
                 run.snapshot = None
                 self._set_timer(run, entry.next_due_us)
@@ -228,7 +236,7 @@ class PartitionOwner:
         for run_id in unreadable:
             self._quarantine(run_id, reader.unreadable[run_id])
         facts = {"partition": self.partition, "epoch": self._epoch, "unfinished_runs": len(self._runs)}
-        logger.info("partition_owned", extra=facts)
+        logger.info("partition_owned", extra=facts | {"set_aside": len(self.set_aside)})
         # Commands that retention has removed were not decided within their days: nobody waits for them any more.
         self._next_command, self._missing_before = max(self._fold.next_command, first_command), -1
         self._x.commands.add(self.partition, self._next_command)
@@ -376,6 +384,8 @@ class PartitionOwner:
             elif isinstance(event, StopRequested):
                 # Set aside: nothing of it runs, and nothing of it can be folded. Its end can be recorded all the same.
                 self._emit(run_id, RunStopped(error=event.reason, **self._talk_of(run_id)), "derived")
+            elif isinstance(event, RunReleased):
+                self._take_up(event.run_id, out)
 
     def _decide_outcomes(self) -> None:
         while self._outcomes:
@@ -410,6 +420,9 @@ class PartitionOwner:
         state = run.state or self._hydrated(run)
         if state is None:
             return
+        if run.released is not None:
+            self._snapshot(run, state, run.released)
+            run.released = None
         budget = state.seq + RUN_BUDGET_EVENTS
         now_us = self._x.now_us()
         while state.seq < budget:
@@ -509,13 +522,32 @@ class PartitionOwner:
         """Nothing of this run is executed until somebody looks at it; it can still be stopped."""
         logger.error("run_unfoldable", extra={"run_id": run.run_id}, exc_info=error)
         self._finish(run)
-        self._quarantine(run.run_id, f"its history cannot be folded: {error!r}")
+        if self.phase is not Phase.LEAVING:
+            self._quarantine(run.run_id, f"its history cannot be folded: {error!r}", run)
 
-    def _quarantine(self, run_id: str, reason: str) -> None:
-        self._x.quarantine(run_id, reason)
-        entry = self._fold.runs.get(run_id)
-        if entry is not None and entry.stopping:
+    def _quarantine(self, run_id: str, reason: str, run: LiveRun | None = None) -> None:
+        reason = reason[:SHOWN]
+        logger.error("run_quarantined", extra={"run_id": run_id, "reason": reason})
+        entry = self._fold.runs[run_id]
+        if entry.stopping:
             self._emit(run_id, RunStopped(error=reason, **self._talk_of(run_id)), "derived")
+        else:
+            cause = None if run is None else run.released
+            self._emit("", RunSetAside(run_id=run_id, error=reason), cause or "owner", of=run)
+        self.wake()
+
+    def _take_up(self, run_id: str, out: Outgoing) -> None:
+        """Fold a released run once more, as soon as everything of it that is not in memory is in the log."""
+        entry = self._fold.runs[run_id]
+        run = self._runs[run_id] = LiveRun(run_id, entry.app_id, entry.digest, released=out.cause, hydrating=True)
+        run.snapshot_seq, run.snapshot_offset = entry.snapshot_seq, entry.snapshot_offset
+
+        def confirmed() -> None:
+            run.unread, run.hydrating = (entry.since, self._outbox.before(out).offset), False
+            if self._lives(run):
+                self._queue(run)
+
+        self._outbox.when_confirmed(out, confirmed)
 
     def _talk_of(self, run_id: str) -> dict[str, Any]:
         """What an end that is made without the run's state says of its conversation."""
@@ -612,7 +644,7 @@ class PartitionOwner:
                 read_marked, self._x.log, self._x.blobs, self._x.vault, self.partition, earlier
             )
             run.opening = opening(state.definition, state.accepted.conversation_id, recall(events))
-        except (BlobError, LogTruncated) as error:
+        except (BlobLost, LogTruncated) as error:
             self._set_aside(run, error)
             return
         except LogError as error:
@@ -634,8 +666,7 @@ class PartitionOwner:
         if run.hydrating:
             return None
         definition = self._x.catalog.cached(run.digest)
-        from_the_log = bool(run.records) or run.snapshot is not None or run.snapshot_offset is not None
-        if definition is None or from_the_log or any(contains_ref(event) for event, _ in run.ahead):
+        if definition is None or run.in_the_log or any(contains_ref(event) for event, _ in run.ahead):
             run.hydrating = True
             self._spawn(self._hydrate(run))
             return None
@@ -652,7 +683,7 @@ class PartitionOwner:
         except (DefinitionMissing, DefinitionInvalid) as error:
             self._fail(run, "definition_invalid", str(error))
             return
-        except (BlobError, LogTruncated) as error:
+        except (BlobLost, LogTruncated) as error:
             self._set_aside(run, error)
             return
         except LogError as error:
@@ -663,7 +694,7 @@ class PartitionOwner:
             self._set_aside(run, error)
             return
         else:
-            run.records, run.snapshot = [], None
+            run.records, run.snapshot, run.unread = [], None, None
         finally:
             run.hydrating = False
         if self._lives(run):
@@ -727,9 +758,9 @@ class PartitionOwner:
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def _snapshot(self, run: LiveRun, state: RunState) -> None:
+    def _snapshot(self, run: LiveRun, state: RunState, cause: str = "owner") -> None:
         seq = run.snapshot_seq = state.seq
-        out = self._emit("", RunSnapshotted(run_id=run.run_id, seq=seq, state=dump_state(state)), "owner", of=run)
+        out = self._emit("", RunSnapshotted(run_id=run.run_id, seq=seq, state=dump_state(state)), cause, of=run)
         self._outbox.when_confirmed(out, partial(self._snapshot_confirmed, run, seq, out))
 
     def _snapshot_confirmed(self, run: LiveRun, seq: int, out: Outgoing) -> None:

@@ -18,6 +18,7 @@ from libs.events.commands import (
     DeleteConversation,
     PauseRun,
     RateMessage,
+    ReleaseRun,
     RenameConversation,
     ResumeRun,
     SetConversationVariable,
@@ -43,6 +44,8 @@ from libs.events.model import (
     PauseRequested,
     ResumeRequested,
     RunAccepted,
+    RunReleased,
+    RunSetAside,
     RunSnapshotted,
     StopRequested,
 )
@@ -101,6 +104,8 @@ class RunEntry:
     conversation_id: str | None = None
     not_after_us: int = 0
     """Until when its start, read once more, would be in time."""
+    set_aside: str | None = None
+    """Why nothing of it is executed: its history could not be folded."""
 
 
 class KeyEntry(NamedTuple):
@@ -112,7 +117,7 @@ class KeyEntry(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The fact a command causes; `run_id` is empty for one that belongs to no run."""
+    """The fact a command causes; `run_id` is empty for one that is no event of a run's."""
 
     run_id: str
     event: (
@@ -120,6 +125,7 @@ class Decision(NamedTuple):
         | StopRequested
         | PauseRequested
         | ResumeRequested
+        | RunReleased
         | FormSubmitted
         | CommandRejected
         | ConversationEvent
@@ -170,6 +176,10 @@ class PartitionFold:
                 if not entry.held:
                     return self._reject(command, offset, "not_paused", f"nobody has paused run {command.run_id}")
                 return Decision(command.run_id, ResumeRequested(command_offset=offset, by=command.by))
+            case ReleaseRun():
+                if entry.set_aside is None:
+                    return self._reject(command, offset, "not_set_aside", f"run {command.run_id} is not set aside")
+                return Decision("", RunReleased(command_offset=offset, run_id=command.run_id, by=command.by))
             case SubmitForm():
                 return self._decide_submission(command, entry, offset)
             case _:
@@ -243,12 +253,16 @@ class PartitionFold:
         return Decision("", event)
 
     def _excess(self, command: StartRun) -> str | None:
-        """Which limit forbids one more run. Paused runs do not count: they wait for people and hold nothing."""
+        """Which limit forbids one more run.
+
+        Paused runs and those set aside do not count: they wait for people and hold nothing.
+        """
         if command.full:
             return "as many runs are under way as this deployment may have at once. Try again later"
         if not command.max_app_runs:
             return None
-        running = sum(not self.runs[run_id].parked for run_id in self.of_app.get(command.app_id, ()))
+        entries = (self.runs[run_id] for run_id in self.of_app.get(command.app_id, ()))
+        running = sum(not entry.parked and entry.set_aside is None for entry in entries)
         if running < command.max_app_runs:
             return None
         return f"app {command.app_id} has {running} runs under way, at most {command.max_app_runs}. Try again later"
@@ -299,6 +313,13 @@ class PartitionFold:
                 return
             case RunSnapshotted():
                 return
+            case RunSetAside():
+                self._set_aside(event.run_id, event.error)
+                return
+            case RunReleased():
+                self.next_command = max(self.next_command, event.command_offset + 1)
+                self._set_aside(event.run_id, None)
+                return
             case ConversationRenamed() | ConversationDeleted() | ConversationVariableSet() | MessageRated():
                 self.next_command = max(self.next_command, event.command_offset + 1)
                 self.conversations.changed(event, at_us, before)
@@ -348,6 +369,10 @@ class PartitionFold:
         if (entry := self.runs.get(run_id)) is not None and seq >= entry.snapshot_seq:
             entry.snapshot_seq, entry.snapshot_offset, entry.since = seq, offset, behind
 
+    def _set_aside(self, run_id: str, reason: str | None) -> None:
+        if (entry := self.runs.get(run_id)) is not None:
+            entry.set_aside = reason
+
     def forget_old_keys(self, now_us: int) -> None:
         self.keys = {key: entry for key, entry in self.keys.items() if entry.expires_us > now_us}
         self.ended = {run_id: until_us for run_id, until_us in self.ended.items() if until_us > now_us}
@@ -373,6 +398,7 @@ class PartitionFold:
                 e.parked,
                 e.conversation_id,
                 e.not_after_us,
+                e.set_aside,
             ]
             for run_id, e in self.runs.items()
         ]
@@ -395,7 +421,7 @@ class PartitionFold:
         self.runs, self.of_app, self.keys, self.conversations, self.ended = {}, {}, {}, Conversations(), {}
         for part in rest:
             for run_id, seq, app_id, digest, since, *more in part.get("runs", ()):
-                flags, paused, talk = more[:4], more[4:7], more[7:]
+                flags, paused, talk, aside = more[:4], more[4:7], more[7:9], more[9:]
                 entry = RunEntry(seq, app_id, digest, Position(*since), *flags)
                 self._add(run_id, entry)
                 if paused:  # absent in tables of releases that know no pause
@@ -404,21 +430,30 @@ class PartitionFold:
                         entry.forms[form_id] = FormEntry(path, node_id, due_us, tuple(actions))
                 if talk:  # as above, of conversations and deadlines
                     entry.conversation_id, entry.not_after_us = talk
+                if aside:  # as above, of runs that were set aside
+                    (entry.set_aside,) = aside
             for app_id, key, *entry in part.get("keys", ()):
                 self.keys[app_id, key] = KeyEntry(*entry)
             self.conversations.load(part.get("conversations", ()))
             self.ended.update(part.get("ended", ()))
 
     def scan_from(self, now: Position) -> Position:
-        """Where a recovery must begin to read, with a checkpoint that is written at `now`."""
-        behind = (entry.since for entry in self.runs.values() if entry.seq > entry.snapshot_seq)
+        """Where a recovery must begin to read, with a checkpoint that is written at `now`.
+
+        Events of runs that were set aside are not needed before somebody releases them, and are read by themselves then
+        (`recovery.read_run`): however long such a run lies there, it holds nothing back.
+        """
+        behind = (
+            entry.since for entry in self.runs.values() if entry.seq > entry.snapshot_seq and entry.set_aside is None
+        )
         return min(behind, default=now, key=lambda position: position.offset)
 
 
 NEEDS_BODY = frozenset(
     {
         "RunAccepted", "CommandRejected", "StopRequested", "PauseRequested", "ResumeRequested", "FormOpened",
-        "FormSubmitted", "FormExpired", "PartitionClaimed", "CheckpointWritten", "RunSnapshotted",
+        "FormSubmitted", "FormExpired", "PartitionClaimed", "CheckpointWritten", "RunSnapshotted", "RunSetAside",
+        "RunReleased",
     }
     | CONVERSATION_EVENT_TYPES
 )  # fmt: skip

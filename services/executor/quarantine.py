@@ -1,4 +1,4 @@
-"""Which unfinished runs an executor would set aside: those whose history this program cannot fold.
+"""Which unfinished runs are set aside, and which would be: those whose history this program cannot fold.
 
 Looks at the log as a new owner does, and owns nothing: no claim, no record. Blocking.
 """
@@ -21,6 +21,10 @@ class SetAside(NamedTuple):
     seq: int
     """Of its last event that counts."""
     reason: str
+    recorded: bool
+    """An owner has set it aside. Otherwise the next owner that folds it will."""
+    foldable: bool
+    """This program can fold its history: released, it would go on."""
 
 
 def set_aside(log: Log, blobs: Blobs, vault: Vault, definition: Callable[[str], Definition]) -> Iterator[SetAside]:
@@ -28,12 +32,12 @@ def set_aside(log: Log, blobs: Blobs, vault: Vault, definition: Callable[[str], 
     for partition in range(log.partitions):
         reader = recover(log, partition)
         for run_id, entry in reader.fold.runs.items():
-            run = LiveRun(run_id, entry.app_id, entry.digest, snapshot=reader.snapshots.get(run_id))
-            run.records = reader.events.get(run_id, [])
-            run.snapshot_seq, run.snapshot_offset = entry.snapshot_seq, entry.snapshot_offset
-            reason = reader.unreadable.get(run_id) or _problem(run, log, blobs, vault, partition, definition)
+            run = LiveRun.found(run_id, entry, reader)
+            problem = reader.unreadable.get(run_id) or _problem(run, log, blobs, vault, partition, definition)
+            reason = entry.set_aside or problem
             if reason is not None:
-                yield SetAside(run_id, entry.app_id, entry.seq, reason)
+                recorded = entry.set_aside is not None
+                yield SetAside(run_id, entry.app_id, entry.seq, reason, recorded, foldable=problem is None)
 
 
 def _problem(

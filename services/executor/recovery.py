@@ -45,8 +45,13 @@ class PartitionReader:
     """Unfinished run -> its newest snapshot that was met."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Run -> why it must be quarantined: one of its valid events cannot be read."""
+    began: int = field(init=False)
+    """Offset of the first record that is read."""
     _parts: dict[int, Any] = field(default_factory=dict)
     _checkpoint_id: str = ""
+
+    def __post_init__(self) -> None:
+        self.began = self.next_offset
 
     def feed(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -136,6 +141,18 @@ def recover(log: Log, partition: int) -> PartitionReader:
         reader = PartitionReader(PartitionFold(partition))
         read_to(log, reader)
     return reader
+
+
+def read_run(log: Log, partition: int, run_id: str, since: Position, stop: int) -> list[Record]:
+    """The run's valid records from `since` up to `stop`. Blocking. Raises LogTruncated, LogError."""
+    validity = Validity(since.epoch, since.n)
+    batches = log.read(Topic.EVENTS, partition, since.offset, stop)
+    return [
+        record
+        for records in batches
+        for record in records
+        if validity.admit(stamp_of(record)) and run_of(record) == run_id
+    ]
 
 
 APART = 500

@@ -168,7 +168,7 @@ def test_memory_holds_what_the_log_gives_back(value: Any, kept: Any) -> None:
     world.run()
     state = world.fold(run_id)
     assert (state.status, state.outputs) == ("succeeded", {"out": kept})
-    assert world.executor.health.quarantined == {}
+    assert world.executor.quarantined == {}
     world.close()
 
 
@@ -246,7 +246,7 @@ def test_a_run_that_cannot_be_folded_is_set_aside_and_its_neighbours_go_on() -> 
     state.frames.clear()
     world.run(horizon_s=60)
     assert world.fold(well).status == "succeeded"
-    assert list(world.executor.health.quarantined) == [sick]
+    assert list(world.executor.quarantined) == [sick]
     world.close()
 
 
@@ -288,7 +288,7 @@ def test_a_log_that_cannot_be_read_for_a_moment_sets_no_run_aside() -> None:
     world.start_executor(refresh=refresh)
     world.run()
     assert world.fold(run_id).status == "succeeded"
-    assert world.executor.health.quarantined == {}
+    assert world.executor.quarantined == {}
     world.close()
 
 

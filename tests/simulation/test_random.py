@@ -216,7 +216,7 @@ def _live_through(number: int) -> None:
         _check(world, run_id, expected)
     _check_recovery(world)
     assert not world.wrong, world.wrong
-    assert not any(executor.health.quarantined or executor.health.alarms for executor in world.executors)
+    assert not any(executor.quarantined or executor.health.alarms for executor in world.executors)
     world.close()
 
 
