@@ -5,6 +5,10 @@
     choose-<id>      has a category as its answer, as question classifiers ask for
     call             calls the function that it is given, with {"city": "Rome", "count": 2}; without one as `json`
     thinking         <think> block in the text, then "done"; `reasoning` sends it in a field of its own
+    drawing          answers with a picture between two words; `drawing-blocking` without streaming, `drawing-beside`
+                     with the picture beside the text, `drawing-url` with the address of a picture of this server,
+                     `drawing-lost` with one that is not there
+    speaking         answers with a sound, in pieces, and its words beside it
     blocking         never streams: one JSON answer
     no-usage         streams without usage
     odd-stream       comments, keep-alives, CRLF, an event in two data lines, bytes cut one by one
@@ -19,17 +23,22 @@
     text-only        status 400 when a message has parts
     flaky-<n>        status 500 for the first n requests, then answers as echo
 
-`GET /requests` lists what came in. Run it: `python -m tests.model_server --port 0`; in a test, `async with
-ModelServer()` inside the test's loop, or `with serving()` in a thread of its own.
+`GET /requests` lists what came in, `GET /cat.png` is a picture. Run it: `python -m tests.model_server --port 0`; in a
+test, `async with ModelServer()` inside the test's loop, or `with serving()` in a thread of its own.
 """
 
 import argparse
 import asyncio
+import base64
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+PICTURE = b"\x89PNG\r\n\x1a\n a picture"
+SOUND = bytes(range(8))
+"""Four samples of 16 bits."""
 
 
 class ModelServer:
@@ -77,8 +86,11 @@ class ModelServer:
         method, path, _ = first.split(" ", 2)
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
+        if method == "GET" and path == "/cat.png":
+            await _send_bytes(writer, 200, PICTURE, "image/png")
+            return True
         if method == "GET":
-            await _send(writer, 200, self.requests)
+            await _send(writer, 404 if path == "/lost.png" else 200, self.requests)
             return True
         request = json.loads(body)
         self.requests.append({"path": path, "headers": headers, "body": request})
@@ -120,7 +132,9 @@ class ModelServer:
             return True
         if model == "slow":
             await asyncio.sleep(float(argument))
-        if not request.get("stream") or model == "blocking":
+        if model in ("drawing", "speaking"):
+            request = {**request, "server": f"http://{headers['host']}"}
+        if not request.get("stream") or model == "blocking" or request["model"] == "drawing-blocking":
             await _send(writer, 200, _whole(path, request))
             return True
         return await _stream(writer, path, request)
@@ -171,6 +185,13 @@ def _deltas(name: str, path: str, request: dict[str, Any]) -> list[dict[str, Any
         pieces = [{"tool_calls": [{"index": 0, "id": "c", "function": {"name": function, "arguments": ""}}]}]
         for piece in _pieces('{"city": "Rome", "count": 2}'):
             pieces.append({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]})
+    if name.startswith("drawing"):
+        pieces = _drawing(name, request["server"])
+    if name == "speaking":
+        pieces = [
+            {"audio": {"id": "a", "transcript": words, "data": base64.b64encode(SOUND[at : at + 4]).decode()}}
+            for words, at in (("good ", 0), ("day", 4))
+        ]
     if name == "reasoning":
         pieces = [{"reasoning_content": "let me "}, {"reasoning_content": "see"}, {"content": "done"}]
     made: list[dict[str, Any]] = [{"id": "1", "choices": [_choice(path, piece)]} for piece in pieces]
@@ -178,6 +199,16 @@ def _deltas(name: str, path: str, request: dict[str, Any]) -> list[dict[str, Any
     if request.get("stream_options", {}).get("include_usage") and name != "no-usage":
         made.append({"id": "1", "choices": [], "usage": usage_of(request)})
     return made
+
+
+def _drawing(name: str, server: str) -> list[dict[str, Any]]:
+    url = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
+    if name in ("drawing-url", "drawing-lost"):
+        url = f"{server}/{'cat' if name == 'drawing-url' else 'lost'}.png"
+    picture = {"type": "image_url", "image_url": {"url": url}}
+    if name == "drawing-beside":
+        return [{"content": "a "}, {"content": "", "images": [picture]}, {"content": " b"}]
+    return [{"content": [{"type": "text", "text": "a "}, picture]}, {"content": " b"}]
 
 
 def _choice(path: str, piece: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +220,10 @@ def _choice(path: str, piece: dict[str, Any]) -> dict[str, Any]:
 def _whole(path: str, request: dict[str, Any]) -> dict[str, Any]:
     answer = answer_of(request)
     chat = path.endswith("/chat/completions")
-    said = {"message": {"role": "assistant", "content": answer}} if chat else {"text": answer}
+    said: dict[str, Any] = {"message": {"role": "assistant", "content": answer}} if chat else {"text": answer}
+    if request["model"] == "drawing-blocking":
+        first, last = _drawing("drawing", "")
+        said["message"]["content"] = [*first["content"], {"type": "text", "text": last["content"]}]
     return {"id": "1", "choices": [{"index": 0, "finish_reason": "stop", **said}], "usage": usage_of(request)}
 
 
@@ -223,8 +257,11 @@ def _event(data: object) -> bytes:
 
 
 async def _send(writer: asyncio.StreamWriter, status: int, body: object) -> None:
-    data = json.dumps(body, ensure_ascii=False).encode()
-    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    await _send_bytes(writer, status, json.dumps(body, ensure_ascii=False).encode(), "application/json")
+
+
+async def _send_bytes(writer: asyncio.StreamWriter, status: int, data: bytes, kind: str) -> None:
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(data)}\r\n\r\n"
     writer.write(head.encode() + data)
     await writer.drain()
 

@@ -26,6 +26,7 @@ from services.api.chat import require_chat
 from services.api.errors import bad_request, invalid_param, not_found
 from services.api.forms import asking
 from services.api.frames import Json, encode
+from services.api.from_models import FromModels
 from services.api.parts import Parts
 from services.api.requests import read_json
 from services.api.schemas import answers, errors, json_body, parameters, secured
@@ -179,9 +180,11 @@ def _add_messages(router: APIRouter, parts: Parts) -> None:
         rows = await ask(tables, talk_records.message_page, talk["id"], before, limit)
         ids = [row["id"] for row in rows]
         thoughts = await ask(tables, talk_records.ratings, ids, user) if ids else {}
-        asking_runs = await ask(tables, talk_records.asking_runs, [row["workflow_run_id"] for row in rows])
+        runs = [row["workflow_run_id"] for row in rows]
+        asking_runs = await ask(tables, talk_records.asking_runs, runs)
+        from_models = await ask(tables, talk_records.model_nodes, runs)
         contents = {run_id: await _asked_of_people(parts, run_id) for run_id in asking_runs}
-        return _json(await parts.threads.run(_messages, parts, rows, limit, thoughts, contents))
+        return _json(await parts.threads.run(_messages, parts, rows, limit, thoughts, contents, from_models))
 
     @router.post(
         "/messages/{message_id}/feedbacks",
@@ -368,17 +371,23 @@ def _messages(
     limit: int,
     thoughts: Mapping[str, str],
     contents: Mapping[str, list[Json]],
+    model_nodes: Sequence[Row],
 ) -> Json:
     """`rows`: newest first; each follows the next one. `thoughts` by message, `contents` by run."""
     followed = [*(row["id"] for row in rows[1:]), None]
+    from_models = {row["workflow_run_id"]: FromModels() for row in rows}
+    for node in model_nodes:
+        restored = parts.reads.restored
+        from_models[node["workflow_run_id"]].take(restored(node["outputs"]), restored(node["process_data"]))
     data = [
-        _message(parts, row, parent, thoughts) | {"extra_contents": contents.get(row["workflow_run_id"], [])}
+        _message(parts, row, parent, thoughts, from_models[row["workflow_run_id"]])
+        | {"extra_contents": contents.get(row["workflow_run_id"], [])}
         for row, parent in zip(rows, followed, strict=True)
     ]
     return {"limit": limit, "has_more": len(rows) > limit, "data": data[:limit][::-1]}
 
 
-def _message(parts: Parts, row: Row, parent: str | None, thoughts: Mapping[str, str]) -> Json:
+def _message(parts: Parts, row: Row, parent: str | None, thoughts: Mapping[str, str], from_models: FromModels) -> Json:
     rating = thoughts.get(row["id"])
     return {
         "id": row["id"],
@@ -388,12 +397,15 @@ def _message(parts: Parts, row: Row, parent: str | None, thoughts: Mapping[str, 
         "query": row["query"],
         "answer": parts.talks.answer(row),
         "feedback": {"rating": rating} if rating is not None else None,
-        "retriever_resources": [],
+        "retriever_resources": from_models.resources,
         "created_at": _seconds(row["created_at"]),
         "agent_thoughts": [],
         "message_files": [
             *(_file(row["id"], each, "user") for each in json.loads(row["files"] or "[]") if each),
-            *(_file(row["id"], each, "assistant") for each in json.loads(row["answer_files"] or "[]")),
+            *(
+                _file(row["id"], each, "assistant")
+                for each in from_models.files_with(json.loads(row["answer_files"] or "[]"))
+            ),
         ],
         "status": "paused" if row["run_status"] == "paused" else row["status"],
         "error": row["error"],

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from pydantic import JsonValue
 from pydantic_core import PydanticSerializationError, to_json
 
 from libs.events.codec import Recorded
@@ -45,6 +44,7 @@ from libs.events.model import (
 )
 from libs.workflow.state import round_path, rounds_of
 from services.api.asked import Asked, AskedForm
+from services.api.from_models import TYPE, FromModels, files_in
 from services.api.shortening import shortened
 from services.api.usage import Usage
 
@@ -168,6 +168,7 @@ class FrameMaker:
         self._speaking: dict[tuple[str, str], _Node] = {}
         self._said: list[str] = []
         self._usage = Usage()
+        self._from_models = FromModels()
         self.position = 0
 
     @property
@@ -387,6 +388,8 @@ class FrameMaker:
             return []
         if self._chat and node.started.node_type in _SPEAKERS | _ASKERS and (usage := _usage_in(event)):
             self._usage.add(usage)
+        if self._chat and node.started.node_type == TYPE:
+            self._from_models.take(event.outputs, event.process_data)
         status, error = "succeeded", None
         if not isinstance(event, NodeSucceeded):
             status, error = "failed" if isinstance(event, NodeFailed) else "exception", event.error
@@ -470,13 +473,17 @@ class FrameMaker:
             error = {"code": "invalid_param", "status": 400, "message": event.error or "the run has failed"}
             return [*bodies, finished, self._body("error") | {"workflow_run_id": self.run_id} | error]
         end = self._body("message_end")
-        end |= {"id": end["message_id"], "metadata": self.metadata(), "files": files_in(event.outputs)}
+        end |= {
+            "id": end["message_id"],
+            "metadata": self.metadata(),
+            "files": self._from_models.files_with(files_in(event.outputs)),
+        }
         return [*bodies, end, finished]
 
     def metadata(self) -> Json:
         """Of the message that an ended run answers."""
         total = self.end.total_tokens if self.end is not None else 0
-        return {"retriever_resources": [], "usage": self._usage.of(total)}
+        return {"retriever_resources": self._from_models.resources, "usage": self._usage.of(total)}
 
     def _finished(self, event: RunEnd, at_us: int) -> Json:
         caller = self.accepted.caller if self.accepted else None
@@ -610,16 +617,6 @@ def started_inputs(run_id: str, accepted: RunAccepted) -> Json:
     if accepted.mode == "advanced-chat":
         inputs |= {"sys.query": accepted.query or "", "sys.dialogue_count": accepted.dialogue_count or 1}
     return inputs
-
-
-def files_in(outputs: dict[str, JsonValue]) -> list[JsonValue]:
-    """The file objects among the values of `outputs`, and in lists there."""
-    found: list[JsonValue] = []
-    for value in outputs.values():
-        for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, dict) and each.get("dify_model_identity") == "__dify__file__":
-                found.append(each)
-    return found
 
 
 def encode(value: Any) -> bytes:

@@ -15,6 +15,7 @@ from libs.tables import (
     workflow_node_executions,
     workflow_runs,
 )
+from libs.workflow.segments import FILE_IDENTITY
 
 Row = Mapping[str, Any]
 
@@ -101,6 +102,26 @@ def asking_runs(connection: Connection, run_ids: Sequence[str]) -> set[str]:
         .distinct()
     )
     return set(connection.execute(query).scalars())
+
+
+def model_nodes(connection: Connection, run_ids: Sequence[str]) -> Sequence[Row]:
+    """What the `llm` nodes of the runs have left that may hold files or sources, in order of their starts."""
+    table = workflow_node_executions.c
+    holds = [
+        column.contains(word)
+        for column, word in (
+            (table.outputs, FILE_IDENTITY),
+            (table.outputs, "$blob"),
+            (table.process_data, "retriever_resources"),
+            (table.process_data, "$blob"),
+        )
+    ]
+    query = (
+        select(table.workflow_run_id, table.outputs, table.process_data)
+        .where(table.workflow_run_id.in_(run_ids), table.node_type == "llm", or_(*holds))
+        .order_by(table.workflow_run_id, table["index"])
+    )
+    return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def first_query(connection: Connection, conversation_id: str) -> str:

@@ -1,10 +1,14 @@
-"""Files in prompts, against a real server of the OpenAI-compatible form on 127.0.0.1."""
+"""Files in prompts and answers, against a real server of the OpenAI-compatible form on 127.0.0.1."""
 
 import asyncio
-from typing import Any
+import io
+import wave
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
+from libs.events.ids import new_run_id
 from libs.settings import Provider
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from services.executor.models import Models
@@ -13,8 +17,8 @@ from services.executor.nodes.llm import LlmHandler
 from services.executor.nodes.parameter_extractor import ParameterExtractorHandler
 from services.executor.nodes.port import Handler
 from services.executor.nodes.question_classifier import QuestionClassifierHandler
-from tests.attempts import attempt_of
-from tests.model_server import ModelServer
+from tests.attempts import Emitted, attempt_of
+from tests.model_server import PICTURE, SOUND, ModelServer
 from tests.unit.nodes.kept import kept_files
 
 PROVIDER = "langgenius/openai/openai"
@@ -49,6 +53,8 @@ def ask(
     provider: str = PROVIDER,
     kind: str = "llm",
     mode: str = "chat",
+    completion_params: dict[str, Any] | None = None,
+    emit: Emitted | None = None,
     **data: Any,
 ) -> tuple[Outcome, list[dict[str, Any]]]:
     """The outcome of a node that sees the files, and the contents of the messages it sent. `{url}`: of the server."""
@@ -58,7 +64,7 @@ def ask(
             name = provider.rpartition("/")[2].upper()
             models = Models({name: Provider(server.url, "sk-test-0123456789", files=parts)})
             http = GuardedHttp((f"127.0.0.1:{server.port}",))
-            settings = {"provider": provider, "name": model, "mode": mode, "completion_params": {}}
+            settings = {"provider": provider, "name": model, "mode": mode, "completion_params": completion_params or {}}
             given = [
                 {**each, "remote_url": each["remote_url"] and each["remote_url"].format(url=server.url)}
                 for each in files
@@ -72,7 +78,8 @@ def ask(
             else:
                 handler = ParameterExtractorHandler(models, files=store, http=http)
             try:
-                outcome = await handler.run(attempt_of(kind, made, {"s.f": given, "s.q": "hi"}))
+                attempt = attempt_of(kind, made, {"s.f": given, "s.q": "hi"}, emit=emit)
+                outcome = await handler.run(replace(attempt, run_id=new_run_id(0, 0, 1)))
             finally:
                 await models.aclose()
                 await http.aclose()
@@ -195,3 +202,58 @@ def test_classifiers_and_extractors_see_files_of_all_types(kind: str, data: dict
     outcome, asked = ask([file], store=store, model="choose-1", kind=kind, **data)
     assert isinstance(outcome, Succeeded), outcome
     assert asked[-1][0] == {"type": "input_audio", "input_audio": {"data": "MTIz", "format": "mp3"}}
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["drawing", "drawing-blocking", "drawing-beside", "drawing-url"])
+def test_a_picture_in_an_answer_is_kept_and_shown_in_its_place(model: str) -> None:
+    store, _ = kept_files()
+    emitted = Emitted()
+    outcome, _ = ask([], store=store, model=model, emit=emitted)
+    assert isinstance(outcome, Succeeded), outcome
+    (file,) = cast(list[dict[str, Any]], outcome.outputs["files"])
+    name = "cat.png" if model == "drawing-url" else "image-1.png"
+    assert {key: file[key] for key in ("type", "transfer_method", "filename", "extension", "mime_type", "size")} == {
+        "type": "image",
+        "transfer_method": "tool_file",
+        "filename": name,
+        "extension": ".png",
+        "mime_type": "image/png",
+        "size": len(PICTURE),
+    }
+    assert file["url"] == f"/v1/files/{file['related_id']}/preview"
+    assert asyncio.run(store.of("app-1").read(file)) == PICTURE
+    assert outcome.outputs["text"] == emitted.text() == f"a ![{name}]({file['url']}) b"
+    assert outcome.output_types == {"files": "array[file]"}
+
+
+def test_a_picture_that_cannot_be_fetched_stays_where_it_is() -> None:
+    store, _ = kept_files()
+    outcome, _ = ask([], store=store, model="drawing-lost")
+    assert isinstance(outcome, Succeeded), outcome
+    (file,) = cast(list[dict[str, Any]], outcome.outputs["files"])
+    assert (file["transfer_method"], file["filename"], file["type"]) == ("remote_url", "lost.png", "image")
+    assert file["remote_url"].endswith("/lost.png")
+    assert outcome.outputs["text"] == f"a ![lost.png]({file['remote_url']}) b"
+
+
+@pytest.mark.parametrize("format_", ["pcm16", "wav"])
+def test_a_sound_that_comes_in_pieces_is_one_file_that_plays_and_its_words_are_the_text(format_: str) -> None:
+    store, _ = kept_files()
+    wanted = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": format_}}
+    outcome, _ = ask([], store=store, model="speaking", completion_params=wanted)
+    assert isinstance(outcome, Succeeded), outcome
+    (file,) = cast(list[dict[str, Any]], outcome.outputs["files"])
+    assert (file["type"], file["filename"]) == ("audio", "audio-1.wav")
+    with wave.open(io.BytesIO(asyncio.run(store.of("app-1").read(file)))) as sound:
+        assert (sound.getframerate(), sound.readframes(9)) == (24_000, SOUND)
+    assert str(outcome.outputs["text"]).startswith("good day[audio-1.wav](")
+
+
+def test_without_a_store_a_picture_in_an_answer_is_an_error_that_says_so() -> None:
+    outcome, _ = ask([], model="drawing")
+    assert isinstance(outcome, Failed)
+    assert outcome.error_type == "LLMNodeError"
+    assert "keeps no files" in outcome.error

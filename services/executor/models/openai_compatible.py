@@ -10,21 +10,23 @@ The key goes into one header and nowhere else: every text of an error is cleaned
 
 import json
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
 import httpx
 
+from services.executor.models.answers import AnswerReader, AnswerUnusable
 from services.executor.models.known import USUAL_PARTS, Auth
 from services.executor.models.parts import content_of
-from services.executor.models.port import Delta, ModelError, ModelRequest, Usage
+from services.executor.models.port import Delta, ModelError, ModelRequest
 from services.executor.models.sse import EventReader, StreamTooLong
 
 # Between two bytes, not in all: a model may think for minutes before its first word.
 TIMEOUT: Final = httpx.Timeout(connect=10, read=600, write=60, pool=None)
 
-_MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
+_MAX_WHOLE_BYTES: Final = 64 * 1024 * 1024
+"""An answer may hold pictures."""
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _OPTIONAL: Final = ("stream_options", "response_format", "tool_choice", "tools")
 _UNKNOWN: Final = re.compile(
@@ -79,7 +81,8 @@ class OpenAICompatible:
                     "POST", url, json=payload, headers=self._headers(request), timeout=TIMEOUT
                 ) as response:
                     if response.is_success:
-                        async with aclosing(self._deltas(response)) as deltas:
+                        reader = AnswerReader(_sound_asked_for(payload))
+                        async with aclosing(self._deltas(response, reader)) as deltas:
                             async for delta in deltas:
                                 yield delta
                         return
@@ -105,30 +108,39 @@ class OpenAICompatible:
             headers["Idempotency-Key"] = request.key
         return headers
 
-    async def _deltas(self, response: httpx.Response) -> AsyncGenerator[Delta, None]:
-        if "json" in response.headers.get("content-type", ""):
-            for delta in self._read(await self._whole(response)):
+    async def _deltas(self, response: httpx.Response, reader: AnswerReader) -> AsyncGenerator[Delta, None]:
+        pieces = response.aiter_bytes()
+        start = await _start(pieces)
+        # Some that do not stream say nothing of it in the type.
+        if "json" in response.headers.get("content-type", "") or start.lstrip().startswith(b"{"):
+            for delta in self._read(await self._whole(start, pieces), reader):
+                yield delta
+            self._check_answered(reader)
+            for delta in reader.finish():
                 yield delta
             return
-        finished = False
-        async for data in _events(response):
-            if data.strip() == "[DONE]":
-                return
-            for delta in self._read(data):
-                finished = finished or delta.finish_reason is not None
+        done = False
+        async for data in _events(start, pieces):
+            done = data.strip() == "[DONE]"
+            if done:
+                break
+            for delta in self._read(data, reader):
                 yield delta
-        if not finished:
+        if not done and not reader.finished:
             raise self._error("InvokeConnectionError", "the stream ended before the answer did", retryable=True)
+        self._check_answered(reader)
+        for delta in reader.finish():
+            yield delta
 
-    async def _whole(self, response: httpx.Response) -> str:
-        body = bytearray()
-        async for piece in response.aiter_bytes():
+    async def _whole(self, start: bytes, pieces: AsyncIterator[bytes]) -> str:
+        body = bytearray(start)
+        async for piece in pieces:
             body += piece
             if len(body) > _MAX_WHOLE_BYTES:
                 raise self._error("InvokeError", f"the answer is larger than {_MAX_WHOLE_BYTES} bytes")
         return body.decode("utf-8", "replace")
 
-    def _read(self, data: str) -> Iterator[Delta]:
+    def _read(self, data: str, reader: AnswerReader) -> Iterator[Delta]:
         """What one event of a stream, or a whole answer, says."""
         try:
             said = json.loads(data)
@@ -142,16 +154,14 @@ class OpenAICompatible:
             raise self._error(
                 "InvokeServerUnavailableError", _message_of(said) or "it reported an error", retryable=True
             )
-        choices = said.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-        part = choice.get("delta") or choice.get("message") or {}
-        text = _text_of(part.get("content")) or _text_of(choice.get("text"))
-        reasoning = _text_of(part.get("reasoning_content")) or _text_of(part.get("reasoning"))
-        arguments = _arguments_of(part)
-        finish_reason = choice.get("finish_reason")
-        usage = _usage_of(said.get("usage"))
-        if text or reasoning or arguments or finish_reason or usage:
-            yield Delta(text, reasoning, str(finish_reason) if finish_reason else None, usage, arguments)
+        try:
+            yield from reader.read(said)
+        except AnswerUnusable as error:
+            raise self._error("InvokeError", str(error)) from None
+
+    def _check_answered(self, reader: AnswerReader) -> None:
+        if not reader.answered:
+            raise self._error("InvokeServerUnavailableError", "it sent no answer: no choices", retryable=True)
 
     async def _refusal(self, response: httpx.Response) -> ModelError:
         body = bytearray()
@@ -236,10 +246,22 @@ def _without_refused(payload: dict[str, Any], request: ModelRequest, said: str) 
     return False
 
 
-async def _events(response: httpx.Response) -> AsyncGenerator[str, None]:
+async def _start(pieces: AsyncIterator[bytes]) -> bytes:
+    """What comes first, up to something other than white space."""
+    start = b""
+    async for piece in pieces:
+        start += piece
+        if start.strip() or len(start) > _MAX_ERROR_BYTES:
+            break
+    return start
+
+
+async def _events(start: bytes, pieces: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
     reader = EventReader()
     try:
-        async for piece in response.aiter_bytes():
+        for data in reader.feed(start):
+            yield data
+        async for piece in pieces:
             for data in reader.feed(piece):
                 yield data
         for data in reader.finish():
@@ -248,32 +270,10 @@ async def _events(response: httpx.Response) -> AsyncGenerator[str, None]:
         raise httpx.RemoteProtocolError(str(error)) from error
 
 
-def _text_of(content: Any) -> str:
-    """Text, also when it comes as a list of parts."""
-    if isinstance(content, list):
-        return "".join(_text_of(part.get("text")) for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
-
-
-def _arguments_of(part: Mapping[str, Any]) -> str:
-    """Arguments, or a piece of them, of the first function that is called: more were not asked for."""
-    calls = part.get("tool_calls")
-    for call in calls if isinstance(calls, list) else ():
-        if isinstance(call, Mapping) and not call.get("index") and isinstance(call.get("function"), Mapping):
-            arguments = call["function"].get("arguments")
-            return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else _text_of(arguments)
-    return ""
-
-
-def _usage_of(usage: Any) -> Usage | None:
-    if not isinstance(usage, dict):
-        return None
-    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    return Usage(prompt, completion, _count(usage.get("total_tokens")) or prompt + completion)
-
-
-def _count(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) and value > 0 else 0
+def _sound_asked_for(payload: Mapping[str, Any]) -> str:
+    """The format of the sound that a request asks for."""
+    audio = payload.get("audio")
+    return str(audio.get("format") or "") if isinstance(audio, Mapping) else ""
 
 
 def _message_of(said: Any) -> str:

@@ -91,6 +91,8 @@ class Delta:
     usage: Usage | None = None
     arguments: str = ""
     """Of the call of the request's function: a piece of JSON."""
+    files: tuple[Media, ...] = ()
+    """Behind the text."""
 
 
 class ModelProvider(Protocol):

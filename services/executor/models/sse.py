@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-# A line of a stream that is no stream (an endless body without a line break) must not fill the memory.
-MAX_EVENT_CHARACTERS: Final = 8 * 1024 * 1024
+# A line of a stream that is no stream (an endless body without a line break) must not fill the memory. An event may
+# hold a picture.
+MAX_EVENT_CHARACTERS: Final = 64 * 1024 * 1024
 
 _LINE_END: Final = re.compile(r"\r\n|\n|\r")
 
@@ -20,27 +21,40 @@ class EventReader:
 
     def __init__(self) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8-sig")("replace").decode
-        self._line = ""
+        self._line: list[str] = []
+        """The beginning of a line, in pieces: joined once, however long it gets."""
+        self._length = 0
+        """Of that beginning."""
+        self._held = ""
+        """A CR that is perhaps the first half of a CRLF."""
         self._data: list[str] = []
         self._size = 0
 
     def feed(self, piece: bytes) -> Iterator[str]:
-        text = self._line + self._decode(piece)
+        text = self._held + self._decode(piece)
+        self._held = "\r" if text.endswith("\r") else ""
+        text = text[: len(text) - len(self._held)]
         start = 0
         for match in _LINE_END.finditer(text):
-            if match[0] == "\r" and match.end() == len(text):
-                break  # perhaps the first half of a CRLF
-            yield from self._take(text[start : match.start()])
+            yield from self._take(self._ended(text[start : match.start()]))
             start = match.end()
-        self._line = text[start:]
-        if self._size + len(self._line) > MAX_EVENT_CHARACTERS:
+        self._line.append(text[start:])
+        self._length += len(text) - start
+        if self._size + self._length > MAX_EVENT_CHARACTERS:
             raise StreamTooLong(f"an event of the stream is longer than {MAX_EVENT_CHARACTERS} characters")
 
     def finish(self) -> Iterator[str]:
         """The data of an event that the end of the stream left without its blank line."""
-        yield from self._take(self._line.rstrip("\r"))
+        yield from self._take(self._ended(""))
         yield from self._take("")
-        self._line = ""
+        self._held = ""
+
+    def _ended(self, rest: str) -> str:
+        """The line that ends with `rest`."""
+        line = "".join((*self._line, rest))
+        self._line.clear()
+        self._length = 0
+        return line
 
     def _take(self, line: str) -> Iterator[str]:
         if line.startswith("data:"):

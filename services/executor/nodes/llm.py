@@ -7,15 +7,18 @@ Secrets reach the model where the author put them and no record: inputs and prom
 from contextlib import aclosing
 
 from libs.workflow.configs.models import LlmConfig
+from libs.workflow.definition import Definition
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from services.executor.files import FileStore
 from services.executor.models import ModelError, ModelRequest, Models
 from services.executor.net import GuardedHttp
+from services.executor.nodes.answer_files import AnswerFiles, NotKept
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.model_answer import ModelAnswer, recorded
 from services.executor.nodes.port import Attempt, Handler
+from services.executor.nodes.prompt_context import PromptError
 from services.executor.nodes.prompt_files import PromptFiles, prompt_files
-from services.executor.nodes.prompts import History, Plan, PromptError, Render, assemble, plan
+from services.executor.nodes.prompts import History, Plan, Render, assemble, plan
 from services.executor.nodes.structured import StructuredOutputError, check_schema, parse_structured, with_instruction
 from services.executor.sandbox import SandboxError, SandboxUnavailable
 
@@ -50,6 +53,8 @@ class LlmHandler(Handler):
         try:
             made = plan(config, attempt.pool, chatflow=attempt.definition.mode == "advanced-chat")
             inputs = {**{name: masked.json(value) for name, value in made.inputs.items()}, **named}
+            if made.sources and _shows_sources(attempt.definition):
+                record["retriever_resources"] = masked.json(list(made.sources))
             files = prompt_files(attempt, config.model, self._models, self._files, self._http)
             request = await self._request(attempt, config, made, files)
             record |= recorded(request.messages, files, masked)
@@ -60,7 +65,7 @@ class LlmHandler(Handler):
                 outputs["structured_output"] = parse_structured(answer.text, request.schema)
         except (PromptError, ModelError) as error:
             return Failed(masked.text(str(error)), error.error_type, inputs, record, metadata=answer.metadata())
-        except (StructuredOutputError, SandboxError, SandboxUnavailable) as error:
+        except (StructuredOutputError, SandboxError, SandboxUnavailable, NotKept) as error:
             return Failed(masked.text(str(error)), "LLMNodeError", inputs, record, metadata=answer.metadata())
         return Succeeded(outputs, inputs, record, answer.metadata(), output_types={"files": "array[file]"})
 
@@ -82,9 +87,19 @@ class LlmHandler(Handler):
 
     async def _ask(self, attempt: Attempt, config: LlmConfig, request: ModelRequest, answer: ModelAnswer) -> None:
         provider = self._models.provider(config.model.provider)
+        files = AnswerFiles(attempt, self._files, self._http)
         async with aclosing(provider.stream(request)) as deltas:
             async for delta in deltas:
                 for name, piece in answer.take(delta):
                     attempt.emit(name, piece)
+                for media in delta.files:
+                    for name, piece in answer.add(await files.keep(media)):
+                        attempt.emit(name, piece)
         for name, piece in answer.end():
             attempt.emit(name, piece)
+
+
+def _shows_sources(definition: Definition) -> bool:
+    """A chatflow says whether its messages cite; a workflow has no messages, and what it has is its author's."""
+    feature = definition.features.get("retriever_resource")
+    return definition.mode != "advanced-chat" or (isinstance(feature, dict) and feature.get("enabled") is True)

@@ -8,6 +8,7 @@ from typing import Final
 from pydantic import JsonValue
 
 from libs.workflow.outcome import Values
+from libs.workflow.segments import Segment, as_markdown
 from services.executor.models import Delta, Message, ReasoningSplitter, Usage
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.prompt_files import PromptFiles
@@ -22,6 +23,7 @@ class ModelAnswer:
         self._splitter = ReasoningSplitter() if separated else None
         self._parts: dict[str, list[str]] = {"text": [], "reasoning_content": []}
         self._arguments: list[str] = []
+        self._files: list[JsonValue] = []
         self._thinking = False
         """Tagged: a block was opened for reasoning that the provider keeps apart."""
         self._usage = Usage()
@@ -58,6 +60,11 @@ class ModelAnswer:
         split = self._splitter.feed(delta.text)
         return self._kept([("reasoning_content", delta.reasoning + split.reasoning), ("text", split.text)])
 
+    def add(self, file: Values) -> list[tuple[str, str]]:
+        """What to stream for a file of the answer: a link to it, as answers show files."""
+        self._files.append(file)
+        return self.take(Delta(as_markdown(Segment("file", file))))
+
     def end(self) -> list[tuple[str, str]]:
         """What was held back."""
         self._ended = time.monotonic()
@@ -73,7 +80,7 @@ class ModelAnswer:
             "reasoning_content": reasoning,
             "usage": self.usage(),
             "finish_reason": self.finish_reason,
-            "files": [],
+            "files": list(self._files),
         }
 
     def metadata(self) -> Values:

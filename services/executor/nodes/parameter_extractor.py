@@ -23,8 +23,9 @@ from services.executor.net import GuardedHttp
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.model_answer import ModelAnswer, recorded
 from services.executor.nodes.port import Attempt, Handler
+from services.executor.nodes.prompt_context import PromptError
 from services.executor.nodes.prompt_files import PromptFiles, prompt_files
-from services.executor.nodes.prompts import History, PromptError, Role, extras, finished, told_history
+from services.executor.nodes.prompts import History, Role, extras, finished, told_history
 
 _NAME: Final = "extract_parameters"
 

@@ -24,9 +24,10 @@ from libs.workflow.configs.models import (
 )
 from libs.workflow.outcome import Values
 from libs.workflow.pool import Pool
-from libs.workflow.segments import Segment, as_text, for_display, is_file
+from libs.workflow.segments import as_text, for_display
 from services.executor.models.port import Media, Message
 from services.executor.nodes.port import Attempt
+from services.executor.nodes.prompt_context import PromptError, context_of, files_in
 from services.executor.nodes.prompt_files import KINDS, FileUnavailable, PromptFiles
 
 Role = Literal["system", "user", "assistant"]
@@ -39,14 +40,6 @@ _CONTEXT: Final = "{{#context#}}"
 _HISTORIES: Final = ("{{#histories#}}", "#histories#")
 _QUERIES: Final = ("{{#sys.query#}}", "#sys.query#")
 _QUERY: Final = ("sys", "query")
-
-
-class PromptError(Exception):
-    """The prompt cannot be made of this document and these values."""
-
-    def __init__(self, error_type: str, message: str) -> None:
-        super().__init__(message)
-        self.error_type = error_type
 
 
 class Render(Protocol):
@@ -92,11 +85,13 @@ class Plan:
     detail: str
     inputs: Values = field(default_factory=dict)
     parameters: Values = field(default_factory=dict)
+    sources: tuple[Values, ...] = ()
+    """What of the context was found in knowledge bases, in the form of citations."""
 
 
 def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
     """Read everything the prompt needs. Raises PromptError."""
-    context, context_files = _context(config, pool)
+    context = context_of(config.context, pool)
     inputs: Values = {}
     jinja_values: Values = {}
     for binding in config.prompt_config.jinja2_variables:
@@ -112,14 +107,14 @@ def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
     drafts: tuple[_Draft, ...]
     query: _Draft | None = None
     if isinstance(template, PromptText):
-        drafts = (_completion(template, memory, pool, context, inputs),)
+        drafts = (_completion(template, memory, pool, context.text, inputs),)
     else:
-        drafts = tuple(draft for each in template for draft in _chat(each, pool, context, inputs))
+        drafts = tuple(draft for each in template for draft in _chat(each, pool, context.text, inputs))
         query = _memory_query(memory, pool, inputs) if memory is not None else None
     chosen = _vision_files(config.vision, pool) if config.vision.enabled else ()
-    attached = context_files if config.vision.enabled else ()
-    if context:
-        inputs["#context#"] = context
+    attached = context.files if config.vision.enabled else ()
+    if context.text:
+        inputs["#context#"] = context.text
     if chosen:
         inputs["#files#"] = [dict(file) for file in chosen]
     if attached:
@@ -134,6 +129,7 @@ def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
         detail=config.vision.configs.detail,
         inputs=inputs,
         parameters={name: _parameter(value, pool) for name, value in config.model.completion_params.items()},
+        sources=context.sources,
     )
 
 
@@ -238,42 +234,12 @@ def _filled(template: str, pool: Pool, given: Mapping[str, str], inputs: Values)
         if segment is None:
             raise _not_found(".".join(selector))
         inputs[f"#{'.'.join(selector)}#"] = for_display(segment)
-        files += _files_in(segment)
+        files += files_in(segment.value)
     return templates.render_text(template, pool), tuple(file for file in files if file.get("type") in KINDS)
 
 
 def _not_found(name: str) -> PromptError:
     return PromptError("VariableNotFoundError", f"Variable {name} not found")
-
-
-def _files_in(segment: Segment) -> list[File]:
-    values = segment.value if isinstance(segment.value, list) else [segment.value]
-    return [value for value in values if isinstance(value, dict) and is_file(value)]
-
-
-def _context(config: LlmConfig, pool: Pool) -> tuple[str, tuple[File, ...]]:
-    if not config.context.enabled:
-        return "", ()
-    segment = pool.get(config.context.variable_selector)
-    value = segment.value if segment is not None else None
-    if isinstance(value, str):
-        return value, ()
-    if not isinstance(value, list):
-        return "", ()
-    lines: list[str] = []
-    files: list[File] = []
-    for number, item in enumerate(value):
-        if isinstance(item, str):
-            lines.append(item)
-        elif isinstance(item, dict):
-            if "content" not in item:
-                text = f"context: item {number} is an object without `content`; expected texts or search results"
-                raise PromptError("InvalidContextStructureError", text)
-            lines += [str(part) for part in (item.get("summary"), item["content"]) if part]
-            attached = item.get("files")
-            if isinstance(attached, list):
-                files += [each for each in attached if isinstance(each, dict) and is_file(each)]
-    return "\n".join(lines).strip(), tuple(files)
 
 
 def _vision_files(vision: Vision, pool: Pool) -> tuple[File, ...]:
@@ -284,7 +250,7 @@ def _vision_files(vision: Vision, pool: Pool) -> tuple[File, ...]:
     if segment.type not in ("file", "array[file]"):
         text = f"vision: {'.'.join(selector)} is of type {segment.type}; expected a file or a list of files"
         raise PromptError("InvalidVariableTypeError", text)
-    return tuple(_files_in(segment))
+    return tuple(files_in(segment.value))
 
 
 def _parameter(value: Any, pool: Pool) -> JsonValue:

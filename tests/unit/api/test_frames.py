@@ -391,6 +391,23 @@ def test_what_the_models_used_is_added_up_in_the_message() -> None:
     assert (shown["latency"], shown["time_to_first_token"], shown["time_to_generate"]) == (1.0, 0.1, 0.8)
 
 
+def test_a_source_of_an_earlier_model_is_named_once_and_every_file_once() -> None:
+    history = History().begin("advanced-chat")
+    file = {"dify_model_identity": "__dify__file__", "related_id": "f1"}
+
+    def source(document_id: str | None, content: str) -> dict[str, Any]:
+        return {"dataset_id": "d", "document_id": document_id, "content": content, "position": 9}
+
+    for node_id, sources in (("a", [source("x", "1"), source("x", "2")]), ("b", [source("x", "3"), source("y", "4")])):
+        history.add(started(node_id, "llm"))
+        process_data: Any = {"retriever_resources": sources}
+        history.add(NodeSucceeded(node_id=node_id, outputs={"files": [file]}, process_data=process_data))
+    message, _ = history.add(RunSucceeded(outputs={"answer": "", "files": [file]}))
+    cited = message["metadata"]["retriever_resources"]
+    assert [(each["position"], each["content"]) for each in cited] == [(1, "1"), (2, "2"), (3, "4")]
+    assert message["files"] == [file]
+
+
 def test_a_frame_is_one_line_of_utf8() -> None:
     history = History().begin()
     history.add(started())
