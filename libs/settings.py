@@ -33,6 +33,8 @@ class Provider:
     """Name in documents -> the server's own name of a model, or of a deployment."""
     files: Mapping[str, str] | None = None
     """Type of a file -> the part of a message that it goes into; None: as is known of the provider."""
+    context_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Name of a model in documents, or `*` for all others -> how many tokens its context holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def _pairs(name: str, raw: str, problems: list[str]) -> dict[str, str]:
     return pairs
 
 
-_PROVIDER_SETTINGS = ("BASE_URL", "API_KEY", "API_KEY_FILE", "AUTH", "MODELS", "FILES")
+_PROVIDER_SETTINGS = ("BASE_URL", "API_KEY", "API_KEY_FILE", "AUTH", "MODELS", "FILES", "CONTEXT_TOKENS")
 
 
 def _s3(values: Mapping[str, str], problems: list[str]) -> S3 | None:
@@ -196,7 +198,19 @@ def _provider(name: str, values: Mapping[str, str], problems: list[str]) -> Prov
         auth=auth,  # type: ignore[arg-type]  # checked above
         models=_pairs(f"{name}_MODELS", text("MODELS") or "", problems),
         files=_file_parts(f"{name}_FILES", text("FILES"), problems),
+        context_tokens=_counts(f"{name}_CONTEXT_TOKENS", text("CONTEXT_TOKENS") or "", problems),
     )
+
+
+def _counts(name: str, raw: str, problems: list[str]) -> dict[str, int]:
+    """`name=count;name=count`."""
+    counts: dict[str, int] = {}
+    for key, value in _pairs(name, raw, problems).items():
+        if value.isascii() and value.isdecimal() and int(value) > 0:
+            counts[key] = int(value)
+        else:
+            problems.append(f"{PREFIX}{name}: expected a whole number of at least 1 for {key}, got {value!r}")
+    return counts
 
 
 def _file_parts(name: str, raw: str | None, problems: list[str]) -> dict[str, str] | None:

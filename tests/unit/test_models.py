@@ -20,6 +20,7 @@ from services.executor.models import (
     setting_name,
     split_reasoning,
 )
+from services.executor.models.context import UNKNOWN_TOKENS, context_tokens, tokens_of
 from services.executor.models.known import KNOWN
 from services.executor.models.offline import answer_of, pieces_of
 from services.executor.models.openai_compatible import OpenAICompatible
@@ -141,6 +142,32 @@ def test_a_provider_without_one_address_says_the_form_of_its_addresses(provider_
 def test_providers_of_many_documents_are_known(name: str) -> None:
     known = KNOWN[setting_name(f"langgenius/{name}/{name}")]
     assert known.base_url or known.hint
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens"),
+    [
+        ("gpt-4o-mini", 128_000),
+        ("gpt-4", 8_192),
+        ("openai/gpt-4.1-nano", 1_047_576),
+        ("moonshot-v1-32k", 32 * 1024),
+        ("gpt-4-32k-0613", 32 * 1024),
+        ("llama3.1:8b", 131_072),
+        ("llama3:8b", 8_192),
+        ("o1-mini", 128_000),
+        ("orca", UNKNOWN_TOKENS),
+        ("yinyang", UNKNOWN_TOKENS),
+        ("", UNKNOWN_TOKENS),
+    ],
+)
+def test_the_context_of_a_model_is_known_by_its_name(model: str, tokens: int) -> None:
+    assert context_tokens(model, {}) == tokens
+    assert context_tokens(model, {"*": 5}) == 5
+    assert context_tokens(model, {"*": 5, model: 7}) == 7
+
+
+def test_text_is_counted_by_its_characters() -> None:
+    assert [tokens_of(text) for text in ("", "four", "twelve chars", "你好", "привет", "\ud800")] == [0, 1, 3, 2, 4, 1]
 
 
 def test_what_providers_are_known_is_documented() -> None:

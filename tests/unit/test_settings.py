@@ -37,6 +37,13 @@ def test_what_files_a_provider_takes_is_a_list_of_types_and_parts() -> None:
             files(wrong)
 
 
+def test_contexts_of_models_are_counts_by_name() -> None:
+    given = {"FLOWLEDGER_PROVIDER_A_CONTEXT_TOKENS": "qwen:7b=8192;*=4096"}
+    assert load_settings(given, None).providers["A"].context_tokens == {"qwen:7b": 8192, "*": 4096}
+    with pytest.raises(SettingsError, match=r"FLOWLEDGER_PROVIDER_A_CONTEXT_TOKENS.*many"):
+        load_settings({"FLOWLEDGER_PROVIDER_A_CONTEXT_TOKENS": "qwen=many"}, None)
+
+
 def test_a_key_can_come_from_a_file_and_the_environment_wins(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(KEY + "\n")
     from_file = {"FLOWLEDGER_PROVIDER_OPENAI_API_KEY_FILE": str(tmp_path / "key")}

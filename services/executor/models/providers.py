@@ -7,6 +7,7 @@ from typing import Final
 import httpx
 
 from libs.settings import Provider
+from services.executor.models.context import context_tokens
 from services.executor.models.known import KNOWN, Known
 from services.executor.models.offline import Offline
 from services.executor.models.openai_compatible import OpenAICompatible
@@ -48,6 +49,11 @@ class Models:
             return IN_ANY_FORM
         chosen, known = self._chosen(setting_name(provider_id))
         return known.files if chosen is None or chosen.files is None else chosen.files
+
+    def context_tokens(self, provider_id: str, model: str) -> int:
+        """How much the context of a model holds; an estimate where the operator does not say."""
+        chosen, _ = self._chosen(setting_name(provider_id))
+        return context_tokens(model, chosen.context_tokens if chosen is not None else {})
 
     def _chosen(self, name: str) -> tuple[Provider | None, Known]:
         own = self._settings.get(name)

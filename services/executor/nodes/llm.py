@@ -51,7 +51,9 @@ class LlmHandler(Handler):
         record: Values = {"model_mode": config.model.mode, **named}
         answer = ModelAnswer(separated=config.reasoning_format == "separated")
         try:
-            made = plan(config, attempt.pool, chatflow=attempt.definition.mode == "advanced-chat")
+            context = self._models.context_tokens(config.model.provider, config.model.name)
+            chatflow = attempt.definition.mode == "advanced-chat"
+            made = plan(config, attempt.pool, chatflow=chatflow, context_tokens=context)
             inputs = {**{name: masked.json(value) for name, value in made.inputs.items()}, **named}
             if made.sources and _shows_sources(attempt.definition):
                 record["retriever_resources"] = masked.json(list(made.sources))

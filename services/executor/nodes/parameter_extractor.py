@@ -19,6 +19,7 @@ from libs.workflow.pool import Pool, as_text
 from services.executor.files import FileStore
 from services.executor.lenient_json import first_object
 from services.executor.models import Function, ModelError, ModelRequest, Models
+from services.executor.models.context import tokens_of
 from services.executor.net import GuardedHttp
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.model_answer import ModelAnswer, recorded
@@ -103,11 +104,14 @@ class ParameterExtractorHandler(Handler):
         query, instruction = texts
         if not config.model.name:
             raise PromptError("ModelNotExistError", "the node names no model; choose one in `model.name`")
-        extra = extras(config, attempt.pool)
+        context = self._models.context_tokens(config.model.provider, config.model.name)
+        extra = extras(config, attempt.pool, context_tokens=context)
         inputs["files"] = [dict(file) for file in extra.vision]
         schema = schema_of(config.parameters)
         by_function = config.reasoning_mode == "function_call" and not extra.completion
-        told = await told_history(attempt, config.memory, self._history)
+        alone = _prompt(schema, instruction, "", query, by_function=by_function)
+        room = extra.room - sum(tokens_of(text) for _, text in alone)
+        told = await told_history(attempt, config.memory, self._history, room=room)
         prompt = _prompt(schema, instruction, told, query, by_function=by_function)
         return ModelRequest(
             model=config.model.name,

@@ -15,6 +15,7 @@ from libs.workflow import templates
 from libs.workflow.configs.models import (
     LlmConfig,
     Memory,
+    ModelSettings,
     ParameterExtractorConfig,
     PromptMessage,
     PromptText,
@@ -25,7 +26,9 @@ from libs.workflow.configs.models import (
 from libs.workflow.outcome import Values
 from libs.workflow.pool import Pool
 from libs.workflow.segments import as_text, for_display
+from services.executor.models.context import room_tokens, tokens_in
 from services.executor.models.port import Media, Message
+from services.executor.nodes.memory import fitting
 from services.executor.nodes.port import Attempt
 from services.executor.nodes.prompt_context import PromptError, context_of, files_in
 from services.executor.nodes.prompt_files import KINDS, FileUnavailable, PromptFiles
@@ -87,10 +90,12 @@ class Plan:
     parameters: Values = field(default_factory=dict)
     sources: tuple[Values, ...] = ()
     """What of the context was found in knowledge bases, in the form of citations."""
+    room: int = 0
+    """Tokens that the whole prompt may fill."""
 
 
-def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
-    """Read everything the prompt needs. Raises PromptError."""
+def plan(config: LlmConfig, pool: Pool, *, chatflow: bool, context_tokens: int) -> Plan:
+    """Read everything the prompt needs. `context_tokens`: of the model. Raises PromptError."""
     context = context_of(config.context, pool)
     inputs: Values = {}
     jinja_values: Values = {}
@@ -111,6 +116,7 @@ def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
     else:
         drafts = tuple(draft for each in template for draft in _chat(each, pool, context.text, inputs))
         query = _memory_query(memory, pool, inputs) if memory is not None else None
+    parameters = _parameters(config.model, pool)
     chosen = _vision_files(config.vision, pool) if config.vision.enabled else ()
     attached = context.files if config.vision.enabled else ()
     if context.text:
@@ -128,8 +134,9 @@ def plan(config: LlmConfig, pool: Pool, *, chatflow: bool) -> Plan:
         vision=chosen + attached,
         detail=config.vision.configs.detail,
         inputs=inputs,
-        parameters={name: _parameter(value, pool) for name, value in config.model.completion_params.items()},
+        parameters=parameters,
         sources=context.sources,
+        room=room_tokens(context_tokens, parameters),
     )
 
 
@@ -140,14 +147,12 @@ async def assemble(
     messages = []
     for draft in made.drafts:
         messages.append(await _message(draft, made, render, files))
-    past = await _past(made, attempt, history)
-    if made.completion:
-        messages = [_with_history(messages[0], past, made.memory)]
-    else:
-        messages += past
-    if made.query is not None:
-        messages.append(await _message(made.query, made, render, files))
-    messages = _with_media(messages, await _media(made.vision, files, made.detail))
+    query = [await _message(made.query, made, render, files)] if made.query is not None else []
+    media = await _media(made.vision, files, made.detail)
+    rest = [*messages, *query, Message("user", "", media)]
+    past = fitting(await _past(made, attempt, history), made.room - tokens_in(rest))
+    messages = [_with_history(messages[0], past, made.memory)] if made.completion else [*messages, *past, *query]
+    messages = _with_media(messages, media)
     kept = tuple(message for message in messages if message.text or message.media)
     if not kept:
         raise PromptError("NoPromptFoundError", "the prompt is empty: no message of it has any text")
@@ -162,15 +167,19 @@ class Extras:
     vision: tuple[File, ...]
     detail: str
     parameters: Values
+    room: int
+    """Tokens that the whole prompt may fill."""
 
 
-def extras(config: QuestionClassifierConfig | ParameterExtractorConfig, pool: Pool) -> Extras:
-    """Raises PromptError."""
+def extras(config: QuestionClassifierConfig | ParameterExtractorConfig, pool: Pool, *, context_tokens: int) -> Extras:
+    """`context_tokens`: of the model. Raises PromptError."""
+    parameters = _parameters(config.model, pool)
     return Extras(
         completion=config.model.mode == "completion",
         vision=_vision_files(config.vision, pool) if config.vision.enabled else (),
         detail=config.vision.configs.detail,
-        parameters={name: _parameter(value, pool) for name, value in config.model.completion_params.items()},
+        parameters=parameters,
+        room=room_tokens(context_tokens, parameters),
     )
 
 
@@ -182,12 +191,15 @@ async def finished(texts: Sequence[tuple[Role, str]], extra: Extras, files: Prom
     return tuple(_with_media(messages, await _media(extra.vision, files, extra.detail)))
 
 
-async def told_history(attempt: Attempt, memory: Memory | None, history: History | None) -> str:
-    """The conversation so far as text, a line per message; empty outside of chatflows and without memory."""
+async def told_history(attempt: Attempt, memory: Memory | None, history: History | None, *, room: int) -> str:
+    """The conversation so far as text, a line per message; empty outside of chatflows and without memory.
+
+    `room`: tokens that it may fill.
+    """
     if memory is None or history is None or attempt.definition.mode != "advanced-chat":
         return ""
     past = await history.recent(attempt, memory.window.size if memory.window.enabled else None)
-    return _told(past, memory)
+    return _told(fitting(past, room), memory)
 
 
 # --- reading the pool -------------------------------------------------------------------------------------------------
@@ -251,6 +263,10 @@ def _vision_files(vision: Vision, pool: Pool) -> tuple[File, ...]:
         text = f"vision: {'.'.join(selector)} is of type {segment.type}; expected a file or a list of files"
         raise PromptError("InvalidVariableTypeError", text)
     return tuple(files_in(segment.value))
+
+
+def _parameters(model: ModelSettings, pool: Pool) -> Values:
+    return {name: _parameter(value, pool) for name, value in model.completion_params.items()}
 
 
 def _parameter(value: Any, pool: Pool) -> JsonValue:
