@@ -149,7 +149,7 @@ def _compile(text: str | bytes, findings: Findings) -> Definition | None:
     scopes = {"env": frozenset(each.name for each in environment)}
     if mode == "advanced-chat":
         scopes["conversation"] = frozenset(each.name for each in conversation)
-    check_references(drafts.nodes, scopes, findings)
+    check_references(drafts, scopes, findings)
     check_oddities(document, workflow, drafts, mode, findings)
     if findings.failed or mode is None:
         return None

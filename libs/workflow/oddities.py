@@ -70,7 +70,8 @@ def check_graph(
                 f'leads from {_where(source)} into {_where(target)} ("{edge.source}" to "{edge.target}")',
                 "A body begins at its start node and ends by itself",
             )
-    if len(drafts.nodes) == len(drafts.places):  # else a node with mistakes may be the missing link
+    complete = len(drafts.nodes) == len(drafts.places)  # else a node with mistakes may be the missing link
+    if complete:
         waiting = stuck([*roots, *starts.values()], layout.reached, incoming, outgoing)
         waiting.sort(key=lambda node_id: drafts.places[node_id])
         cyclic = on_cycles(waiting, outgoing)
@@ -81,15 +82,16 @@ def check_graph(
             if node.id not in layout.reached:
                 findings.warn(node.at, f'node "{node.id}" is not reachable from the start', "Connect or remove it")
     for node in drafts.nodes.values():
-        check_handles(node, outgoing[node.id], places, findings)
-        _check_membership(node, drafts, layout, findings)
+        check_handles(node, outgoing[node.id], places, findings, complete=complete)
+        if complete:
+            _check_membership(node, layout, findings)
 
 
 def _where(container: str | None) -> str:
     return "the main graph" if container is None else f'the body of "{container}"'
 
 
-def _check_membership(node: Draft, drafts: Drafts, layout: Layout, findings: Findings) -> None:
+def _check_membership(node: Draft, layout: Layout, findings: Findings) -> None:
     """Flags that say a node is inside a container although no body reaches it. Edges decide, not flags."""
     if node.id not in layout.reached or layout.selfish:
         return

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from libs.workflow.configs.flow import HumanInputConfig, IfElseConfig
 from libs.workflow.configs.models import QuestionClassifierConfig
-from libs.workflow.drafts import Draft
+from libs.workflow.drafts import Draft, Drafts
 from libs.workflow.graph import Edge
 from libs.workflow.node_configs import NodeKind
 from libs.workflow.problems import Findings
@@ -61,20 +61,20 @@ def _path(trail: _Trail) -> str:
     return "".join(reversed(parts))
 
 
-def check_references(nodes: Mapping[str, Draft], scopes: Mapping[str, frozenset[str]], findings: Findings) -> None:
+def check_references(drafts: Drafts, scopes: Mapping[str, frozenset[str]], findings: Findings) -> None:
     """Warn about selectors whose node, environment variable or conversation variable does not exist.
 
     `scopes`: names known in `env` and `conversation`.
     """
-    for node in nodes.values():
+    for node in drafts.nodes.values():
         for selector, place in selectors(node.data):
             first = selector[0]
-            if first in nodes:
+            if first in drafts.places:  # a node with mistakes exists; its own mistakes are reported
                 continue
             if first not in _SCOPES:
-                if node.type in ("tool", "agent") and "#" not in first and not _is_likely(first, nodes):
+                if node.type in ("tool", "agent") and not _is_likely(first):
                     continue
-                hint = findings.suggest(first, nodes, "It reads as missing when the node runs")
+                hint = findings.suggest(first, drafts.places, "It reads as missing when the node runs")
                 findings.warn(f"{node.at}.data{place()}", f'refers to node "{first[:100]}", which does not exist', hint)
             elif first in scopes and len(selector) > 1 and selector[1] not in scopes[first]:
                 hint = findings.suggest(selector[1], scopes[first], "It reads as missing when the node runs")
@@ -83,13 +83,18 @@ def check_references(nodes: Mapping[str, Draft], scopes: Mapping[str, frozenset[
                 )
 
 
-def _is_likely(first: str, nodes: Mapping[str, Draft]) -> bool:
+def _is_likely(first: str) -> bool:
     """Tools and agents carry lists of texts that only look like selectors; ids of editors are numbers."""
-    return first.isdigit()
+    return "#" in first or first.isdigit()
 
 
-def check_handles(node: Draft, outgoing: Sequence[Edge], places: Sequence[int], findings: Findings) -> None:
-    """Warn about edges whose handle a branch node never selects, and about cases without an edge."""
+def check_handles(
+    node: Draft, outgoing: Sequence[Edge], places: Sequence[int], findings: Findings, *, complete: bool
+) -> None:
+    """Warn about edges whose handle a branch node never selects, and about cases without an edge.
+
+    Not `complete`: edges to nodes with mistakes are missing, and what seems to have none may have one.
+    """
     if node.kind is not NodeKind.BRANCH and node.strategy != "fail-branch":
         return
     known = handles(node)
@@ -103,7 +108,7 @@ def check_handles(node: Draft, outgoing: Sequence[Edge], places: Sequence[int], 
             hint = findings.suggest(edge.handle, known, f"Handles of this node: {', '.join(sorted(known))}")
             findings.warn(at, f'node "{node.id}" has no handle "{edge.handle[:100]}"; nothing ever passes here', hint)
     for handle, place in _cases(node):
-        if handle not in used:
+        if complete and handle not in used:
             findings.warn(f"{node.at}.data{place}", f'the branch "{handle}" leads nowhere; the run ends there')
 
 

@@ -102,6 +102,24 @@ def test_all_mistakes_are_reported_at_once() -> None:
     assert found["workflow.graph.nodes[1].data.type"].hint == 'Did you mean "if-else"?'
 
 
+def test_a_node_with_a_mistake_exists_for_the_rest_of_the_document() -> None:
+    loop = node("loop", "loop", start_node_id="first", loop_count=0, break_conditions=[], logical_operator="and")
+    bad = node("bad", "code", code="x", code_language="ruby", outputs={})
+    choice = node("choice", "if-else", cases=[{"case_id": "true", "logical_operator": "and", "conditions": []}])
+    outputs = [{"variable": "n", "value_selector": ["loop", "n"]}, {"variable": "o", "value_selector": ["bad", "o"]}]
+    nodes = [
+        START, loop, node("first", "loop-start"), node("inner", "variable-aggregator", loop_id="loop"), bad, choice,
+        node("end", "end", outputs=outputs),
+    ]  # fmt: skip
+    arrows = [("start", "loop"), ("first", "inner"), ("loop", "choice"), ("choice", "bad", "true"),
+              ("choice", "end", "false"), ("bad", "end")]  # fmt: skip
+    _, problems = check_document(text_of(nodes, arrows))
+    assert [problem.at for problem in problems] == [
+        "workflow.graph.nodes[1].data.loop_count",
+        "workflow.graph.nodes[4].data.code_language",
+    ]
+
+
 def test_the_exception_lists_every_mistake() -> None:
     with pytest.raises(DefinitionInvalid) as caught:
         compile_document(text_of([START, node("a", "nope"), node("a", "nope")]))
