@@ -87,11 +87,9 @@ def run(
         raise Problem("--from-run: goes with --only NODE, which begins with that run's variables", USAGE)
     with server(url, data, offline=offline) as there:
         app_id, types = _app_to_run(there, target)
-        if only:
-            types = {}  # values come from other nodes, which declare nothing
         body: dict[str, Any] = {
             "app_id": app_id,
-            "inputs": read_inputs(pairs, inputs, types, files, partial(upload, there, app_id)),
+            "inputs": read_inputs(pairs, inputs, types, files, partial(upload, there, app_id), only=only is not None),
             "user": user,
             "query": query,
             "conversation_id": conversation,
@@ -175,8 +173,13 @@ def read_inputs(
     types: Mapping[str, str],
     files: Iterable[str] = (),
     upload: Callable[[Path], str] | None = None,
+    *,
+    only: bool = False,
 ) -> dict[str, Any]:
-    """Inputs from a file, then from K=V and K=PATH|URL pairs, which win. `upload`: keeps a file, answers its id."""
+    """Inputs from a file, then from K=V and K=PATH|URL pairs, which win. `upload`: keeps a file, answers its id.
+
+    `only`: for a node alone; there may be values of other nodes among them, which nobody declares.
+    """
     values: dict[str, Any] = dict(_mapping(file)) if file else {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -189,7 +192,7 @@ def read_inputs(
                 raise Problem(f"-i {name}: cannot read {text[1:]}: {error.strerror}", USAGE) from error
         values[name] = parse_value(text, types.get(name))
     values |= _files(files, types, upload)
-    for name in values.keys() - types.keys() if types else ():
+    for name in values.keys() - types.keys() if types and not only else ():
         talk(f'input "{name}" is not declared, so it changes nothing. Declared: {", ".join(types)}')
     return values
 

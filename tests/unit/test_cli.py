@@ -75,6 +75,16 @@ def test_an_input_that_cannot_be_read_is_wrong_usage(pair: str) -> None:
     assert raised.value.exit_code == USAGE
 
 
+def test_for_a_node_alone_inputs_keep_their_types_and_values_of_other_nodes_are_not_complained_about(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    types = {"q": "paragraph", "scan": "file"}
+    read = read_inputs(["q=9", "count.n=9"], None, types, ["scan=https://files.example/a.png"], only=True)
+    assert (read["q"], read["count.n"]) == ("9", 9)
+    assert read["scan"]["type"] == "image"
+    assert capsys.readouterr().err == ""
+
+
 def test_declared_types_come_from_the_start_node() -> None:
     assert declared_types((EXAMPLES / "hello.yml").read_text()) == {"name": "text-input", "tone": "select"}
     assert declared_types("just text") == {}
