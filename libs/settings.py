@@ -1,5 +1,6 @@
 """Settings of all services, from the environment and a `.env` file. Only `main` modules call `load_settings`."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ FILE_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "document": ("file", "file_url", "document_url"),
 }
 """Types of files in prompts, and the parts of a message that servers take them in; the usual one first."""
+
+MAX_PARTITIONS = 4096
+"""As many as a run id can name (`libs.events.ids`, which the command line would have to load for this alone)."""
 
 
 class SettingsError(Exception):
@@ -96,10 +100,18 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
         try:
             value = float(raw)
         except ValueError:
-            value = minimum - 1
-        if value < minimum:
-            problems.append(f"{PREFIX}{name}: expected a number of at least {minimum:g}, got {raw!r}")
-        return value
+            value = math.nan
+        if math.isfinite(value) and value >= minimum:
+            return value
+        problems.append(f"{PREFIX}{name}: expected a number of at least {minimum:g}, got {raw!r}")
+        return default
+
+    def count(name: str, default: int, minimum: int, most: int | None = None) -> int:
+        value = number(name, default, minimum)
+        if value != int(value) or (most is not None and value > most):
+            span = f"{minimum} to {most}" if most is not None else f"{minimum} or more"
+            problems.append(f"{PREFIX}{name}: expected a whole number, {span}, got {text(name)!r}")
+        return int(value)
 
     def choice(name: str, allowed: tuple[str, ...]) -> str:
         raw = text(name) or allowed[0]
@@ -114,15 +126,15 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
         kafka=text("KAFKA"),
         kafka_options=_pairs("KAFKA_OPTIONS", text("KAFKA_OPTIONS") or "", problems),
         topic_prefix=text("TOPIC_PREFIX") or "flowledger",
-        partitions=int(number("PARTITIONS", 16, 1)),
-        replication=int(number("REPLICATION", 1, 1)),
+        partitions=count("PARTITIONS", 16, 1, MAX_PARTITIONS),
+        replication=count("REPLICATION", 1, 1),
         database_url=text("DATABASE_URL"),
         data=Path(text("DATA") or ".flowledger"),
         url=text("URL"),
         admin_token=text("ADMIN_TOKEN"),
         models=choice("MODELS", ("configured", "offline")),  # type: ignore[arg-type]  # checked by choice
         providers=_providers(values, problems),
-        max_steps=int(number("MAX_STEPS", 100_000, 1)),
+        max_steps=count("MAX_STEPS", 100_000, 1),
         max_time_s=number("MAX_TIME_S", 0, 0),
         sandbox=choice("SANDBOX", ("strict", "process")),  # type: ignore[arg-type]  # checked by choice
         sandbox_packages=words("SANDBOX_PACKAGES"),
@@ -130,9 +142,9 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
         cors_origins=words("CORS_ORIGINS") or ("*",),
         http_allow=words("HTTP_ALLOW"),
         s3=_s3(values, problems),
-        key_requests_per_minute=int(number("KEY_REQUESTS_PER_MINUTE", 0, 0)),
-        max_app_runs=int(number("MAX_APP_RUNS", 0, 0)),
-        max_runs=int(number("MAX_RUNS", 0, 0)),
+        key_requests_per_minute=count("KEY_REQUESTS_PER_MINUTE", 0, 0),
+        max_app_runs=count("MAX_APP_RUNS", 0, 0),
+        max_runs=count("MAX_RUNS", 0, 0),
         upload_blocked=tuple(word.lower().lstrip(".") for word in words("UPLOAD_BLOCKED")),
     )
     if problems:
@@ -235,7 +247,11 @@ def _read_env_file(path: Path | None) -> dict[str, str]:
     if path is None or not path.is_file():
         return {}
     values: dict[str, str] = {}
-    for line in path.read_text("utf-8").splitlines():
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read ({error}). Mend it, or move it out of the way") from error
+    for line in text.splitlines():
         name, equals, value = line.strip().partition("=")
         if equals and not name.startswith("#") and name.startswith(PREFIX):
             values[name.strip()] = value.strip().strip("'\"")

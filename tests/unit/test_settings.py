@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from libs.events import ids
 from libs.settings import SettingsError, load_settings
 
 KEY = "sk-test-0123456789"
@@ -98,3 +99,32 @@ def test_limits_are_whole_numbers() -> None:
     assert (found.max_app_runs, found.max_runs, found.upload_blocked) == (5, 0, ("exe", "bat"))
     with pytest.raises(SettingsError, match="FLOWLEDGER_MAX_RUNS"):
         load_settings({"FLOWLEDGER_MAX_RUNS": "-1"}, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PARTITIONS", "nan"),
+        ("PARTITIONS", "inf"),
+        ("PARTITIONS", "4097"),
+        ("PARTITIONS", "2.5"),
+        ("MAX_TIME_S", "nan"),
+        ("MAX_TIME_S", "inf"),
+        ("REPLICATION", "0"),
+    ],
+)
+def test_a_number_that_cannot_be_used_is_named(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"FLOWLEDGER_{name}: expected .*{value!r}"):
+        load_settings({f"FLOWLEDGER_{name}": value}, None)
+
+
+def test_there_are_no_more_partitions_than_a_run_id_can_name() -> None:
+    assert load_settings({"FLOWLEDGER_PARTITIONS": str(ids.MAX_PARTITIONS)}, None).partitions == ids.MAX_PARTITIONS
+    with pytest.raises(SettingsError, match="PARTITIONS"):
+        load_settings({"FLOWLEDGER_PARTITIONS": str(ids.MAX_PARTITIONS + 1)}, None)
+
+
+def test_an_env_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"FLOWLEDGER_URL=\xff\n")
+    with pytest.raises(SettingsError, match=r"\.env cannot be read"):
+        load_settings({}, tmp_path / ".env")
