@@ -395,8 +395,10 @@ def stop(run: str, as_json: bool, url: str | None, data: Path | None) -> None:
         answer = there.post(f"/v1/runs/{run_id}/stop", {})
     if as_json:
         output.data({"id": run_id} | answer)
-    else:
+    elif answer.get("stop_requested"):
         talk(f"run {run_id}: stop requested. See it end: {own_name()} watch {run_id}{there.options}")
+    else:
+        talk(f"run {run_id} has ended already. See it: {own_name()} show {run_id}{there.options}")
 
 
 COMMANDS: dict[str, click.Command] = {"run": run, "watch": watch, "stop": stop}

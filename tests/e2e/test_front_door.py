@@ -390,6 +390,7 @@ def test_a_detached_run_is_watched_stopped_and_exits_5(cli: CommandLine, slow: P
     lines = cli("watch", run_id, "--json", code=5).lines
     assert lines[-1]["status"] == "stopped"
     assert lines[0]["event"] == "workflow_started"
+    assert "has ended already" in cli("stop", run_id).err
 
 
 def test_detach_prints_only_the_id_on_stdout(cli: CommandLine, slow: Path, tmp_path: Path) -> None:
