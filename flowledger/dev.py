@@ -24,7 +24,7 @@ from libs.events.log import LogError, Topic
 from libs.events.registry import RegistryTail
 from libs.events.sealing import Vault, stored_key
 from libs.events.sqlite import SqliteLog
-from libs.serving import hush_http
+from libs.serving import hush_http, in_url, listen
 from libs.settings import Settings
 from libs.storage import blobs_by_setting
 from libs.tables import open_engine, sqlite_url
@@ -44,6 +44,7 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
 GRACE_S = 2.0
 CLOSE_S = 2
+_BACKLOG = 1024
 
 
 class Embedded:
@@ -71,10 +72,9 @@ def start_embedded(
 
     `schedules`: runs of schedules are started; who opens the folder for one command leaves them to a server.
 
-    Raises LogError when another process has the folder open, OSError when the port is taken.
+    Raises LogInUse when another process has the folder open, LogError when it cannot be one, PortTaken.
     """
     hush_http()
-    data.mkdir(parents=True, exist_ok=True)
     started = threading.Event()
     found: list[Embedded | BaseException] = []
 
@@ -109,11 +109,11 @@ async def _serve(
 ) -> None:
     """Open everything, serve until asked to stop, close everything in the opposite order."""
     async with AsyncExitStack() as closing:
-        token = settings.admin_token or stored_admin_token(data)
-        listening = closing.enter_context(_listen(host, port))
-        url = f"http://{host}:{listening.getsockname()[1]}"
+        listening = closing.enter_context(listen(host, port, _BACKLOG))
+        url = f"http://{in_url(host)}:{listening.getsockname()[1]}"
         log = await asyncio.to_thread(SqliteLog, data)
         closing.push_async_callback(asyncio.to_thread, log.close)
+        token = settings.admin_token or stored_admin_token(data)
         engine = open_engine(sqlite_url(data / "tables.db"))
         closing.callback(engine.dispose)
         blobs = blobs_by_setting(settings, FolderBlobs(data / "blobs"))
@@ -203,12 +203,3 @@ def _address_file(data: Path, url: str, instance_id: str) -> Iterator[None]:
         yield
     finally:
         address.unlink(missing_ok=True)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((host, port))
-    listening.listen(1024)
-    return listening

@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import signal
+import socket
 import sys
 import threading
 import time
@@ -57,10 +58,47 @@ def hush_http() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+class PortTaken(Exception):
+    """Nobody can listen there. The text says where, why, and what to do."""
+
+
+def listen(host: str, port: int, backlog: int) -> socket.socket:
+    """A socket that listens. Raises PortTaken."""
+    listening = socket.socket(_family(host), socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise PortTaken(cannot_listen(host, port, error)) from error
+    listening.listen(backlog)
+    listening.setblocking(False)
+    return listening
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> str:
+    return f"cannot listen on {in_url(host)}:{port}: {error.strerror}. Choose another: --port, --host"
+
+
+def in_url(host: str) -> str:
+    """`host` as URLs write it: an IPv6 address stands in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def refuse(message: str, code: int) -> int:
+    """Say on stderr why the process does not start; the exit code."""
+    print(message, file=sys.stderr)  # noqa: T201  # before logging has anything to say
+    return code
+
+
 class HealthServer:
     """`/healthz`, `/readyz` and `/metrics` on a thread of its own, so it answers while the loop is busy.
 
-    `ready()` returns None, or why the process is not ready; `metrics()` returns Prometheus text.
+    `ready()` returns None, or why the process is not ready; `metrics()` returns Prometheus text. Raises PortTaken.
     """
 
     def __init__(
@@ -73,12 +111,21 @@ class HealthServer:
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET
 
             def log_message(self, format: str, *arguments: object) -> None:
                 """Probes are not worth a line."""
 
-        self._server = ThreadingHTTPServer((host, port), Answer)
+        class Server(ThreadingHTTPServer):
+            address_family = _family(host)
+
+        try:
+            self._server = Server((host, port), Answer)
+        except OSError as error:
+            raise PortTaken(cannot_listen(host, port, error)) from error
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)

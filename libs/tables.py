@@ -32,7 +32,8 @@ from sqlalchemy import (
     event,
     select,
 )
-from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine, make_url
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.types import TypeEngine
 
 from libs.events.codec import from_rfc3339, rfc3339
@@ -301,18 +302,31 @@ FILLED = (
 _PATIENCE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 """Seconds, for PostgreSQL: a host that has vanished without a word is noticed within half a minute, not two hours."""
 
+_DRIVERS = frozenset({"postgresql+psycopg2", "sqlite", "sqlite+pysqlite"})
+_EXPECTED_URL = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or sqlite:///FILE"
+
 
 def open_engine(url: str) -> Engine:
     """An engine for `url`. SQLite files get WAL, a busy time-out and transactions that begin where SQLAlchemy says.
 
-    Does not connect. `url` is an SQLAlchemy URL; see `sqlite_url` for a file.
+    Does not connect. `url` is an SQLAlchemy URL; see `sqlite_url` for a file. Raises TablesError when it is none, or
+    names a database that the tables are not made for.
     """
-    if not url.startswith("sqlite"):
-        # SQLAlchemy 2.1 took another default driver; what people write must go on meaning psycopg2.
-        scheme, colon, rest = url.partition(":")
-        url = "postgresql+psycopg2" + colon + rest if scheme in ("postgresql", "postgres") else url
-        return create_engine(url, pool_pre_ping=True, pool_recycle=1800, client_encoding="utf8", connect_args=_PATIENCE)
-    engine = create_engine(url)
+    # SQLAlchemy 2.1 took another default driver; what people write must go on meaning psycopg2.
+    scheme, colon, rest = url.partition(":")
+    if scheme in ("postgresql", "postgres"):
+        url = "postgresql+psycopg2" + colon + rest
+    try:
+        parsed = make_url(url)
+    except (SQLAlchemyError, ValueError) as error:  # ValueError: a port that is no number
+        raise TablesError(f"not a database URL. Expected {_EXPECTED_URL}") from error
+    if parsed.drivername not in _DRIVERS:
+        raise TablesError(f"{parsed.drivername}: not a database for the tables. Expected {_EXPECTED_URL}")
+    if parsed.get_backend_name() == "postgresql":
+        return create_engine(
+            parsed, pool_pre_ping=True, pool_recycle=1800, client_encoding="utf8", connect_args=_PATIENCE
+        )
+    engine = create_engine(parsed)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

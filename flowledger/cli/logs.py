@@ -153,6 +153,7 @@ def export_(yes: bool, as_json: bool, data: Path | None) -> None:
             closing(KafkaLog(given.kafka, given.kafka_options, given.topic_prefix, given.partitions)) as target,
             click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar,
         ):
+            target.check_partitions()
             done = transfer(
                 source,
                 blobs,

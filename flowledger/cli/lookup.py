@@ -67,11 +67,11 @@ def _one(found: list[str], what: str, text: str, server: Server, hint: str) -> s
 
 def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Run ids for the shell; nothing when no running server is found at once."""
-    from flowledger.cli.target import _address, _token, settings
+    from flowledger.cli.target import _token, address_in, settings
 
     try:
         given = settings(ctx.params.get("data"))
-        url = ctx.params.get("url") or given.url or _address(given.data)
+        url = ctx.params.get("url") or given.url or address_in(given.data)
         if not url:
             return []
         with_token = Server(url, _token(given))

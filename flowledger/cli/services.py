@@ -3,7 +3,6 @@
 import errno
 import logging
 import signal
-import socket
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -47,7 +46,7 @@ def dev(
     with quick_imports():
         from flowledger.dev import start_embedded
     from libs.events.log import LogError
-    from libs.serving import configure_logging
+    from libs.serving import PortTaken, configure_logging
 
     if run_first and not files:
         raise Problem("--run needs a FILE", USAGE)
@@ -58,6 +57,8 @@ def dev(
     try:
         chosen = replace(given, models="offline") if offline else given
         instance = start_embedded(given.data, host, port, chosen, schedules=True)
+    except PortTaken as error:  # between the look at it and the start
+        raise Problem(str(error), USAGE) from error
     except LogError as error:
         raise Problem(f"cannot open {given.data}: {error}", UNREACHABLE) from error
     asked = threading.Event()
@@ -101,16 +102,16 @@ def _first_things(target: Server, files: tuple[Path, ...], data: Path | None, *,
 
 def _check_port(host: str, port: int) -> None:
     """Say who has the port before anything is started."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise Problem(f"cannot listen on {host}:{port}: {error.strerror}", USAGE) from error
-            who = _listener(port) or "another process"
-            another = f"Take another: --port {port + 1} (make: PORT={port + 1})"
-            raise Problem(f"port {port} is in use by {who}. {another}", USAGE) from error
+    from libs.serving import PortTaken, listen
+
+    try:
+        listen(host, port, 1).close()
+    except PortTaken as error:
+        if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EADDRINUSE:
+            raise Problem(str(error), USAGE) from error
+        who = _listener(port) or "another process"
+        another = f"Take another: --port {port + 1} (make: PORT={port + 1})"
+        raise Problem(f"port {port} is in use by {who}. {another}", USAGE) from error
 
 
 def _listener(port: int) -> str | None:

@@ -32,6 +32,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 ADDRESS_FILE = "server.json"
 TOKEN_FILE = "admin-token"
 
+_LOCAL = frozenset({"127.0.0.1", "localhost", "::1", "0.0.0.0", "::"})
+
 _OPENING_S = 20.0
 """How long another command may take to open or close the data folder."""
 
@@ -101,7 +103,7 @@ class Server:
         """Whether it lives only as long as this command."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # trust_env off for loopback: a proxy of the environment must not get between us and our own process.
-        local = httpx.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
+        local = httpx.URL(self.url).host in _LOCAL
         self.http = httpx.Client(
             base_url=self.url, headers=headers, timeout=httpx.Timeout(30.0, connect=5.0), trust_env=not local
         )
@@ -203,12 +205,11 @@ class _Folder:
 
     def find(self) -> tuple[str, str | None, bool]:
         """(URL, token, whether it is ours). Raises Problem."""
-        from libs.events.log import LogError
-        from libs.events.sealing import SealError
+        from libs.events.log import LogError, LogInUse
 
         deadline = time.monotonic() + _OPENING_S
         while True:
-            there = _address(self._given.data)
+            there = address_in(self._given.data)
             if there is not None:
                 return there, _token(self._given), False
             if self._given.kafka is not None:
@@ -219,11 +220,9 @@ class _Folder:
                 )
             try:
                 return self._open()
-            except SealError as error:
-                raise Problem(f"cannot open {self._given.data}: {error}", UNREACHABLE) from error
             except LogError as error:
-                # Another command opens or closes it right now: it has no address yet, or no more.
-                if time.monotonic() > deadline:
+                # In use: another command opens or closes it right now, so it has no address yet, or no more.
+                if not isinstance(error, LogInUse) or time.monotonic() > deadline:
                     raise Problem(f"cannot open {self._given.data}: {error}", UNREACHABLE) from error
                 time.sleep(0.05)
 
@@ -244,7 +243,7 @@ class _Folder:
         return instance.url, instance.admin_token, True
 
 
-def _address(folder: Path) -> str | None:
+def address_in(folder: Path) -> str | None:
     """The address of the server that has `folder` open, if it still answers as the one that wrote it."""
     import httpx
 

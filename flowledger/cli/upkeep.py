@@ -15,6 +15,8 @@ from flowledger.cli.output import talk
 from flowledger.cli.target import settings
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
     from libs.events.log import Log
     from libs.settings import Settings
 
@@ -36,15 +38,14 @@ def rebuild(yes: bool, data: Path | None, as_json: bool) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     from libs.events.log import LogError
-    from libs.tables import TablesError, open_engine
+    from libs.tables import TablesError
     from services.projector.position import ProjectorError
     from services.projector.rebuild import rebuild as rebuild_tables
 
     given = settings(data)
-    database_url = _database_url(given)
-    if not yes and not agreed("rebuild", f"Make all tables of {_without_password(database_url)} anew from the log?"):
+    engine = open_tables(_database_url(given))
+    if not yes and not agreed("rebuild", f"Make all tables of {_shown(engine)} anew from the log?"):
         return
-    engine = open_engine(database_url)
     try:
         log = open_log(given)
         with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
@@ -54,7 +55,7 @@ def rebuild(yes: bool, data: Path | None, as_json: bool) -> None:
         raise Problem(f"rebuild: {error}", UNREACHABLE) from error
     except SQLAlchemyError as error:
         reason = str(error).splitlines()[0]
-        raise Problem(f"rebuild: {_without_password(database_url)}: {reason}", UNREACHABLE) from error
+        raise Problem(f"rebuild: {_shown(engine)}: {reason}", UNREACHABLE) from error
     finally:
         engine.dispose()
     if as_json:
@@ -85,10 +86,18 @@ def shown_by(bar: Any) -> Callable[[int, int], None]:
 
 def open_log(given: "Settings") -> "Log":
     """The log of these settings, for reading. Raises LogError."""
+    from libs.events.log import LogError
+
     if given.kafka is not None:
         from libs.events.kafka import KafkaLog
 
-        return KafkaLog(given.kafka, given.kafka_options, given.topic_prefix, given.partitions)
+        log = KafkaLog(given.kafka, given.kafka_options, given.topic_prefix, given.partitions)
+        try:
+            log.check_partitions()
+        except LogError:
+            log.close()
+            raise
+        return log
     from libs.events.sqlite import SqliteLog
 
     return SqliteLog(given.data, read_only=True)
@@ -102,10 +111,18 @@ def _database_url(given: "Settings") -> str:
     return given.database_url or sqlite_url(given.data / "tables.db")
 
 
-def _without_password(url: str) -> str:
-    from sqlalchemy.engine import make_url
+def open_tables(database_url: str) -> "Engine":
+    """The engine of these tables; a URL that is none is wrong usage. Does not connect."""
+    from libs.tables import TablesError, open_engine
 
-    return make_url(url).render_as_string(hide_password=True)
+    try:
+        return open_engine(database_url)
+    except TablesError as error:
+        raise Problem(f"FLOWLEDGER_DATABASE_URL: {error}", USAGE) from error
+
+
+def _shown(engine: "Engine") -> str:
+    return engine.url.render_as_string(hide_password=True)
 
 
 @click.command()
@@ -125,14 +142,13 @@ def verify(run: str | None, data: Path | None, as_json: bool) -> int:
     from sqlalchemy.exc import SQLAlchemyError
 
     from libs.events.log import LogError
-    from libs.tables import TablesError, open_engine
+    from libs.tables import TablesError
     from services.projector.position import ProjectorError
     from services.projector.verify import find_runs
     from services.projector.verify import verify as verify_tables
 
     given = settings(data)
-    database_url = _database_url(given)
-    engine = open_engine(database_url)
+    engine = open_tables(_database_url(given))
     try:
         log = open_log(given)
         run_id = None if run is None else _one_run(run, find_runs(engine, run.lower()))
@@ -143,7 +159,7 @@ def verify(run: str | None, data: Path | None, as_json: bool) -> int:
         raise Problem(f"verify: {error}", UNREACHABLE) from error
     except SQLAlchemyError as error:
         reason = str(error).splitlines()[0]
-        raise Problem(f"verify: {_without_password(database_url)}: {reason}", UNREACHABLE) from error
+        raise Problem(f"verify: {_shown(engine)}: {reason}", UNREACHABLE) from error
     finally:
         engine.dispose()
     if as_json:
@@ -239,18 +255,19 @@ def doctor(data: Path | None, as_json: bool) -> int:
     """
     given = settings(data)
     checks = [_check_python(), _check_data(given), _check_server(given), _check_kafka(given), _check_database(given)]
-    checks += [_check_models(given), _check_secrets(given)]
+    checks += [_check_models(given), _check_sandbox(given), _check_secrets(given)]
     if as_json:
         output.data(checks)
     else:
         for one in checks:
-            hint = f". {one['hint']}" if one["hint"] and not one["ok"] else ""
+            hint = f". {one['hint']}" if one["hint"] else ""
             click.echo(f"{'ok ' if one['ok'] else 'BAD'}  {one['check']:<9} {one['seen']}{hint}")
     return 0 if all(one["ok"] for one in checks) else RUN_FAILED
 
 
 def _result(check: str, ok: bool, seen: str, hint: str = "") -> dict[str, Any]:
-    return {"check": check, "ok": ok, "seen": seen, "hint": hint}
+    """`hint`: what to do when it is not ok."""
+    return {"check": check, "ok": ok, "seen": seen, "hint": "" if ok else hint}
 
 
 def _check_python() -> dict[str, Any]:
@@ -261,24 +278,30 @@ def _check_python() -> dict[str, Any]:
 def _check_data(given: "Settings") -> dict[str, Any]:
     folder = given.data.absolute()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    writable = os.access(there, os.W_OK)
+    ok = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     seen = str(folder) if folder.exists() else f"{folder} (made at the first start)"
-    return _result("data", writable, seen, f"{there} cannot be written to. Set FLOWLEDGER_DATA")
+    return _result("data", ok, seen, f"{there} cannot be written to. Set FLOWLEDGER_DATA")
 
 
 def _check_server(given: "Settings") -> dict[str, Any]:
     import httpx
 
-    from flowledger.cli.target import _address
+    from flowledger.cli.target import ADDRESS_FILE, Server, address_in
 
-    url = given.url or _address(given.data)
+    url = given.url or address_in(given.data)
+    if url is None and given.kafka is not None:
+        return _result("server", True, "none known; verbs need FLOWLEDGER_URL, the address of the API")
     if url is None:
-        return _result("server", True, "none; verbs open the data folder themselves")
+        left = " (its address file is of one that has ended)" if (given.data / ADDRESS_FILE).exists() else ""
+        return _result("server", True, f"none{left}; verbs open the data folder themselves")
+    there = Server(url, None)
     try:
-        answer = httpx.get(f"{url}/readyz", timeout=3.0)
+        answer = there.http.get("/readyz", timeout=3.0)
         return _result("server", answer.is_success, f"{url} answers {answer.status_code}", answer.text[:200])
     except httpx.HTTPError as error:
         return _result("server", False, f"{url}: {error}", "Start it (flowledger api), or correct FLOWLEDGER_URL")
+    finally:
+        there.close()
 
 
 def _check_kafka(given: "Settings") -> dict[str, Any]:
@@ -305,17 +328,19 @@ def _check_database(given: "Settings") -> dict[str, Any]:
     from sqlalchemy import text
     from sqlalchemy.exc import SQLAlchemyError
 
-    from libs.tables import open_engine
-
-    shown = _without_password(given.database_url)
+    hint = "Correct FLOWLEDGER_DATABASE_URL"
     try:
-        engine = open_engine(given.database_url)
+        engine = open_tables(given.database_url)
+    except Problem as problem:
+        return _result("database", False, problem.message, hint)
+    try:
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
-        engine.dispose()
     except SQLAlchemyError as error:
-        return _result("database", False, f"{shown}: {str(error).splitlines()[0]}", "Correct FLOWLEDGER_DATABASE_URL")
-    return _result("database", True, shown)
+        return _result("database", False, f"{_shown(engine)}: {str(error).splitlines()[0]}", hint)
+    finally:
+        engine.dispose()
+    return _result("database", True, _shown(engine))
 
 
 def _check_models(given: "Settings") -> dict[str, Any]:
@@ -323,6 +348,27 @@ def _check_models(given: "Settings") -> dict[str, Any]:
         return _result("models", True, "offline: a stand-in answers")
     names = ", ".join(sorted(given.providers)) or "none; model nodes need one, or --offline"
     return _result("models", True, f"providers: {names}")
+
+
+def _check_sandbox(given: "Settings") -> dict[str, Any]:
+    """Whether code nodes can be run here: it is tried once."""
+    import asyncio
+
+    from services.executor.sandbox import Sandbox, SandboxUnavailable
+
+    async def tried() -> None:
+        sandbox = Sandbox(given.sandbox, given.sandbox_packages)
+        try:
+            await sandbox.check()
+        finally:
+            sandbox.close()
+
+    try:
+        asyncio.run(tried())
+    except SandboxUnavailable as error:
+        return _result("sandbox", False, str(error), "Code nodes and templates cannot run here")
+    contained = "contained" if given.sandbox == "strict" else "process: not contained, for development"
+    return _result("sandbox", True, f"code nodes run {contained}")
 
 
 def _check_secrets(given: "Settings") -> dict[str, Any]:

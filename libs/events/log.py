@@ -73,6 +73,10 @@ class LogError(Exception):
     """The log could not do what was asked (unreachable, missing topic, settings). The text names the next step."""
 
 
+class LogInUse(LogError):
+    """Another process writes in the folder; it may soon end."""
+
+
 class LogTruncated(LogError):
     """Records that were asked for are not in the log any more (retention, deletion, unclean election)."""
 

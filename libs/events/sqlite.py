@@ -27,7 +27,7 @@ from pathlib import Path
 
 from libs.events.local import LocalLog
 from libs.events.local_store import EPHEMERAL, Batch
-from libs.events.log import LogError, Record, Topic
+from libs.events.log import LogError, LogInUse, Record, Topic
 
 FORMAT = 1
 _BITS = 48
@@ -280,7 +280,7 @@ def _lock(folder: Path) -> int:
     except OSError as error:
         holder = os.pread(descriptor, 300, 0).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
-        raise LogError(f"{folder} is in use by another process ({holder}). Stop it, or open the log to read") from error
+        raise LogInUse(f"{folder} is in use by another process ({holder}). Stop it, or open the log to read") from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"pid {os.getpid()}\n".encode(), 0)
     return descriptor

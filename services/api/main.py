@@ -13,20 +13,22 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
+from sqlalchemy.engine import Engine
 
 from libs.events.blobs import LogBlobs
 from libs.events.log import LogError, Topic
 from libs.events.registry import RegistryTail
 from libs.events.sealing import Vault, stored_key
-from libs.serving import configure_logging, until_asked_to_stop
+from libs.serving import PortTaken, configure_logging, in_url, listen, refuse, until_asked_to_stop
 from libs.settings import Settings, SettingsError, load_settings
 from libs.storage import blobs_by_setting
-from libs.tables import open_engine
+from libs.tables import TablesError, open_engine
 from libs.workflow.catalog import Catalog
 from services.api.app import ApiDependencies, Limits, create_app
 from services.api.records import Records
 
 GRACE_S = 3
+_BACKLOG = 2048
 TOKEN_FILE = "admin-token"
 
 
@@ -53,28 +55,31 @@ def main(host: str = "127.0.0.1", port: int = 5001) -> int:
     try:
         settings = load_settings()
     except SettingsError as error:
-        return _refuse(str(error), 2)
+        return refuse(str(error), 2)
     if settings.kafka is None:
-        return _refuse("FLOWLEDGER_KAFKA is not set: an API of its own needs a broker. Without one: flowledger dev", 2)
+        return refuse("FLOWLEDGER_KAFKA is not set: an API of its own needs a broker. Without one: flowledger dev", 2)
     if settings.database_url is None:
-        return _refuse("FLOWLEDGER_DATABASE_URL is not set: an API on Kafka reads its lists from a database.", 2)
+        return refuse("FLOWLEDGER_DATABASE_URL is not set: an API on Kafka reads its lists from a database.", 2)
     try:
-        listener = _listen(host, port)
-    except OSError as error:
-        return _refuse(f"cannot listen on {host}:{port}: {error.strerror}. Choose another: --port", 2)
+        engine = open_engine(settings.database_url)
+        listener = listen(host, port, _BACKLOG)
+    except TablesError as error:
+        return refuse(f"FLOWLEDGER_DATABASE_URL: {error}", 2)
+    except PortTaken as error:
+        return refuse(str(error), 2)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, settings.kafka, settings.database_url, listener, host))
+            runner.run(_serve(settings, settings.kafka, engine, listener, host))
     except LogError as error:
-        return _refuse(str(error), 7)
+        return refuse(str(error), 7)
     return 0
 
 
-async def _serve(settings: Settings, kafka: str, database_url: str, listener: socket.socket, host: str) -> None:
+async def _serve(settings: Settings, kafka: str, engine: Engine, listener: socket.socket, host: str) -> None:
     from libs.events.kafka import KafkaLog  # here: the embedded mode uses this module and no Kafka client
 
     log = KafkaLog(kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
-    engine = open_engine(database_url)
+    await asyncio.to_thread(log.check_partitions)
     registry: RegistryTail | None = None
     blobs = blobs_by_setting(settings, LogBlobs(log))
     try:
@@ -100,7 +105,7 @@ async def _serve(settings: Settings, kafka: str, database_url: str, listener: so
             )
         )
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S)
-        server = Server(config, f"flowledger api ready on http://{host}:{listener.getsockname()[1]}")
+        server = Server(config, f"flowledger api ready on http://{in_url(host)}:{listener.getsockname()[1]}")
         serving = asyncio.ensure_future(server.serve([listener]))
         asked = asyncio.ensure_future(until_asked_to_stop())
         await asyncio.wait([serving, asked], return_when=asyncio.FIRST_COMPLETED)
@@ -148,21 +153,6 @@ def own_version() -> str:
         return version("flowledger")
     except PackageNotFoundError:
         return "0.0.0"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
-    listener.listen(2048)
-    listener.setblocking(False)
-    return listener
-
-
-def _refuse(message: str, code: int) -> int:
-    print(message, file=sys.stderr)  # noqa: T201  # before logging has anything to say
-    return code
 
 
 if __name__ == "__main__":

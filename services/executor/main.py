@@ -13,7 +13,7 @@ from libs.events.blobs import LogBlobs
 from libs.events.log import LogError
 from libs.events.registry import RegistryTail
 from libs.events.sealing import Vault, stored_key
-from libs.serving import HealthServer, configure_logging, until_asked_to_stop
+from libs.serving import HealthServer, PortTaken, configure_logging, refuse, until_asked_to_stop
 from libs.settings import Settings, SettingsError, load_settings
 from libs.storage import blobs_by_setting
 from libs.workflow.catalog import Catalog
@@ -37,17 +37,16 @@ def main(host: str = "127.0.0.1", port: int = 0) -> int:
     try:
         settings = load_settings()
     except SettingsError as error:
-        print(error, file=sys.stderr)  # noqa: T201  # before logging has anything to say
-        return 2
+        return refuse(str(error), 2)
     if settings.kafka is None:
-        print("FLOWLEDGER_KAFKA is not set: an executor of its own needs a broker.", file=sys.stderr)  # noqa: T201
-        return 2
+        return refuse("FLOWLEDGER_KAFKA is not set: an executor of its own needs a broker.", 2)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, host, port))
+    except PortTaken as error:
+        return refuse(str(error), 2)
     except LogError as error:
-        print(error, file=sys.stderr)  # noqa: T201
-        return 7
+        return refuse(str(error), 7)
     return 0
 
 
@@ -56,6 +55,7 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
     from libs.events.kafka import KafkaLog  # here: the embedded mode uses this module and no Kafka client
 
     log = KafkaLog(settings.kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
+    await asyncio.to_thread(log.check_partitions)
     vault = Vault(stored_key(settings.secret_key, settings.data, make=False))
     registry = await asyncio.to_thread(RegistryTail, log, vault)
     await asyncio.to_thread(registry.refresh, OPENING_S)

@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -13,9 +12,9 @@ from prometheus_client.registry import Collector
 from libs.events.codec import rfc3339
 from libs.events.kafka import KafkaLog
 from libs.events.log import LogError
-from libs.serving import HealthServer, configure_logging
+from libs.serving import HealthServer, PortTaken, configure_logging, refuse
 from libs.settings import Settings, SettingsError, load_settings
-from libs.tables import open_engine
+from libs.tables import TablesError, open_engine
 from services.projector.projector import Projector, ProjectorState
 
 _log = logging.getLogger(__name__)
@@ -64,17 +63,30 @@ def _lag(state: ProjectorState) -> int:
 
 
 def main(host: str = "127.0.0.1", port: int = 0) -> int:
-    """Run until SIGTERM or SIGINT; the exit status. 2: settings; 1: the projector stopped by itself."""
+    """Run until SIGTERM or SIGINT; the exit status. 1: the projector stopped by itself; 2: settings; 7: no broker."""
     configure_logging()
     try:
         settings = load_settings()
         kafka, database_url = _required(settings)
+        engine = open_engine(database_url)
     except SettingsError as error:
-        print(f"projector: {error}", file=sys.stderr)  # noqa: T201  # a start that fails talks to its terminal
-        return 2
+        return refuse(f"projector: {error}", 2)
+    except TablesError as error:
+        return refuse(f"projector: FLOWLEDGER_DATABASE_URL: {error}", 2)
     log = KafkaLog(kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
-    engine = open_engine(database_url)
-    projector = Projector(log, engine)
+    try:
+        log.check_partitions()
+        return _serve(Projector(log, engine), host, port)
+    except PortTaken as error:
+        return refuse(f"projector: {error}", 2)
+    except LogError as error:
+        return refuse(f"projector: {error}", 7)
+    finally:
+        log.close()
+        engine.dispose()
+
+
+def _serve(projector: Projector, host: str, port: int) -> int:
     registry = CollectorRegistry()
     registry.register(ProjectorMetrics(projector))
     health = HealthServer(
@@ -90,8 +102,6 @@ def main(host: str = "127.0.0.1", port: int = 0) -> int:
     finally:
         projector.stop()
         health.close()
-        log.close()
-        engine.dispose()
 
 
 def _required(settings: Settings) -> tuple[str, str]:
@@ -109,9 +119,8 @@ def _watch(projector: Projector, asked: threading.Event) -> int:
     said = False
     while not asked.wait(_POLL_S):
         if projector.failure is not None:
-            print(f"projector: {projector.failure}", file=sys.stderr)  # noqa: T201  # as above
-            return 1
+            return refuse(f"projector: {projector.failure}", 1)
         if projector.running and not said:
             said = True
-            print("flowledger projector ready", flush=True)  # noqa: T201  # the ready line
+            print("flowledger projector ready", flush=True)  # noqa: T201  # the ready line is data
     return 0

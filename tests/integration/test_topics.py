@@ -1,6 +1,7 @@
 """Topics on a real broker: created, checked and corrected as specified."""
 
 import time
+from contextlib import closing
 
 import pytest
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without saying so
@@ -11,7 +12,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported
     ResourceType,
 )
 
-from libs.events.log import LogError
+from libs.events.kafka import KafkaLog
+from libs.events.log import Entry, LogError, Topic
 from libs.events.topics import check_topics, create_topics
 from tests import servers
 
@@ -65,3 +67,32 @@ def test_missing_topics_are_all_named_with_the_next_step(kafka_server: servers.K
 def test_an_unreachable_broker_is_named() -> None:
     with pytest.raises(LogError, match=r"127\.0\.0\.1:1"):
         check_topics("127.0.0.1:1", {}, "any", 4, timeout_s=0.5)
+
+
+def test_who_believes_in_fewer_or_more_partitions_than_hold_runs_is_refused(
+    kafka_server: servers.Kafka, kafka_prefix: str
+) -> None:
+    def checked(partitions: int) -> None:
+        with closing(KafkaLog(kafka_server.bootstrap, {}, kafka_prefix, partitions)) as log:
+            log.check_partitions()
+
+    checked(4)
+    checked(3)  # nothing is in the fourth: somebody prepares a wider layout
+    with pytest.raises(LogError, match="has 4 partitions, and FLOWLEDGER_PARTITIONS says 16"):
+        checked(16)
+    with closing(KafkaLog(kafka_server.bootstrap, {}, kafka_prefix, 4)) as log:
+        log.send(Topic.COMMANDS, 3, Entry(None, b"a run's start"), timeout_s=10).result(10)
+    checked(4)
+    with pytest.raises(LogError, match="Set FLOWLEDGER_PARTITIONS=4"):
+        checked(3)
+
+
+def test_an_option_that_the_client_does_not_know_is_named(kafka_server: servers.Kafka, kafka_prefix: str) -> None:
+    options = {"no.such.option": "1"}
+    with (
+        closing(KafkaLog(kafka_server.bootstrap, options, kafka_prefix, 4)) as log,
+        pytest.raises(LogError, match=r"FLOWLEDGER_KAFKA_OPTIONS.*no\.such\.option"),
+    ):
+        log.check_partitions()
+    with pytest.raises(LogError, match="FLOWLEDGER_KAFKA_OPTIONS"):
+        check_topics(kafka_server.bootstrap, options, kafka_prefix, 4)

@@ -8,13 +8,13 @@ much).
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Any, Protocol
 
 from confluent_kafka.admin import AdminClient
 
-from libs.events.kafka.admin import describe_topic
+from libs.events.kafka.admin import describe_topic, open_admin
 from libs.events.kafka.appender import KafkaAppender
-from libs.events.kafka.clients import SEND_TIMEOUT_S, admin_settings
+from libs.events.kafka.clients import SEND_TIMEOUT_S
 from libs.events.kafka.placement import KafkaPlacement
 from libs.events.kafka.reader import Readers
 from libs.events.kafka.sender import Publisher, Sender
@@ -52,12 +52,33 @@ class KafkaLog:
         return self._partitions
 
     def topic_id(self, topic: Topic) -> str:
+        return str(self._describe(topic).topic_id)
+
+    def _describe(self, topic: Topic) -> Any:
         with self._lock:
             if self._admin is None:
-                self._admin = AdminClient(admin_settings(self._bootstrap, self._options))
+                self._admin = open_admin(self._bootstrap, self._options)
             admin = self._admin
         name = topic_name(self._prefix, topic)
-        return str(describe_topic(admin, name, self._bootstrap, _ADMIN_TIMEOUT_S).topic_id)
+        return describe_topic(admin, name, self._bootstrap, _ADMIN_TIMEOUT_S)
+
+    def check_partitions(self) -> None:
+        """That the topics have the partitions of the settings. Raises LogError.
+
+        Too many are none of our business as long as nothing of us is in them: somebody prepares a wider layout. But who
+        believes in fewer partitions than hold runs would miss runs, and make tables without them.
+        """
+        for topic in (Topic.COMMANDS, Topic.EVENTS):
+            there = len(self._describe(topic).partitions)
+            if there != self._partitions and (there < self._partitions or self._runs_beyond(there)):
+                raise LogError(
+                    f"{topic_name(self._prefix, topic)} has {there} partitions, and FLOWLEDGER_PARTITIONS says "
+                    f"{self._partitions}. Set FLOWLEDGER_PARTITIONS={there}, for every service and command"
+                )
+
+    def _runs_beyond(self, partitions: int) -> bool:
+        """Whether a partition above those of the settings holds commands."""
+        return any(self.bounds(Topic.COMMANDS, number)[1] for number in range(self._partitions, partitions))
 
     def bounds(self, topic: Topic, partition: int) -> tuple[int, int]:
         return self._readers.bounds(topic, partition)

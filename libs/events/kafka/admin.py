@@ -22,11 +22,24 @@ from libs.events.topics import SeenTopic, TopicSpec, compare
 T = TypeVar("T")
 
 
+def open_admin(bootstrap: str, options: Mapping[str, str]) -> AdminClient:
+    """A client for questions about topics; connects when asked. Raises LogError when an option is none of the client's.
+
+    The first client of every process: what it refuses, all others would.
+    """
+    try:
+        return AdminClient(admin_settings(bootstrap, options))
+    except KafkaException as error:
+        seen = error.args[0]
+        why = seen.str() if isinstance(seen, KafkaError) else str(error)
+        raise LogError(f"FLOWLEDGER_KAFKA_OPTIONS, for Kafka at {bootstrap}: {why}") from error
+
+
 def seen_topics(
     bootstrap: str, options: Mapping[str, str], names: Sequence[str], timeout_s: float
 ) -> dict[str, SeenTopic | None]:
     """What the cluster has under each name. Raises LogError."""
-    admin = AdminClient(admin_settings(bootstrap, options))
+    admin = open_admin(bootstrap, options)
     return _Cluster(admin, bootstrap, timeout_s).seen(names)
 
 
@@ -34,7 +47,7 @@ def apply_specs(
     bootstrap: str, options: Mapping[str, str], prefix: str, specs: Sequence[TopicSpec], timeout_s: float
 ) -> list[str]:
     """Create missing topics and set differing settings; one line per change. Raises LogError."""
-    cluster = _Cluster(AdminClient(admin_settings(bootstrap, options)), bootstrap, timeout_s)
+    cluster = _Cluster(open_admin(bootstrap, options), bootstrap, timeout_s)
     done = [f"{name}: created" for name in cluster.create(prefix, specs)]
     cluster.wait_for_leaders([spec.name(prefix) for spec in specs])
     seen = cluster.seen([spec.name(prefix) for spec in specs])

@@ -1,0 +1,162 @@
+"""Starts that cannot succeed say why in a sentence and end with the exit code of it; `doctor` names the same."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flowledger.cli import run as command_line
+from flowledger.cli.exits import RUN_FAILED, UNREACHABLE, USAGE
+from libs.events.log import LogInUse
+from libs.events.sqlite import SqliteLog
+from libs.serving import HealthServer, PortTaken, in_url, listen
+from libs.tables import TablesError, open_engine
+
+
+@dataclass
+class Said:
+    code: int
+    out: str
+    err: str
+
+
+Type = Callable[..., Said]
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Type:
+    for name in ("FLOWLEDGER_URL", "FLOWLEDGER_KAFKA", "FLOWLEDGER_DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FLOWLEDGER_DATA", str(tmp_path / "data"))
+
+    def type_(*words: object, **settings: str) -> Said:
+        for name, value in settings.items():
+            monkeypatch.setenv(f"FLOWLEDGER_{name}", value)
+        capsys.readouterr()
+        return Said(command_line([str(word) for word in words]), *capsys.readouterr())
+
+    return type_
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as somebody:
+        yield somebody.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "url", ["flowledger", "mysql://u:pw@h/d", "postgresql://u:pw@h:port/d", "postgresql+psycopg://h/d"]
+)
+def test_a_database_url_that_cannot_be_used_is_named_without_its_password(typed: Type, url: str) -> None:
+    with pytest.raises(TablesError):
+        open_engine(url)
+    for verb in (["rebuild", "--yes"], ["verify"]):
+        said = typed(*verb, DATABASE_URL=url)
+        assert (said.code, said.out) == (USAGE, "")
+        assert said.err.startswith("FLOWLEDGER_DATABASE_URL: ")
+        assert "pw" not in said.err
+
+
+def test_services_refuse_a_database_url_before_they_look_for_a_broker(typed: Type) -> None:
+    for verb in ("api", "projector"):
+        said = typed(verb, "--port", "0", KAFKA="127.0.0.1:1", DATABASE_URL="flowledger")
+        assert said.code == USAGE
+        assert "FLOWLEDGER_DATABASE_URL: not a database URL" in said.err
+
+
+def test_a_data_folder_that_cannot_be_one_is_named_at_once(typed: Type, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for verb in (["runs"], ["dev", "--port", "0"], ["apps", "--json"]):
+        said = typed(*verb, DATA=str(tmp_path / "file"))
+        assert (said.code, said.out) == (UNREACHABLE, "")
+        assert said.err.startswith(f"cannot open {tmp_path}/file: cannot write in")
+
+
+def test_a_folder_that_is_in_use_is_left_as_it_is(typed: Type, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with closing(SqliteLog(folder)):
+        before = sorted(folder.iterdir())
+        with pytest.raises(LogInUse):
+            SqliteLog(folder)
+        said = typed("dev", "--port", "0")
+        assert said.code == UNREACHABLE
+        assert "is in use by another process" in said.err
+        assert sorted(folder.iterdir()) == before, "a token of its own would lock people out of the one that serves"
+
+
+def test_a_port_that_is_taken_is_named(typed: Type, taken: int) -> None:
+    with pytest.raises(PortTaken, match=f"cannot listen on 127.0.0.1:{taken}"):
+        HealthServer("127.0.0.1", taken, lambda: None, lambda: b"", "executor")
+    said = typed("dev", "--port", taken)
+    assert said.code == USAGE
+    assert f"port {taken} is in use by" in said.err
+
+
+def test_an_address_of_version_6_is_listened_on_and_written_in_brackets() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 on this machine")
+    with closing(listen("::1", 0, 1)) as listening:
+        assert listening.getsockname()[0] == "::1"
+    health = HealthServer("::1", 0, lambda: None, lambda: b"", "executor")
+    try:
+        answer = httpx.get(f"http://{in_url('::1')}:{health.port}/healthz", trust_env=False)
+        assert answer.json() == {"status": "ok", "service": "executor"}
+    finally:
+        health.close()
+
+
+def test_health_answers_head_as_get_without_the_body() -> None:
+    health = HealthServer("127.0.0.1", 0, lambda: "it waits", lambda: b"", "executor")
+    try:
+        url = f"http://127.0.0.1:{health.port}/readyz"
+        got, head = httpx.get(url, trust_env=False), httpx.head(url, trust_env=False)
+        assert (got.status_code, got.json()["problem"]) == (503, "it waits")
+        assert (head.status_code, head.content) == (503, b"")
+        assert head.headers["Content-Length"] == got.headers["Content-Length"]
+    finally:
+        health.close()
+
+
+def _checks(said: Said) -> dict[str, dict[str, Any]]:
+    return {one["check"]: one for one in json.loads(said.out)}
+
+
+def test_doctor_finds_nothing_on_a_machine_that_has_all_and_gives_no_hints(typed: Type) -> None:
+    said = typed("doctor", "--json")
+    checks = _checks(said)
+    assert said.code == (0 if checks["sandbox"]["ok"] else RUN_FAILED)
+    assert {"python", "data", "server", "kafka", "database", "models", "sandbox", "secrets"} == set(checks)
+    assert all(one["hint"] == "" for one in checks.values() if one["ok"])
+    assert "verbs open the data folder themselves" in checks["server"]["seen"]
+
+
+def test_doctor_names_what_is_broken(typed: Type, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = typed("doctor", "--json", DATABASE_URL="flowledger", DATA=str(tmp_path / "file" / "data"))
+    assert said.code == RUN_FAILED
+    checks = _checks(said)
+    assert {name for name in ("data", "database") if not checks[name]["ok"]} == {"data", "database"}
+    assert "not a database URL" in checks["database"]["seen"]
+
+
+def test_doctor_says_when_an_address_is_of_a_server_that_has_ended(typed: Type, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    address = {"url": "http://127.0.0.1:1", "instance_id": "x", "pid": 1}
+    (tmp_path / "data" / "server.json").write_text(json.dumps(address))
+    assert "has ended" in _checks(typed("doctor", "--json"))["server"]["seen"]
+
+
+def test_doctor_with_kafka_asks_for_the_apis_address(typed: Type) -> None:
+    said = typed("doctor", "--json", KAFKA="127.0.0.1:1", KAFKA_OPTIONS="no.such.option=1")
+    checks = _checks(said)
+    assert "FLOWLEDGER_URL" in checks["server"]["seen"]
+    assert not checks["kafka"]["ok"]
+    assert "FLOWLEDGER_KAFKA_OPTIONS" in checks["kafka"]["seen"]
+    assert not checks["database"]["ok"]
