@@ -281,6 +281,8 @@ def _handle_errors(app: FastAPI) -> None:
             # A route knows its own method only; the path may have others.
             allowed = allowed_methods(app.openapi(), request.url.path)
             headers["Allow"] = ", ".join(allowed)
+            if request.method == "OPTIONS":
+                return Response(headers=headers)
             message = f"{request.url.path} knows {headers['Allow']}, not {request.method}"
         return ApiError(error.status_code, code, message, headers=headers).response()
 
@@ -291,11 +293,15 @@ def _handle_errors(app: FastAPI) -> None:
 
 
 def allowed_methods(document: dict[str, Any], path: str) -> list[str]:
-    """The methods that the document has for a path; where two of its paths match, the one with fewer parameters."""
+    """The methods that the document has for a path, and those that all paths have.
+
+    Where two of its paths match, the one with fewer parameters.
+    """
     patterns = {one: re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(one)) for one in document["paths"]}
     matching = [one for one, pattern in patterns.items() if re.fullmatch(pattern, path)]
     closest = min(matching, key=lambda one: one.count("{"), default=None)
-    return [] if closest is None else sorted(method.upper() for method in document["paths"][closest])
+    methods = set() if closest is None else {method.upper() for method in document["paths"][closest]}
+    return sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

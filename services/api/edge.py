@@ -10,6 +10,8 @@ import logging
 import time
 from typing import Any
 
+from starlette.routing import Match
+
 from services.api.detached import run_detached
 from services.api.errors import ApiError
 from services.api.metrics import ApiMetrics
@@ -52,6 +54,8 @@ class Edge:
         if scope["method"] == "OPTIONS" and _is_preflight(scope):
             await _preflight(send_with_headers)
             return
+        if _is_head_of_get(scope):
+            scope, send = scope | {"method": "GET"}, _only_headers(send)
         try:
             await self._app(scope, receive, send_with_headers)
             route = getattr(scope.get("route"), "path", "none")
@@ -78,6 +82,22 @@ class Edge:
         route = route or getattr(scope.get("route"), "path", "none")
         self._metrics.requests.labels(scope["method"], route, status).inc()
         self._metrics.seconds.labels(route).observe(took_s)
+
+
+def _is_head_of_get(scope: Any) -> bool:
+    """HEAD is GET without the body, unless a route knows HEAD itself."""
+    return scope["method"] == "HEAD" and not any(route.matches(scope)[0] is Match.FULL for route in scope["app"].routes)
+
+
+def _only_headers(send: Any) -> Any:
+    """The answer ends with its headers: a stream would go on and hold the connection."""
+
+    async def send_headers(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+
+    return send_headers
 
 
 def _is_preflight(scope: Any) -> bool:

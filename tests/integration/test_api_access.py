@@ -382,14 +382,27 @@ def test_browsers_may_call(server: Server) -> None:
 
 def test_a_wrong_method_is_answered_with_those_of_the_path(server: Server) -> None:
     for path, known in {
-        "/v1/runs": "GET, POST",
-        "/v1/runs/bulk": "POST",
-        f"/v1/apps/{UNKNOWN_ID}/keys": "DELETE, GET, POST",
-        f"/v1/apps/{UNKNOWN_ID}/keys/x": "DELETE",
+        "/v1/runs": "GET, HEAD, OPTIONS, POST",
+        "/v1/runs/bulk": "OPTIONS, POST",
+        f"/v1/apps/{UNKNOWN_ID}/keys": "DELETE, GET, HEAD, OPTIONS, POST",
+        f"/v1/apps/{UNKNOWN_ID}/keys/x": "DELETE, OPTIONS",
     }.items():
         answer = server.http.patch(path, headers=server.admin())
         assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
         assert answer.headers["allow"] == known
+        asked = server.http.options(path)
+        assert (asked.status_code, asked.content, asked.headers["allow"]) == (200, b"", known)
+
+
+def test_head_is_get_without_the_body(server: Server) -> None:
+    for path, status in {"/healthz": 200, "/readyz": 200, "/v1/": 200, "/v1/apps": 200, "/v1/apps/x": 404}.items():
+        got, head = (server.http.request(method, path, headers=server.admin()) for method in ("GET", "HEAD"))
+        assert (got.status_code, head.status_code) == (status, status)
+        assert head.content == b""
+        assert head.headers["content-type"] == got.headers["content-type"]
+    assert server.http.head("/v1/workflows/run").status_code == 405
+    assert server.http.head("/v1/apps").status_code == 401
+    assert server.http.options("/v1/nope").status_code == 404
 
 
 def test_pages_of_other_origins_are_told_nothing_when_origins_are_named(log: MemoryLog) -> None:

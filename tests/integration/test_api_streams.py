@@ -341,6 +341,23 @@ def test_a_client_that_goes_away_frees_everything_and_the_run_goes_on(
         assert names(stream.rest())[-1] == "workflow_finished"
 
 
+def test_head_of_a_stream_is_its_headers_and_leaves_the_connection_free(
+    server: Server, speaking_key: str, executor: ScriptedExecutor
+) -> None:
+    executor.script = to_llm
+    with server.running(speaking_key) as stream:
+        stream.take(4)
+        run_id = stream.run_id
+    key = {"Authorization": f"Bearer {speaking_key}"}
+    limits = httpx.Limits(max_connections=1)
+    with httpx.Client(base_url=server.http.base_url, headers=key, limits=limits, trust_env=False) as one:
+        head = one.head(f"/v1/workflow/{run_id}/events?user=u1")
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert one.get("/healthz").status_code == 200
+    until(lambda: server.parts.streams.clients == 0)
+
+
 def test_a_slow_reader_is_bounded_and_misses_nothing(log: MemoryLog) -> None:
     rounds = 150
     text = "z" * 60_000
