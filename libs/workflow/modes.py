@@ -9,7 +9,7 @@ that no secret travels through a request or a command.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -150,12 +150,17 @@ def _by_name(node: Node) -> dict[str, Selector]:
 
 
 def prepare(
-    definition: Definition, node_id: str, given: Mapping[str, JsonValue], earlier: Mapping[str, JsonValue] | None = None
+    definition: Definition,
+    node_id: str,
+    given: Mapping[str, JsonValue],
+    earlier: Mapping[str, JsonValue] | None = None,
+    skipped: Container[str] = (),
 ) -> Prepared:
     """The values a run of the part begins with. Raises PartInvalid, with all that is missing or wrong.
 
     `given`: by `#node.name#`, by `node.name`, by the name that the value has in the node (also behind `<node id>.`);
     for a node that begins workflows: its inputs. `earlier`: the dump of an earlier run's pool; what is given wins.
+    `skipped`: nodes that the earlier run skipped; the part need not have their values, as that run had none.
     """
     node = definition.nodes[node_id]
     if node.kind is NodeKind.MARKER:
@@ -180,7 +185,7 @@ def prepare(
         problems += [
             f"Variable key {key} not found in user inputs."
             for key, selector in wanted.items()
-            if not _is_there(definition, variables, selector)
+            if not _is_there(definition, variables, selector) and selector[0] not in skipped
         ]
     if problems:
         raise PartInvalid(*problems)

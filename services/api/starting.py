@@ -25,6 +25,7 @@ from libs.workflow.definition import Definition, DefinitionInvalid
 from libs.workflow.inputs import InputInvalid, accepted_files, validate_inputs
 from libs.workflow.modes import PartInvalid, find_node, prepare, reads
 from libs.workflow.pins import check_pins, parse_pins
+from libs.workflow.state import ROOT
 from services.api.access import Principal
 from services.api.detached import Detached
 from services.api.errors import ApiError, invalid_param, unavailable
@@ -239,10 +240,11 @@ class RunStarter:
     ) -> tuple[dict[str, JsonValue], dict[str, JsonValue]]:
         """(inputs, variables) of a run of a part. Raises PartInvalid, ApiError."""
         earlier = wanted.kept
+        skipped: set[str] = set()
         if wanted.from_run is not None:
             state = await self._folds.state(wanted.from_run, wanted.principal, sealed=True)
-            earlier = state.pool.dump()
-        prepared = prepare(definition, node_id, wanted.request.inputs, earlier)
+            earlier, skipped = state.pool.dump(), state.frames[ROOT].skipped
+        prepared = prepare(definition, node_id, wanted.request.inputs, earlier, skipped)
         if prepared.unused and not wanted.lenient:
             known = ", ".join(reads(definition, node_id)) or "nothing from other nodes"
             raise PartInvalid(f'{", ".join(prepared.unused)}: node "{node_id}" does not read that. It reads {known}')

@@ -116,6 +116,16 @@ def test_a_node_inside_a_container_runs_alone() -> None:
     assert driver.state.outputs == {"result": "inner done"}
 
 
+def test_what_an_earlier_run_skipped_need_not_be_given() -> None:
+    earlier = {"start": {"q": ["you"]}}
+    with pytest.raises(PartInvalid, match=r"#split\.first#"):
+        prepare(_definition(), "greeting", {}, earlier)
+    prepared = prepare(_definition(), "greeting", {}, earlier, {"split"})
+    driver = Driver(DOCUMENT, accepted={"only": "greeting", "variables": prepared.variables})
+    driver.run()
+    assert driver.state.outputs == {"output": "None you"}
+
+
 def test_a_start_node_takes_inputs_of_its_own() -> None:
     prepared = prepare(_definition(), "start", {"q": "hello", "more": 1})
     assert (prepared.inputs, prepared.variables) == ({"q": "hello"}, {})
