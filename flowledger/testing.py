@@ -39,6 +39,7 @@ from libs.workflow.inputs import accepted_files, validate_inputs
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from libs.workflow.pins import PinsInvalid, check_pins, parse_pins
 from libs.workflow.pool import Pool
+from libs.workflow.roots import default_root, named_root, rooted
 from services.executor.executor import Executor
 from services.executor.models import Models
 from services.executor.nodes import NodeHandlers
@@ -108,6 +109,7 @@ def run_document(
     document: str | bytes | Path,
     inputs: Mapping[str, Any] | None = None,
     *,
+    root: str | None = None,
     query: str | None = None,
     files: tuple[Any, ...] = (),
     pins: Mapping[str, Any] | None = None,
@@ -117,13 +119,16 @@ def run_document(
 ) -> TestRun:
     """Run a document (its file or its text) to its end, or to where it waits for a person.
 
+    `root`: id of the trigger at which it begins; else it begins at the start node, or the first trigger.
     `pins` as in a pins file (`{"nodes": {...}, "types": {...}}`); `answers`: functions by node id or node type.
     `horizon_s`: virtual seconds after which the run is taken to hang; `patience_s`: real ones for code nodes.
 
-    Raises DefinitionInvalid, InputInvalid, PinsInvalid: what the server would refuse; AssertionError: the run hangs.
+    Raises DefinitionInvalid, RootInvalid, InputInvalid, PinsInvalid: what the server would refuse; AssertionError: the
+    run hangs.
     """
     text = _text(document)
-    definition = compile_document(text)
+    whole = compile_document(text)
+    definition = rooted(whole, root or default_root(whole))
     accepted = validate_inputs(definition, inputs or {}, files=files)
     if pins is not None:
         problems = tuple(each for each in check_pins(parse_pins(pins), definition) if each.severity == "error")
@@ -170,6 +175,7 @@ def _command(
         caller=Caller(id="00000000-0000-4000-8000-000000000003", user="test"),
         not_after_us=now_us + 60_000_000,
         pins=None if pins is None else dict(pins),
+        root=named_root(definition),
     )
 
 

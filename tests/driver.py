@@ -66,9 +66,8 @@ class Driver:
                 version="1",
                 digest=self.definition.digest,
                 mode=self.definition.mode,
-                inputs=dict(inputs),
                 caller=Caller(id="caller", user="somebody"),
-                **accepted or {},
+                **{"inputs": dict(inputs)} | (accepted or {}),
             )
         )
 

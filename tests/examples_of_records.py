@@ -266,10 +266,24 @@ _FORK: dict[str, Any] = {
     "prefix": [{"type": "NodeSkipped", "node_id": "other", "path": "", "by": "branch"}],
 }
 
+_ROOT: dict[str, Any] = {
+    "app_id": APP,
+    "workflow_id": "w1",
+    "version": "v1",
+    "digest": "sha256:00",
+    "caller": CALLER,
+    "inputs": {"webhook_data": {"headers": {}, "query_params": {}, "body": {"who": "Ada"}, "files": {}}},
+    "invoke_from": "trigger",
+    "triggered_from": "webhook",
+    "root": "second hook",
+}
+
 MORE: dict[str, Event | AnyCommand | Fact] = {
     "KeyCreated-limited": KeyCreated(
         key_id="k1", app_id=APP, hash="00" * 32, prefix="app-ab12", created_at_us=3, most=10
     ),
+    "RunAccepted-root": RunAccepted(command_offset=9, task_id="t1", **_ROOT),
+    "StartRun-root": StartRun(run_id=RUN, not_after_us=1_762_000_060_000_000, **_ROOT),
     "RunAccepted-fork": RunAccepted(command_offset=8, task_id="t1", **_FORK),
     "StartRun-fork": StartRun(run_id=RUN, not_after_us=1_762_000_060_000_000, **_FORK),
 }

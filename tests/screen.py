@@ -1,5 +1,7 @@
 """A run as a client sees it: the driver, a response stream over its events, and chunks made by the test."""
 
+from typing import Any
+
 from libs.events.chunks import Chunk
 from libs.events.model import RunEvent
 from libs.workflow.definition import Definition
@@ -12,17 +14,17 @@ from tests.driver import RUN_ID, Driver
 class Screen(Driver):
     """`shown` is the text on the client's screen; `said` every `Text`, with the event or chunk that caused it."""
 
-    def __init__(self, document: str | Definition, q: str = "") -> None:
+    def __init__(self, document: str | Definition, q: str = "", accepted: dict[str, Any] | None = None) -> None:
         self.stream: ResponseStream | None = None
         self.said: list[tuple[str, Text]] = []
         self.shown = ""
-        super().__init__(document, q=q)
+        super().__init__(document, accepted=accepted, q=q)
 
     def fold(self, event: RunEvent | Rejection) -> None:
         super().fold(event)
         assert not isinstance(event, Rejection)
         if self.stream is None:
-            self.stream = ResponseStream(self.definition)
+            self.stream = ResponseStream(self.state.definition)
         node_id = getattr(event, "node_id", None)
         self.show(f"{event.type}({node_id})" if node_id else event.type, self.stream.on_event(event, self.state))
 

@@ -102,6 +102,8 @@ def print_run(run: dict[str, Any]) -> None:
     click.echo(f"app      {run.get('app_id')}  version {run.get('version')}")
     if run.get("only"):
         click.echo(f"only     {run['only']}")
+    elif run.get("triggered_from") in ("webhook", "schedule"):
+        click.echo(f"begun    at {run['root']}, by a {run['triggered_from']}")
     if run.get("forked_from"):
         click.echo(f"forked   from {run['forked_from']} behind event {run['forked_at']}")
     click.echo(f"made     {run.get('created_at')}  took {seconds(run.get('elapsed_time'))}")

@@ -43,6 +43,7 @@ _MODEL_TYPES = ("llm", "question-classifier", "parameter-extractor", "agent")
 @click.option("--query", help="The user's message, for chatflows.")
 @click.option("--conversation", metavar="ID", help="Chatflows: go on with this conversation; else a new one begins.")
 @click.option("--pin", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Pinned answers (YAML).")
+@click.option("--root", metavar="NODE", help="Begin at this trigger (id or title); else at the start node.")
 @click.option("--only", metavar="NODE", help="Run one node alone (id or title); a container with its body.")
 @click.option("--from-run", metavar="RUN", help="With --only: begin with the variables of this run.")
 @click.option("--user", default="cli", show_default=True, help="The caller's name for its user.")
@@ -59,6 +60,7 @@ def run(
     query: str | None,
     conversation: str | None,
     pin: Path | None,
+    root: str | None,
     only: str | None,
     from_run: str | None,
     user: str,
@@ -74,26 +76,32 @@ def run(
     A FILE becomes an app unless this very document is one already; a changed FILE is another app, so that no key in
     use starts to mean something else (publish a version by `flowledger import FILE --app APP`). Values that parse as
     JSON are JSON unless the input is declared text. With --only, an input is a value that the node reads from another
-    one: -i node.output=VALUE.
+    one: -i node.output=VALUE. With --root, the inputs are those of that node.
 
     \b
     Examples:
       flowledger run examples/hello.yml -i name=Ada
       flowledger run examples/hello.yml --only greet --from-run 0193
+      flowledger run flow.yml --root "Order webhook" -i webhook_data=@order.json
       flowledger run flow.yml -i report=@report.txt --pin pins.yml --json
       flowledger run "My flow" --detach
     """
+    if root and only:
+        raise Problem("--root: goes without --only, which runs one node and nothing that leads to it", USAGE)
     if from_run and not only:
         raise Problem("--from-run: goes with --only NODE, which begins with that run's variables", USAGE)
     with server(url, data, offline=offline) as there:
         app_id, types = _app_to_run(there, target)
         body: dict[str, Any] = {
             "app_id": app_id,
-            "inputs": read_inputs(pairs, inputs, types, files, partial(upload, there, app_id), only=only is not None),
+            "inputs": read_inputs(
+                pairs, inputs, types, files, partial(upload, there, app_id), of_a_node=bool(only or root)
+            ),
             "user": user,
             "query": query,
             "conversation_id": conversation,
             "pins": _pins(there, pin, offline=offline),
+            "root": root,
             "only": only,
             "from_run": find_run(there, from_run) if from_run else None,
         }
@@ -115,7 +123,7 @@ def _start(there: Server, body: dict[str, Any], types: Mapping[str, str]) -> Sta
         if problem.exit_code == USAGE and body.get("only"):
             hint = "Give values by -i NODE.NAME=VALUE, or take an earlier run's by --from-run RUN"
             raise Problem(f"{problem.message}\n{hint}", USAGE) from problem
-        if problem.exit_code != USAGE or not types:
+        if problem.exit_code != USAGE or not types or body.get("root"):
             raise
         declared = ", ".join(f"{name} ({kind})" for name, kind in types.items())
         raise Problem(f"{problem.message}\nInputs: {declared}. Give them by -i NAME=VALUE", USAGE) from problem
@@ -174,11 +182,11 @@ def read_inputs(
     files: Iterable[str] = (),
     upload: Callable[[Path], str] | None = None,
     *,
-    only: bool = False,
+    of_a_node: bool = False,
 ) -> dict[str, Any]:
     """Inputs from a file, then from K=V and K=PATH|URL pairs, which win. `upload`: keeps a file, answers its id.
 
-    `only`: for a node alone; there may be values of other nodes among them, which nobody declares.
+    `of_a_node`: for a node that was named: there may be values among them that no start node declares.
     """
     values: dict[str, Any] = dict(_mapping(file)) if file else {}
     for pair in pairs:
@@ -192,7 +200,7 @@ def read_inputs(
                 raise Problem(f"-i {name}: cannot read {text[1:]}: {error.strerror}", USAGE) from error
         values[name] = parse_value(text, types.get(name))
     values |= _files(files, types, upload)
-    for name in values.keys() - types.keys() if types and not only else ():
+    for name in values.keys() - types.keys() if types and not of_a_node else ():
         talk(f'input "{name}" is not declared, so it changes nothing. Declared: {", ".join(types)}')
     return values
 

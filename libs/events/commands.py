@@ -64,6 +64,8 @@ class StartRun(_Command):
     """Pinned answers, as in a pins file: `{nodes: {...}, types: {...}}`."""
     only: str | None = None
     """Run this node alone; a container with its body."""
+    root: str | None = None
+    """Begin at this root of the document. None: at the first one, or with `only`."""
     variables: dict[str, JsonValue] | None = None
     """Values that are there from the beginning, by node and name: `[value]` or `[value, declared type]`."""
     max_app_runs: int | None = None

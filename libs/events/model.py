@@ -190,6 +190,9 @@ class RunAccepted(_Event):
     pins: dict[str, JsonValue] | None = None
     only: str | None = None
     """The node that runs alone; a container with its body. Absent: the whole graph."""
+    root: str | None = None
+    """The node at which the run begins, where the document has several roots: the others are skipped. Absent: the
+    first one in the document."""
     variables: Values | None = None
     """Values that are there from the beginning, by node and name: `[value]` or `[value, declared type]`."""
     dialogue_count: int | None = None

@@ -84,17 +84,22 @@ class Definition:
     """In document order, canvas notes left out. Start markers that older documents lack come last."""
     edges: tuple[Edge, ...]
     root: str
+    """Where its runs begin. As compiled: the first root of the document; see `libs.workflow.roots`."""
     inactive_roots: tuple[str, ...]
     bodies: Mapping[str, tuple[str, ...]]
     """Container -> all nodes inside it, all levels below, start marker included."""
     environment: tuple[Variable, ...]
     conversation: tuple[Variable, ...]
     features: Mapping[str, Any]
-    start_variables: tuple[StartVariable, ...]
-    """The input form of the active root; empty when that is not a `start` node."""
     warnings: tuple[Problem, ...]
     document: Mapping[str, Any]
     """As parsed, unknown keys kept."""
+
+    @property
+    def start_variables(self) -> tuple[StartVariable, ...]:
+        """The input form of the root; empty when that is not a `start` node."""
+        config = self.nodes[self.root].config
+        return config.variables if isinstance(config, StartConfig) else ()
 
 
 def digest_of(text: str | bytes) -> str:
@@ -153,7 +158,6 @@ def _compile(text: str | bytes, findings: Findings) -> Definition | None:
     check_oddities(document, workflow, drafts, mode, findings)
     if findings.failed or mode is None:
         return None
-    root_config = drafts.nodes[roots[0]].config
     features = workflow.get("features")
     return Definition(
         digest=digest_of(text),
@@ -168,7 +172,6 @@ def _compile(text: str | bytes, findings: Findings) -> Definition | None:
         environment=environment,
         conversation=conversation,
         features=features if isinstance(features, dict) else {},
-        start_variables=root_config.variables if isinstance(root_config, StartConfig) else (),
         warnings=findings.warnings(),
         document=document,
     )
@@ -270,13 +273,18 @@ def _mode(document: Mapping[str, Any], drafts: Drafts, findings: Findings) -> Mo
 
 
 def _roots(drafts: Drafts, findings: Findings) -> list[str]:
-    """All roots, the active one first: the first in document order."""
+    """All roots, in document order."""
     roots = [node.id for node in drafts.nodes.values() if node.type in ROOT_TYPES]
     if not roots and drafts.places and len(drafts.nodes) == len(drafts.places):
         findings.error(
             "workflow.graph.nodes", "no start node", f"Add a node of one of the types {', '.join(sorted(ROOT_TYPES))}"
         )
-    if len(roots) > 1:
-        others = ", ".join(f'"{root}"' for root in roots[1:])
-        findings.warn("workflow.graph.nodes", f'{len(roots)} roots; "{roots[0]}" is the active one, not {others}')
+    start = next((root for root in roots if drafts.nodes[root].type == "start"), None)
+    if start is not None and len(roots) > 1:
+        others = ", ".join(f'"{root}"' for root in roots if root != start)
+        findings.warn(
+            "workflow.graph.nodes",
+            f'a start node beside other roots; runs begin at "{start}", at {others} when triggered or told to',
+            "Dify saves no workflow with a start node and triggers",
+        )
     return roots

@@ -36,7 +36,7 @@ from libs.events.sealed_values import read_sealed
 from libs.events.slots import is_sealed
 from libs.workflow.definition import Definition, NodeKind
 from libs.workflow.machine import apply, derived, new_state
-from libs.workflow.modes import part_of
+from libs.workflow.modes import graph_of
 from libs.workflow.pool import Pool, TypeMismatch, infer
 from libs.workflow.problems import WorkflowError, did_you_mean
 from libs.workflow.segments import NUMBER_TYPES
@@ -105,8 +105,7 @@ def fork(
     as_logged, history = history, [read_sealed(event, None) for event in history]
     accepted = history[0]
     assert isinstance(accepted, RunAccepted)  # sequence 1 is nothing else
-    if accepted.only is not None:
-        definition = part_of(definition, accepted.only)
+    definition = graph_of(definition, accepted)
     _check_place(history, at)
     numbers = _copied(definition, history[:at], afresh)
     copied = _numbered([history[number] for number in numbers])
@@ -231,8 +230,8 @@ def _numbered(copied: list[RunEvent]) -> list[Copied]:
 
 def _fold(definition: Definition, accepted: RunAccepted, started: RunStarted, copied: Sequence[Copied]) -> RunState:
     state = new_state(definition, "")
-    # The part is derived already; what is copied is given here.
-    apply(state, accepted.model_copy(update={"only": None, "prefix": None}), 0, 1)
+    # `definition` is the run's own already; what is copied is given here.
+    apply(state, accepted.model_copy(update={"only": None, "root": None, "prefix": None}), 0, 1)
     apply(state, started.model_copy(update={"max_steps": _NO_LIMIT}), 0, 1)
     for event in copied:
         apply(state, event, 0, 1)

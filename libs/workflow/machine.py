@@ -60,7 +60,7 @@ from libs.events.model import (
 )
 from libs.workflow import containers, forms
 from libs.workflow.definition import Definition, Edge, Node, NodeKind
-from libs.workflow.modes import part_of
+from libs.workflow.modes import graph_of
 from libs.workflow.outcome import Asked, Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import Pool
 from libs.workflow.state import (
@@ -615,8 +615,7 @@ def _on_accepted(state: RunState, event: RunAccepted, at_us: int) -> None:
     # What is copied leaves the state as it is recorded; kept in the start it would be in every snapshot.
     state.accepted = event if event.prefix is None else event.model_copy(update={"prefix": None})
     state.prefix = deque(event.prefix or ())  # type: ignore[arg-type]  # as `libs.workflow.fork` makes it
-    if event.only is not None:
-        state.definition = part_of(state.definition, event.only)
+    state.definition = graph_of(state.definition, event)
     pool = Pool()
     state.frames[ROOT] = Frame(ROOT, pool)
     for name, value in system_variables(state.run_id, event, at_us).items():

@@ -1,8 +1,8 @@
 """Runs of a part of a workflow: one node, or one container with its rounds. Which graph they have, which values.
 
 `part_of` is the definition of such a run, derived from the whole one: the run machine executes it like any other.
-`prepare` finds the values that the part reads from nodes that do not run: given with the request, or left by an
-earlier run. Pure.
+`graph_of` is that of any run, by its record: of a part, or of the whole from the root where it begins. `prepare` finds
+the values that the part reads from nodes that do not run: given with the request, or left by an earlier run. Pure.
 
 Not here: environment variables are never taken over and never overridden. They come from the document that runs, so
 that no secret travels through a request or a command.
@@ -15,14 +15,16 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
+from libs.events.model import RunAccepted
 from libs.events.slots import is_sealed
 from libs.workflow.definition import Definition, Node, NodeKind
 from libs.workflow.inputs import InputInvalid, file_value, validate_inputs
 from libs.workflow.node_configs import ROOT_TYPES
 from libs.workflow.problems import WorkflowError, did_you_mean
 from libs.workflow.references import selectors
+from libs.workflow.roots import rooted
 
-__all__ = ["PartInvalid", "Prepared", "find_node", "part_of", "prepare", "reads"]
+__all__ = ["PartInvalid", "Prepared", "find_node", "graph_of", "part_of", "prepare", "reads"]
 
 Selector = tuple[str, ...]
 Variables = dict[str, JsonValue]
@@ -58,7 +60,6 @@ def part_of(definition: Definition, node_id: str) -> Definition:
 
     A single node has one attempt: whoever tries a node wants to see its first answer.
     """
-    node = definition.nodes[node_id]
     inside = {node_id, *definition.bodies.get(node_id, ())}
     nodes = {each.id: _alone(each, inside) for each in definition.nodes.values() if each.id in inside}
     alone = nodes[node_id]
@@ -72,8 +73,14 @@ def part_of(definition: Definition, node_id: str) -> Definition:
         root=node_id,
         inactive_roots=(),
         bodies={container: body for container, body in definition.bodies.items() if container in inside},
-        start_variables=node.config.variables if node.type == "start" else (),
     )
+
+
+def graph_of(definition: Definition, accepted: RunAccepted) -> Definition:
+    """The definition of the run, from that of its document. Raises KeyError, RootInvalid."""
+    if accepted.only is not None:
+        return part_of(definition, accepted.only)
+    return definition if accepted.root is None else rooted(definition, accepted.root)
 
 
 def _alone(node: Node, inside: set[str]) -> Node:

@@ -18,7 +18,7 @@ from pydantic import JsonValue
 
 from libs.events.model import RunAccepted
 from libs.workflow.definition import Definition
-from libs.workflow.modes import part_of
+from libs.workflow.modes import graph_of
 from libs.workflow.pool import Pool
 
 ROOT = ""
@@ -289,8 +289,8 @@ def load_state(definition: Definition, run_id: str, data: JsonValue) -> RunState
     raw = cast(dict[str, Any], data)
     state = RunState(definition, run_id, **raw["plain"])
     state.accepted = RunAccepted.model_validate(raw["accepted"]) if raw["accepted"] else None
-    if state.accepted is not None and state.accepted.only is not None:
-        state.definition = part_of(definition, state.accepted.only)
+    if state.accepted is not None:
+        state.definition = graph_of(definition, state.accepted)
     for frame in raw["frames"]:
         parent = parent_path(frame["path"])
         around = None if parent is None else state.frames[parent].pool

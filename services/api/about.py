@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from libs.events.registry import AppCreated
 from libs.workflow.definition import Definition
+from libs.workflow.roots import default_root
 from services.api import schemas
 from services.api.errors import ApiError
 from services.api.frames import Json
@@ -120,7 +121,7 @@ def _object(features: Mapping[str, Any], name: str) -> Json:
 
 def _form(definition: Definition) -> list[Json]:
     """The start node's variables as the document has them, each under its type."""
-    root = definition.nodes[definition.root]
+    root = definition.nodes[default_root(definition)]
     declared = root.data.get("variables") if root.type == "start" else None
     return [{str(one.get("type", "text-input")): dict(one)} for one in declared or () if isinstance(one, dict)]
 

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from libs.events.registry import AppCreated, KeyCreated
+from libs.workflow.roots import default_root
 from services.api import schemas
 from services.api.errors import bad_request
 from services.api.frames import Json
@@ -145,8 +146,7 @@ async def _inputs(parts: Parts, app: AppCreated) -> list[Json]:
     if latest is None:
         return []
     definition = await parts.starter.definition(latest)
-    root = definition.nodes.get(definition.root)
-    declared = root.data.get("variables") if root is not None else None
+    declared = definition.nodes[default_root(definition)].data.get("variables")
     return [dict(one) for one in declared or () if isinstance(one, dict)]
 
 

@@ -186,7 +186,7 @@ async def _start(parts: Parts, request: Request) -> Response:
             query=query,
             conversation_id=conversation_of(body),
             pins=pins,
-            **_part(principal, body),
+            **_place(principal, body),
         ),
         last_event_id(request),
     )
@@ -201,13 +201,15 @@ async def _app_to_run(parts: Parts, principal: Principal, body: Json) -> AppCrea
     return await parts.access.app(app_id, principal)
 
 
-def _part(principal: Principal, body: Json) -> Json:
-    """What a run of one node adds to the run that is wanted."""
-    only, from_run = (_text(body, name) for name in ("only", "from_run"))
+def _place(principal: Principal, body: Json) -> Json:
+    """Where the run begins, or which node of the workflow it runs alone: fields of `Wanted`."""
+    root, only, from_run = (_text(body, name) for name in ("root", "only", "from_run"))
     if only is None:
         if from_run is not None:
             raise invalid_param("from_run: goes with only, the node that runs with that run's variables", "from_run")
-        return {}
+        return {"root": root}
+    if root is not None:
+        raise invalid_param("root: goes without only, which runs one node and nothing that leads to it", "root")
     if not principal.admin:
         raise forbidden("only needs the admin token: whoever has a key starts workflows, not single nodes of them")
     return {"only": only, "from_run": from_run, "triggered_from": "debugging", "invoke_from": "debugger"}

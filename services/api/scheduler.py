@@ -20,6 +20,7 @@ from libs.events.sealing import SealError
 from libs.events.triggers import ScheduleFired
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import DefinitionInvalid
+from libs.workflow.roots import roots_of
 from libs.workflow.schedules import Schedule, ScheduleInvalid, schedule_of
 from services.api.access import Principal
 from services.api.errors import ApiError
@@ -34,6 +35,10 @@ KIND: Final = "trigger-schedule"
 USER: Final = "schedule"
 AT_ONCE: Final = 32
 """Starts under way: each may wait for an executor."""
+
+
+_Schedules = tuple[tuple[str, Schedule], ...]
+"""(node, schedule) for each root of a document that is a schedule."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -65,8 +70,8 @@ class Scheduler:
         self._threads = threads
         self._now_us = now_us
         self._look_s = look_s
-        self._known: dict[str, tuple[str, Schedule] | None] = {}
-        """By digest of a document: the node that begins it and its schedule, if it has one."""
+        self._known: dict[str, _Schedules] = {}
+        """By digest of a document."""
         self._scheduled: list[_Scheduled] = []
         self._next: dict[tuple[str, str], tuple[Schedule, int, int | None]] = {}
         self._read_to = -1
@@ -123,7 +128,7 @@ class Scheduler:
         """The schedules of the newest versions of all apps."""
         self._read_to = self._registry.position
         found: list[_Scheduled] = []
-        known: dict[str, tuple[str, Schedule] | None] = {}
+        known: dict[str, _Schedules] = {}
         for app in self._registry.apps():
             version = self._registry.latest(app.app_id)
             if version is None:
@@ -131,23 +136,27 @@ class Scheduler:
             digest = version.digest
             if digest not in known:
                 known[digest] = self._known[digest] if digest in self._known else await self._of(digest)
-            scheduled = known[digest]
-            if scheduled is not None:
-                found.append(_Scheduled(app, version, *scheduled))
+            found += (_Scheduled(app, version, *scheduled) for scheduled in known[digest])
         self._known, self._scheduled = known, found
 
-    async def _of(self, digest: str) -> tuple[str, Schedule] | None:
-        """(node, schedule) of a document that begins with a schedule."""
+    async def _of(self, digest: str) -> _Schedules:
+        """The schedules of a document; one that means nothing is left out, and logged."""
         text = self._registry.document(digest)
         if text is None or KIND not in text:
-            return None  # most documents: not worth compiling
+            return ()  # most documents: not worth compiling
         try:
             definition = await self._threads.run(self._catalog.get, digest)
-            root = definition.nodes[definition.root]
-            return (root.id, schedule_of(root.data)) if root.type == KIND else None
-        except (DefinitionMissing, DefinitionInvalid, ScheduleInvalid) as error:
+        except (DefinitionMissing, DefinitionInvalid) as error:
             logger.error("schedule_invalid", extra={"digest": digest, "problem": str(error)})
-            return None
+            return ()
+        found: list[tuple[str, Schedule]] = []
+        for node in (definition.nodes[root] for root in roots_of(definition)):
+            try:
+                if node.type == KIND:
+                    found.append((node.id, schedule_of(node.data)))
+            except ScheduleInvalid as error:
+                logger.error("schedule_invalid", extra={"digest": digest, "node_id": node.id, "problem": str(error)})
+        return tuple(found)
 
     def _due(self, one: _Scheduled) -> int | None:
         """The newest instant that is due and not over. A version's schedule begins when it is published."""
@@ -178,6 +187,7 @@ class Scheduler:
             USER,  # what tells the starts of one instant apart: nothing, whatever version a replica knows
             triggered_from="schedule",
             invoke_from="trigger",
+            root=one.node_id,
         )
         where = {"app_id": app_id, "node_id": one.node_id, "due_us": due_us}
         run_id: str | None = None

@@ -89,6 +89,10 @@ class StartBody(_Shape):
     user: str | None = None
     files: list[Values] | None = None
     pins: Values | None = Field(default=None, description="Pinned answers of nodes; needs the admin token")
+    root: str | None = Field(
+        default=None,
+        description="Begin at this root (id or title); absent: at the start node, else at the first trigger",
+    )
     only: str | None = Field(
         default=None,
         description="Run this node alone (a container with its body); inputs: #node.name# -> value; admin only",
@@ -487,6 +491,7 @@ class NodeView(_Shape):
 
 
 class RunState(RunItem):
+    root: str | None = Field(description="The node at which it begins; null: the document cannot be read")
     inputs: Values
     outputs: Values
     nodes: dict[str, NodeView]

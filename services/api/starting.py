@@ -25,6 +25,7 @@ from libs.workflow.definition import Definition, DefinitionInvalid
 from libs.workflow.inputs import InputInvalid, accepted_files, validate_inputs
 from libs.workflow.modes import PartInvalid, find_node, prepare, reads
 from libs.workflow.pins import check_pins, parse_pins
+from libs.workflow.roots import RootInvalid, default_root, named_root, rooted
 from libs.workflow.state import ROOT
 from services.api.access import Principal
 from services.api.detached import Detached
@@ -67,6 +68,8 @@ class Wanted:
     pins: dict[str, JsonValue] | None = None
     triggered_from: str = "app-run"
     invoke_from: str = "service-api"
+    root: str | None = None
+    """The root at which the run begins (id or title); None: at the start node, without one at the first root."""
     only: str | None = None
     """The node to run alone (id or title), a container with its body. The request's inputs are then the values that it
     reads, by the keys that `libs.workflow.modes.prepare` takes."""
@@ -179,11 +182,12 @@ class RunStarter:
         raise unknown
 
     async def _command(self, wanted: Wanted) -> StartRun:
-        definition = await self.definition(wanted.version)
+        whole = await self.definition(wanted.version)
         variables: dict[str, JsonValue] | None = None
         only: str | None = None
         user = FileUser(wanted.app.app_id, wanted.principal, wanted.user)
         try:
+            definition = _begun_at(whole, wanted)
             given, attached = await self._uploads.resolved(
                 definition, wanted.request.inputs, wanted.request.files, user
             )
@@ -193,7 +197,7 @@ class RunStarter:
             else:
                 only = find_node(definition, wanted.only)
                 inputs, variables = await self._part(definition, wanted, only)
-        except (InputInvalid, PartInvalid) as error:
+        except (InputInvalid, PartInvalid, RootInvalid) as error:
             raise invalid_param(str(error)) from error
         if wanted.pins is not None:
             problems = check_pins(parse_pins(wanted.pins), definition)
@@ -232,6 +236,7 @@ class RunStarter:
             not_after_us=self._submitter.not_after_us(),
             pins=wanted.pins,
             only=only,
+            root=None if only is not None else named_root(definition),
             variables=variables,
         )
 
@@ -395,6 +400,14 @@ class RunStarter:
             return encode(blocking(run_id, task_id, workflow_id, created_us, ended, ended_us))
 
         return WaitingAnswer(run_id, lambda: self._end(end, made), end.cancel)
+
+
+def _begun_at(definition: Definition, wanted: Wanted) -> Definition:
+    """The definition of the whole workflow, with the root where the run begins. Raises PartInvalid, RootInvalid."""
+    if wanted.only is not None:
+        return definition
+    root = default_root(definition) if wanted.root is None else find_node(definition, wanted.root)
+    return rooted(definition, root)
 
 
 def _ended_answer(run: RunSummary) -> dict[str, Any]:

@@ -146,6 +146,7 @@ def show(run_id: str, history: Iterable[Recorded], definition: Definition | None
     ending = (end, ended_us if end else None)
     run = summarize(run_id, (accepted, created_us), started_us, ending, seq, paused=asked.paused is not None)
     return _item(run) | {
+        "root": accepted.root if state is None else state.definition.root,
         "inputs": run.inputs,
         "outputs": run.outputs,
         "nodes": nodes.view(),

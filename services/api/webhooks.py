@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from libs.events.ids import task_id_of
 from libs.events.registry import AppCreated, VersionPublished
 from libs.workflow.configs.flow import WebhookConfig, WebhookField
+from libs.workflow.roots import roots_of
 from services.api.access import Principal
 from services.api.errors import ApiError, bad_request, invalid_param, not_found
 from services.api.frames import Json
@@ -73,10 +74,11 @@ async def _receive(parts: Parts, request: Request, webhook_id: str) -> Response:
         app,
         version,
         USER,
-        RunRequest({"webhook_data": event}, (), False, idempotency_key(request)),
+        RunRequest({"webhook_data": event}, (), False, _key(request, node_id)),
         body_digest({"event": event}, node_id),
         triggered_from="webhook",
         invoke_from="trigger",
+        root=node_id,
     )
     started = await parts.starter.begun(wanted)
     headers = {"X-Workflow-Run-Id": started.run_id, "X-Task-Id": task_id_of(started.run_id)}
@@ -95,9 +97,15 @@ async def _hook(parts: Parts, webhook_id: str) -> tuple[AppCreated, VersionPubli
         raise not_found("there is no such webhook, or its workflow is not published")
     definition = await parts.starter.definition(version)
     node = definition.nodes.get(hook.node_id)
-    if node is None or definition.root != hook.node_id or not isinstance(node.config, WebhookConfig):
+    if node is None or node.id not in roots_of(definition) or not isinstance(node.config, WebhookConfig):
         raise not_found("the published workflow does not begin with this webhook. Publish one that does")
     return app, version, hook.node_id, node.config
+
+
+def _key(request: Request, node_id: str) -> str | None:
+    """The caller's key, of this address alone: one delivery may go to several webhooks of an app."""
+    key = idempotency_key(request)
+    return None if key is None else f"{node_id}/{key}"
 
 
 async def _event(parts: Parts, request: Request, config: WebhookConfig, user: FileUser) -> Json:

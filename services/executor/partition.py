@@ -461,8 +461,8 @@ NEEDS_BODY = frozenset(
 
 _COPIED = (
     "app_id", "workflow_id", "version", "digest", "mode", "inputs", "files", "query", "conversation_id", "caller",
-    "invoke_from", "triggered_from", "idempotency_key", "body_digest", "pins", "only", "variables", "forked_from",
-    "prefix", "conversation_name", "introduction", "not_after_us",
+    "invoke_from", "triggered_from", "idempotency_key", "body_digest", "pins", "only", "root", "variables",
+    "forked_from", "prefix", "conversation_name", "introduction", "not_after_us",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from flowledger.cli import run as command_line
 from flowledger.cli.exits import INVALID, NOT_FOUND, UNREACHABLE, USAGE
-from tests.documents import code, document, edges, end, start, template
+from tests.documents import code, document, edges, end, node, start, template
 
 SECRET = "sk-live-0123456789-abcdefghij"
 FLOW = document(
@@ -76,6 +76,24 @@ def test_an_exported_history_folds_to_what_the_server_shows_at_every_event(
         assert here == there
     assert "succeeded" in typed("replay", file).out
     assert typed("export", run_id, "-o", "-", "--data", data).out == file.read_text()
+
+
+def test_a_run_from_a_trigger_is_replayed_from_there(typed: Type, tmp_path: Path) -> None:
+    flow, data, file = tmp_path / "flow.yml", tmp_path / "data", tmp_path / "run.jsonl"
+    nodes = [node("order", "trigger-plugin"), node("refund", "trigger-plugin"), end(o="order.who", r="refund.who")]
+    flow.write_text(document(nodes, edges("order > end", "refund > end")))
+    said = typed("run", flow, "--root", "Refund", "-i", "who=Ada", "--data", data, "--json")
+    assert (said.code, said.lines[0]["outputs"]) == (0, {"o": None, "r": "Ada"})
+    run_id = said.lines[0]["workflow_run_id"]
+    assert typed("export", run_id, "-o", file, "--data", data).code == 0
+    assert typed("rebuild", "--yes", "--data", data).code == 0
+    here = shown(typed("replay", file, "--json"))
+    assert here == shown(typed("show", run_id, "--data", data, "--json"))
+    assert (here["root"], here["nodes"]["order"]["status"]) == ("refund", "skipped")
+    assert typed("run", flow, "-i", "who=Ada", "--data", data, "--json").lines[0]["outputs"] == {"o": "Ada", "r": None}
+    wrong = typed("run", flow, "--root", "end", "--data", data)
+    assert (wrong.code, "Roots of this workflow: order, refund" in wrong.err) == (USAGE, True)
+    assert typed("run", flow, "--root", "order", "--only", "end", "--data", data).code == USAGE
 
 
 @pytest.mark.parametrize(

@@ -65,13 +65,13 @@ def serve(log: MemoryLog, clock: Clock) -> Iterator[Callable[..., Server]]:
         server.close()
 
 
-def fired(server: Server, app: dict[str, Any]) -> Any:
-    return server.registry.triggers.fired(app["app_id"], "tick")
+def fired(server: Server, app: dict[str, Any], node_id: str = "tick") -> Any:
+    return server.registry.triggers.fired(app["app_id"], node_id)
 
 
-def rest(server: Server, app: dict[str, Any], due_us: int) -> None:
+def rest(server: Server, app: dict[str, Any], due_us: int, node_id: str = "tick") -> None:
     """Until the instant is over for this server, and it has looked at the clock again."""
-    until(lambda: (found := fired(server, app)) is not None and found.due_us == due_us)
+    until(lambda: (found := fired(server, app, node_id)) is not None and found.due_us == due_us)
     server.registry.catch_up()
     time.sleep(0.05)  # a second run would come at once
 
@@ -183,3 +183,28 @@ def test_an_import_names_the_schedule_that_no_clock_can_keep(serve: Callable[...
     (found,) = [each for each in told if each["at"] == at]
     assert "expected five fields" in found["problem"]
     assert found["hint"] == "Until it is corrected no clock starts this workflow"
+
+
+def test_every_schedule_of_a_document_fires_its_own_node(
+    serve: Callable[..., Server], executor: ScriptedExecutor, clock: Clock
+) -> None:
+    replicas = [serve() for _ in range(2)]
+    said = {"mode": "cron", "timezone": "UTC"}
+    nodes = [
+        node("never", "trigger-schedule", cron_expression="often", **said),
+        node("whole", "trigger-schedule", cron_expression="0 * * * *", **said),
+        node("half", "trigger-schedule", cron_expression="30 * * * *", **said),
+        node("both", "trigger-schedule", cron_expression="*/30 * * * *", **said),
+        end(),
+    ]
+    app = replicas[0].import_app(document(nodes, edges(*(f"{each['id']} > end" for each in nodes[:-1]))))
+    hour_us = clock.us // HOUR_US * HOUR_US
+    for clock.us, due in ((hour_us + HOUR_US // 2, {"half", "both"}), (hour_us + HOUR_US, {"whole", "both"})):
+        before = len(runs(executor))
+        for replica in replicas:
+            replica.registry.catch_up()
+            for node_id in due:
+                rest(replica, app, clock.us, node_id)
+        assert {run.root for run in runs(executor)[before:]} == due
+        assert len(runs(executor)) == before + 2
+    assert fired(replicas[0], app, "never") is None

@@ -10,7 +10,7 @@ import pytest
 
 from flowledger.dev import Embedded, start_embedded
 from libs.settings import Settings
-from tests.documents import document, edges, end, node
+from tests.documents import document, edges, end, node, start
 
 HOOK = document(
     [
@@ -139,6 +139,35 @@ def test_a_webhook_is_open_only_while_the_published_version_begins_with_it(
     http.delete(hook.app, headers=hook.admin)
     assert code_of(http.post(hook.url, json=body, headers=headers)) == (404, "not_found")
     assert code_of(http.post("/triggers/webhook/nobody", json=body)) == (404, "not_found")
+
+
+def test_a_start_node_and_a_trigger_may_stand_in_an_imported_document(http: httpx.Client, instance: Embedded) -> None:
+    admin = {"Authorization": f"Bearer {instance.admin_token}"}
+    nodes = [json.loads(HOOK)["workflow"]["graph"]["nodes"][0], start("q"), end(who="hook.who", q="start.q")]
+    text = document(nodes, edges("hook > end", "start > end"))
+    made = http.post("/v1/apps/import", content=text, headers=admin).json()
+    assert [each["at"] for each in made["warnings"] if "start node" in each["problem"]] == ["workflow.graph.nodes"]
+    app = http.get(f"/v1/apps/{made['app_id']}", headers=admin).json()
+    assert [each["variable"] for each in app["inputs"]] == ["q"]
+    key = {"Authorization": f"Bearer {made['api_key']}"}
+    form = http.get("/v1/parameters", headers=key).json()["user_input_form"]
+    assert [each["paragraph"]["variable"] for each in form] == ["q"]
+    body = {"inputs": {"q": "hello"}, "response_mode": "blocking", "user": "ada"}
+    assert http.post("/v1/workflows/run", json=body, headers=key).json()["data"]["outputs"] == {
+        "who": None,
+        "q": "hello",
+    }
+    query = {"node_id": "hook"}
+    path = f"/console/api/apps/{made['app_id']}/workflows/triggers/webhook"
+    url = http.get(path, params=query, headers=admin).json()["webhook_url"]
+    called = http.post(url, json={"who": "Ada"}, headers={"X-Kind": "x"})
+    deadline = time.monotonic() + 30
+    while not (run := http.get(f"/v1/runs/{called.headers['x-workflow-run-id']}", headers=admin).json()).get(
+        "finished_at"
+    ):
+        assert time.monotonic() < deadline, run
+        time.sleep(0.02)
+    assert (run["root"], run["outputs"]) == ("hook", {"who": "Ada", "q": None})
 
 
 def test_an_address_is_only_made_for_a_webhook_node(http: httpx.Client, instance: Embedded) -> None:

@@ -1,14 +1,17 @@
 """Invariants of the run machine, over random graphs, outcomes and orders of completion."""
 
+import json
 import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.events.model import NodeStarted, PauseRequested, ResumeRequested, RunEvent
+from libs.workflow.definition import Definition
 from libs.workflow.machine import CompleteAttempt, Rejection, apply, decide, derived, due, new_state
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from libs.workflow.state import Form, Key, dump_state, load_state
+from tests.documents import edges, node
 from tests.driver import RUN_ID, Driver
 from tests.graphs import graphs
 
@@ -166,3 +169,40 @@ def test_pauses_change_nothing(text: str, seed: int, order: int) -> None:
     for event in driver.events:
         held = isinstance(event, PauseRequested) or (held and not isinstance(event, ResumeRequested))
         assert not (held and isinstance(event, NodeStarted))
+
+
+def _with_trigger(text: str, data: st.DataObject) -> str:
+    """The document with a second root, above some of its nodes, behind or in front of the first."""
+    made = json.loads(text)
+    graph = made["workflow"]["graph"]
+    inside = {each["data"].get("iteration_id") or each["data"].get("loop_id") for each in graph["nodes"]} - {None}
+    within = {each["id"] for each in graph["nodes"] if each["data"].get("iteration_id") or each["data"].get("loop_id")}
+    names = sorted({each["id"] for each in graph["nodes"]} - within - {"start"} - {f"{name}start" for name in inside})
+    below = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
+    place = data.draw(st.sampled_from([0, len(graph["nodes"])]))
+    graph["nodes"].insert(place, node("hook", "trigger-plugin"))
+    graph["edges"] += edges(*(f"hook > {name}" for name in below))
+    return json.dumps(made)
+
+
+@MANY
+@given(graphs(people=True), st.integers(0, 1000), st.sampled_from(["start", "hook"]), st.data())
+def test_a_run_ends_and_runs_only_what_its_root_reaches(text: str, seed: int, root: str, data: st.DataObject) -> None:
+    driver = Driver(_with_trigger(text, data), q="yes", accepted={"root": root})
+    driver.state.pool.set("start", "items", ["x", "y", "z"])
+    driver.run(_answers(seed), person=_person(seed))  # type: ignore[arg-type]
+    ran = {event.node_id for event in driver.events if isinstance(event, NodeStarted) and not event.path}
+    assert ran <= _below(driver.definition, root)
+    if driver.state.status != "failed":
+        whole = _below(driver.definition, "start") | _below(driver.definition, "hook")
+        assert driver.state.frames[""].skipped == whole - ran
+
+
+def _below(definition: Definition, root: str) -> set[str]:
+    """The root and all that its edges lead to."""
+    reached, waiting = {root}, [root]
+    while waiting:
+        more = {edge.target for edge in definition.nodes[waiting.pop()].outgoing} - reached
+        reached |= more
+        waiting += more
+    return reached

@@ -9,6 +9,7 @@ from services.executor.nodes.loop_end import LoopEndHandler
 from services.executor.nodes.port import Handler
 from services.executor.nodes.start import StartHandler
 from services.executor.nodes.template_transform import TemplateTransformHandler
+from services.executor.nodes.triggers import PluginTriggerHandler, ScheduleTriggerHandler, WebhookTriggerHandler
 from services.executor.nodes.variable_aggregator import VariableAggregatorHandler
 from services.executor.sandbox import Sandbox
 
@@ -16,6 +17,9 @@ from services.executor.sandbox import Sandbox
 def inline_handlers() -> dict[str, Handler]:
     return {
         "start": StartHandler(),
+        "trigger-webhook": WebhookTriggerHandler(),
+        "trigger-schedule": ScheduleTriggerHandler(),
+        "trigger-plugin": PluginTriggerHandler(),
         "end": EndHandler(),
         "answer": AnswerHandler(),
         "if-else": IfElseHandler(),

@@ -14,6 +14,7 @@ from libs.events.registry import AppCreated, VersionDeleted, VersionMarked, Vers
 from libs.workflow.definition import Definition
 from libs.workflow.node_configs import ROOT_TYPES
 from libs.workflow.problems import Findings
+from libs.workflow.roots import roots_of
 from libs.workflow.schedules import ScheduleInvalid, schedule_of
 from libs.workflow.variables import read_variables
 from services.api import schemas
@@ -150,7 +151,7 @@ def _publishing(router: APIRouter, parts: Parts) -> None:
         draft = await parts.drafting.require(app)
         _check_roots(draft.workflow["graph"])
         definition, text = await parts.drafting.compiled(app, draft)
-        _check_schedule(definition)
+        _check_schedules(definition)
         version = await parts.publisher.publish(app, definition, text, name, comment)
         return answered({"result": "success", "created_at": version.published_at_us // 1_000_000})
 
@@ -319,14 +320,14 @@ def _check_roots(graph: Mapping[str, Any]) -> None:
         raise invalid_param("graph.nodes: a start node and a trigger cannot stand in one workflow. Remove one", "graph")
 
 
-def _check_schedule(definition: Definition) -> None:
+def _check_schedules(definition: Definition) -> None:
     """Raises ApiError 400 for a schedule that no clock can keep: it would be published and never run."""
-    root = definition.nodes[definition.root]
-    if root.type == "trigger-schedule":
-        try:
-            schedule_of(root.data)
-        except ScheduleInvalid as error:
-            raise invalid_param(f'node "{root.id}": {error}') from error
+    for node in (definition.nodes[root] for root in roots_of(definition)):
+        if node.type == "trigger-schedule":
+            try:
+                schedule_of(node.data)
+            except ScheduleInvalid as error:
+                raise invalid_param(f'node "{node.id}": {error}') from error
 
 
 # --- answers ---

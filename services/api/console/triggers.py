@@ -6,6 +6,8 @@ from starlette.responses import JSONResponse, Response
 from libs.events.codec import rfc3339
 from libs.events.registry import AppCreated
 from libs.events.triggers import WebhookCreated
+from libs.workflow.definition import Node
+from libs.workflow.roots import roots_of
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE
 from services.api.console.session import App
@@ -54,23 +56,22 @@ def trigger_routes(parts: Parts) -> APIRouter:
     async def list_triggers(app: App) -> Response:
         latest = parts.registry.latest(app.app_id)
         definition = None if latest is None else await parts.starter.definition(latest)
-        root = None if definition is None else definition.nodes[definition.root]
-        found: list[Json] = []
-        if root is not None and root.type in KINDS:
-            fired = parts.registry.triggers.fired(app.app_id, root.id)
-            found.append(
-                {
-                    "id": root.id,
-                    "trigger_type": root.type,
-                    "title": root.title,
-                    "node_id": root.id,
-                    "status": "enabled",
-                    "last_due_at": rfc3339(fired.due_us) if fired is not None else None,
-                }
-            )
-        return JSONResponse({"data": found})
+        roots = () if definition is None else (definition.nodes[root] for root in roots_of(definition))
+        return JSONResponse({"data": [_trigger(parts, app, root) for root in roots if root.type in KINDS]})
 
     return router
+
+
+def _trigger(parts: Parts, app: AppCreated, node: Node) -> Json:
+    fired = parts.registry.triggers.fired(app.app_id, node.id)
+    return {
+        "id": node.id,
+        "trigger_type": node.type,
+        "title": node.title,
+        "node_id": node.id,
+        "status": "enabled",
+        "last_due_at": rfc3339(fired.due_us) if fired is not None else None,
+    }
 
 
 async def _made(parts: Parts, app: AppCreated, node_id: str) -> WebhookCreated:
