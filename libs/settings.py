@@ -39,6 +39,8 @@ class Provider:
     """Type of a file -> the part of a message that it goes into; None: as is known of the provider."""
     context_tokens: Mapping[str, int] = field(default_factory=dict)
     """Name of a model in documents, or `*` for all others -> how many tokens its context holds."""
+    timeout_s: float = 600.0
+    """How long it may say nothing, before its first word or between two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +96,7 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
         return values.get(PREFIX + name) or None
 
     def number(name: str, default: float, minimum: float) -> float:
-        raw = text(name)
-        if raw is None:
-            return default
-        try:
-            value = float(raw)
-        except ValueError:
-            value = math.nan
-        if math.isfinite(value) and value >= minimum:
-            return value
-        problems.append(f"{PREFIX}{name}: expected a number of at least {minimum:g}, got {raw!r}")
-        return default
+        return _number(name, text(name), default, minimum, problems)
 
     def count(name: str, default: int, minimum: int, most: int | None = None) -> int:
         value = number(name, default, minimum)
@@ -152,6 +144,19 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
     return settings
 
 
+def _number(name: str, raw: str | None, default: float, minimum: float, problems: list[str]) -> float:
+    if raw is None:
+        return default
+    try:
+        value = float(raw)
+    except ValueError:
+        value = math.nan
+    if math.isfinite(value) and value >= minimum:
+        return value
+    problems.append(f"{PREFIX}{name}: expected a number of at least {minimum:g}, got {raw!r}")
+    return default
+
+
 def _pairs(name: str, raw: str, problems: list[str]) -> dict[str, str]:
     """`key=value;key=value`."""
     pairs: dict[str, str] = {}
@@ -163,7 +168,7 @@ def _pairs(name: str, raw: str, problems: list[str]) -> dict[str, str]:
     return pairs
 
 
-_PROVIDER_SETTINGS = ("BASE_URL", "API_KEY", "API_KEY_FILE", "AUTH", "MODELS", "FILES", "CONTEXT_TOKENS")
+_PROVIDER_SETTINGS = ("BASE_URL", "API_KEY", "API_KEY_FILE", "AUTH", "MODELS", "FILES", "CONTEXT_TOKENS", "TIMEOUT_S")
 
 
 def _s3(values: Mapping[str, str], problems: list[str]) -> S3 | None:
@@ -211,6 +216,7 @@ def _provider(name: str, values: Mapping[str, str], problems: list[str]) -> Prov
         models=_pairs(f"{name}_MODELS", text("MODELS") or "", problems),
         files=_file_parts(f"{name}_FILES", text("FILES"), problems),
         context_tokens=_counts(f"{name}_CONTEXT_TOKENS", text("CONTEXT_TOKENS") or "", problems),
+        timeout_s=_number(f"{name}_TIMEOUT_S", text("TIMEOUT_S"), 600, 0.1, problems),
     )
 
 

@@ -21,6 +21,16 @@
     refuse-<option>  status 400 naming the option, as long as a request has it
     newer-bound      status 400 that asks for `max_completion_tokens`, as long as a request has `max_tokens`
     text-only        status 400 when a message has parts
+    busy-<n>         status 429 with `Retry-After: 0` for the first n requests, then answers as echo; `busy-later` says
+                     to come back in an hour
+    no-schema        status 400 naming response_format when it is a JSON schema
+    empty            answers without choices; `empty-blocking` without streaming
+    mislabelled      does not stream, and calls its JSON text/plain
+    refusing         refuses in the field of its own
+    cut-off          stops at the bound of its length
+    calling          calls a function that nobody offered
+    limited          reports a rate limit inside the stream
+    gateway          status 502 with what stands behind in `metadata.raw`
     flaky-<n>        status 500 for the first n requests, then answers as echo
 
 `GET /requests` lists what came in, `GET /cat.png` is a picture. Run it: `python -m tests.model_server --port 0`; in a
@@ -127,6 +137,23 @@ class ModelServer:
             said = "messages[0]: unknown variant `input_audio`, expected `text`"
             await _send(writer, 400, {"error": {"message": said}})
             return True
+        if model == "busy" and (argument == "later" or len(self.requests) <= int(argument)):
+            wait = "3600" if argument == "later" else "0"
+            await _send(writer, 429, {"error": {"message": "too many"}}, **{"Retry-After": wait})
+            return True
+        if request["model"] == "no-schema" and request.get("response_format", {}).get("type") == "json_schema":
+            await _send(writer, 400, {"error": {"message": "This response_format type is unavailable now"}})
+            return True
+        if model == "gateway":
+            behind = {"raw": "model is warming up", "provider_name": "x"}
+            await _send(writer, 502, {"error": {"message": "Provider returned error", "metadata": behind}})
+            return True
+        if model == "mislabelled":
+            await _send_bytes(writer, 200, json.dumps(_whole(path, request)).encode(), "text/plain")
+            return True
+        if request["model"] == "empty-blocking":
+            await _send(writer, 200, {"id": "1", "choices": []})
+            return True
         if model == "flaky" and len(self.requests) <= int(argument):
             await _send(writer, 500, {"message": "not yet"})
             return True
@@ -167,6 +194,8 @@ async def _frames(name: str, path: str, request: dict[str, Any]) -> AsyncIterato
             return
         if number == 1 and name == "garbage":
             yield b"data: <html>\n\n"
+        if number == 1 and name == "limited":
+            yield _event({"error": {"message": "slow down", "code": 429}})
         if number == 1 and name == "stream-error":
             yield _event({"error": {"message": "the model fell over", "code": 500}})
         yield _event(delta)
@@ -194,8 +223,16 @@ def _deltas(name: str, path: str, request: dict[str, Any]) -> list[dict[str, Any
         ]
     if name == "reasoning":
         pieces = [{"reasoning_content": "let me "}, {"reasoning_content": "see"}, {"content": "done"}]
+    if name == "refusing":
+        pieces = [{"content": None, "refusal": piece} for piece in ("I will ", "not")]
+    if name == "calling":
+        call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        pieces = [{"content": "wait"}, {"content": None, "tool_calls": [call]}, {"tool_calls": None}]
+    if name == "empty":
+        return [{"id": "1", "choices": [], "usage": usage_of(request)}]
+    reason = {"cut-off": "length", "calling": "tool_calls"}.get(name, "stop")
     made: list[dict[str, Any]] = [{"id": "1", "choices": [_choice(path, piece)]} for piece in pieces]
-    made.append({"id": "1", "choices": [{**_choice(path, {}), "finish_reason": "stop"}]})
+    made.append({"id": "1", "choices": [{**_choice(path, {}), "finish_reason": reason}]})
     if request.get("stream_options", {}).get("include_usage") and name != "no-usage":
         made.append({"id": "1", "choices": [], "usage": usage_of(request)})
     return made
@@ -233,8 +270,10 @@ def answer_of(request: dict[str, Any]) -> str:
         return json.dumps({"category_id": argument, "category_name": "?"})
     if name == "refuse" and argument == "tools":
         return '{"city": "Oslo", "count": 3}'
-    if request["model"] in ("json", "call"):
+    if request["model"] in ("json", "call", "no-schema"):
         return '{"answer": 42}'
+    if request["model"] == "cut-off":
+        return '{"answer": '
     if request["model"] == "thinking":
         return "<think>let me see</think>\n\ndone"
     if "prompt" in request:
@@ -256,12 +295,13 @@ def _event(data: object) -> bytes:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
 
 
-async def _send(writer: asyncio.StreamWriter, status: int, body: object) -> None:
-    await _send_bytes(writer, status, json.dumps(body, ensure_ascii=False).encode(), "application/json")
+async def _send(writer: asyncio.StreamWriter, status: int, body: object, **headers: str) -> None:
+    await _send_bytes(writer, status, json.dumps(body, ensure_ascii=False).encode(), "application/json", **headers)
 
 
-async def _send_bytes(writer: asyncio.StreamWriter, status: int, data: bytes, kind: str) -> None:
-    head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(data)}\r\n\r\n"
+async def _send_bytes(writer: asyncio.StreamWriter, status: int, data: bytes, kind: str, **headers: str) -> None:
+    lines = {"Content-Type": kind, "Content-Length": str(len(data)), **headers}
+    head = f"HTTP/1.1 {status} X\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
     writer.write(head.encode() + data)
     await writer.drain()
 

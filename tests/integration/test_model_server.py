@@ -1,6 +1,7 @@
 """The OpenAI-compatible adapter against a real server on 127.0.0.1."""
 
 import asyncio
+import json
 from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
@@ -143,6 +144,9 @@ def test_a_refusal_has_its_class_the_providers_words_and_no_key(status: int, err
         ("unfinished", "InvokeConnectionError", "the stream ended before the answer did"),
         ("garbage", "InvokeServerUnavailableError", "not JSON"),
         ("stream-error", "InvokeServerUnavailableError", "the model fell over"),
+        ("limited", "InvokeRateLimitError", "slow down"),
+        ("empty", "InvokeServerUnavailableError", "no choices"),
+        ("empty-blocking", "InvokeServerUnavailableError", "no choices"),
     ],
 )
 def test_a_stream_that_breaks_is_an_error_that_may_be_retried(model: str, error_type: str, words: str) -> None:
@@ -163,7 +167,14 @@ def test_nobody_listening_is_a_connection_error() -> None:
 def test_an_option_that_the_server_does_not_know_is_left_out(option: str) -> None:
     deltas, requests = answer(asking(f"refuse-{option}", schema={"type": "object"}))
     assert text_of(deltas) == "echo: hi there"
-    assert [option in request["body"] for request in requests] == [True, False]
+    tries = 2 if option == "stream_options" else 3  # a schema, then JSON of any form, then words alone
+    assert [option in request["body"] for request in requests] == [True] * (tries - 1) + [False]
+
+
+def test_a_server_that_knows_json_but_no_schemas_is_asked_for_json() -> None:
+    deltas, requests = answer(asking("no-schema", schema={"type": "object"}))
+    assert text_of(deltas) == '{"answer": 42}'
+    assert [request["body"]["response_format"]["type"] for request in requests] == ["json_schema", "json_object"]
 
 
 @pytest.mark.parametrize(
@@ -265,6 +276,67 @@ def test_parameters_of_documents_are_translated() -> None:
     assert "seed" not in body
 
 
+def test_a_json_schema_among_the_parameters_goes_in_the_servers_form() -> None:
+    schema = {"name": "city", "schema": {"type": "object"}, "strict": True}
+
+    def form(schema: Any) -> Any:
+        parameters = {"response_format": "json_schema", "json_schema": schema}
+        return answer(asking("echo", parameters=parameters))[1][0]["body"]["response_format"]
+
+    assert form(json.dumps(schema)) == {"type": "json_schema", "json_schema": schema}
+    assert form({"type": "object"})["json_schema"] == {"name": "answer", "schema": {"type": "object"}}
+    with pytest.raises(ModelError, match="json_schema"):
+        form("{no json")
+
+
+@pytest.mark.parametrize("name", ["num_predict", "max_output_tokens", "max_tokens_to_sample"])
+def test_the_bound_of_an_answer_has_one_name_at_the_server(name: str) -> None:
+    body = answer(asking("echo", parameters={name: 5}))[1][0]["body"]
+    assert (body.get("max_tokens"), name in body) == (5, False)
+    unbounded = answer(asking("echo", parameters={name: -1, "max_tokens": 7}))[1][0]["body"]
+    assert (unbounded["max_tokens"], name in unbounded) == (7, False)
+
+
+def test_a_server_that_says_when_to_come_back_is_asked_again_then() -> None:
+    deltas, requests = answer(asking("busy-2"))
+    assert text_of(deltas) == "echo: hi there"
+    assert len(requests) == 3
+    assert len({request["headers"]["idempotency-key"] for request in answer(asking("busy-2", key="k"))[1]}) == 1
+
+
+@pytest.mark.parametrize("model", ["busy-9", "busy-later"])
+def test_a_server_that_stays_busy_or_says_to_come_back_much_later_is_left_to_the_nodes_retries(model: str) -> None:
+    error = failure(model)
+    assert (error.error_type, error.retryable) == ("InvokeRateLimitError", True)
+
+
+def test_a_server_that_says_nothing_for_too_long_is_an_error_that_may_be_retried() -> None:
+    async def go() -> None:
+        async with ModelServer() as server:
+            models = Models({"OPENAI": Provider(server.url, KEY, timeout_s=0.2)})
+            try:
+                async for _ in models.provider("openai").stream(asking("slow-600")):
+                    pass
+            finally:
+                await models.aclose()
+
+    with pytest.raises(ModelError, match="no answer in time") as caught:
+        asyncio.run(go())
+    assert (caught.value.error_type, caught.value.retryable) == ("InvokeConnectionError", True)
+
+
+def test_an_answer_in_one_piece_is_known_by_its_form_also_without_its_type() -> None:
+    assert text_of(answer(asking("mislabelled"))[0]) == "echo: hi there"
+
+
+def test_a_refusal_of_the_model_is_its_answer() -> None:
+    assert text_of(answer(asking("refusing"))[0]) == "I will not"
+
+
+def test_what_stands_behind_a_gateway_is_said() -> None:
+    assert "Provider returned error: model is warming up" in str(failure("gateway"))
+
+
 # --- the llm node on top ----------------------------------------------------------------------------------------------
 
 
@@ -312,6 +384,24 @@ def test_a_node_gets_structured_output_from_a_real_server() -> None:
     outcome = node_run("json", Emitted(), structured_output={"schema": schema}, structured_output_enabled=True)
     assert isinstance(outcome, Succeeded), outcome
     assert outcome.outputs["structured_output"] == {"answer": 42}
+
+
+def test_calls_of_functions_that_nobody_offered_say_nothing() -> None:
+    emitted = Emitted()
+    outcome = node_run("calling", emitted)
+    assert isinstance(outcome, Succeeded), outcome
+    assert outcome.outputs["text"] == emitted.text() == "wait"
+    assert outcome.outputs["finish_reason"] == "tool_calls"
+
+
+def test_an_answer_that_was_cut_off_says_so_and_is_no_structured_output() -> None:
+    assert isinstance(outcome := node_run("cut-off", Emitted()), Succeeded)
+    assert outcome.outputs["finish_reason"] == "length"
+    schema = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
+    failed = node_run("cut-off", Emitted(), structured_output={"schema": schema}, structured_output_enabled=True)
+    assert isinstance(failed, Failed)
+    assert failed.error_type == "LLMNodeError"
+    assert "max_tokens" in failed.error
 
 
 def test_no_field_of_a_failed_node_holds_the_key() -> None:

@@ -2,16 +2,20 @@
 
 Servers differ in what they understand, so an option that one names in its refusal, or a parameter of the document that
 it says it does not know, is left out and the call is made again: a refused call has done nothing. Only the bound of an
-answer's length is never left out, because somebody pays for it. A server that does not stream is read whole. A stream
-that ends before the model said why it stopped is an error, never a short answer.
+answer's length is never left out, because somebody pays for it. A server that says when to come back is asked again
+then. One that does not stream is read whole. A stream that ends before the model said why it stopped is an error,
+never a short answer.
 
 The key goes into one header and nowhere else: every text of an error is cleaned of it.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import httpx
@@ -23,18 +27,24 @@ from services.executor.models.port import Delta, ModelError, ModelRequest
 from services.executor.models.sse import EventReader, StreamTooLong
 
 # Between two bytes, not in all: a model may think for minutes before its first word.
-TIMEOUT: Final = httpx.Timeout(connect=10, read=600, write=60, pool=None)
+SILENCE_S: Final = 600.0
 
 _MAX_WHOLE_BYTES: Final = 64 * 1024 * 1024
 """An answer may hold pictures."""
 _MAX_ERROR_BYTES: Final = 64 * 1024
-_OPTIONAL: Final = ("stream_options", "response_format", "tool_choice", "tools")
+_MOST_WAITS: Final = 2
+_LONGEST_WAIT_S: Final = 60.0
+"""For a server that says when to come back; longer waits are for the node's own retries."""
+_FORM: Final = "response_format"
+_OPTIONAL: Final = ("stream_options", _FORM, "tool_choice", "tools")
 _UNKNOWN: Final = re.compile(
     r"unsupported|unrecogni[sz]ed|unknown|unexpected|not support(ed)?\b|not permitted", re.IGNORECASE
 )
 """How servers say that they do not know a parameter; one whose value is wrong is the author's mistake."""
 _BOUND: Final = "max_tokens"
 _NEWER_BOUND: Final = "max_completion_tokens"
+_OTHER_BOUNDS: Final = ("max_output_tokens", "max_tokens_to_sample", "num_predict")
+"""Names of Gemini, Claude and Ollama, which their own servers do not know in this form, or ignore."""
 _OURS: Final = frozenset({"model", "messages", "prompt", "stream", "stream_options"})
 
 
@@ -52,17 +62,19 @@ class OpenAICompatible:
         path: str = "",
         models: Mapping[str, str] | None = None,
         parts: Mapping[str, str] = USUAL_PARTS,
+        silence_s: float = SILENCE_S,
     ) -> None:
         """`name`: how error texts call it, e.g. `openai`. `path`: what a base URL without a path gets.
 
         `models`: the server's own names of models that documents call otherwise. `parts`: type of a file -> the part
-        of a message that it goes into.
+        of a message that it goes into. `silence_s`: how long to wait for the next byte.
         """
         self._client = client
         self._name = name
         self._auth = auth
         self._models = models or {}
         self._parts = parts
+        self._timeout = httpx.Timeout(connect=10, read=silence_s, write=60, pool=None)
         address, mark, query = base_url.strip().partition("?")
         address = re.sub(r"/(chat/)?completions/*\Z", "", address).rstrip("/")
         self._base_url = address + path if re.fullmatch(r"[a-z]+://[^/]*", address) else address
@@ -75,10 +87,12 @@ class OpenAICompatible:
         path = "/chat/completions" if request.mode == "chat" else "/completions"
         url = self._base_url + path + self._query
         payload = _payload(request, self._parts) | {"model": self._models.get(request.model, request.model)}
+        waits = 0
         while True:
+            wait_s: float | None = None
             try:
                 async with self._client.stream(
-                    "POST", url, json=payload, headers=self._headers(request), timeout=TIMEOUT
+                    "POST", url, json=payload, headers=self._headers(request), timeout=self._timeout
                 ) as response:
                     if response.is_success:
                         reader = AnswerReader(_sound_asked_for(payload))
@@ -87,6 +101,7 @@ class OpenAICompatible:
                                 yield delta
                         return
                     refusal = await self._refusal(response)
+                    wait_s = _wait_s(response) if refusal.retryable and waits < _MOST_WAITS else None
             except httpx.TimeoutException as error:
                 raise self._error(
                     "InvokeConnectionError", f"no answer in time ({type(error).__name__})", retryable=True
@@ -96,6 +111,10 @@ class OpenAICompatible:
             except (httpx.InvalidURL, UnicodeError):
                 raise self._error("InvokeBadRequestError", "its base URL cannot be used") from None
             # Outside of the response: its connection is free again.
+            if wait_s is not None:
+                waits += 1
+                await asyncio.sleep(wait_s)
+                continue
             if refusal.error_type != "InvokeBadRequestError" or not _without_refused(payload, request, str(refusal)):
                 raise self._about_files(refusal, request)
 
@@ -151,9 +170,8 @@ class OpenAICompatible:
         if not isinstance(said, dict):
             return
         if said.get("error"):
-            raise self._error(
-                "InvokeServerUnavailableError", _message_of(said) or "it reported an error", retryable=True
-            )
+            kind, retryable = _kind_said(said["error"])
+            raise self._error(kind, _message_of(said) or "it reported an error", retryable=retryable)
         try:
             yield from reader.read(said)
         except AnswerUnusable as error:
@@ -201,12 +219,8 @@ def _payload(request: ModelRequest, parts: Mapping[str, str]) -> dict[str, Any]:
     payload: dict[str, Any] = {
         name: value for name, value in request.parameters.items() if value is not None and name not in _OURS
     }
-    form = payload.get("response_format")
-    if isinstance(form, str):  # documents hold the bare type
-        payload.pop("response_format")
-        if form in ("json_object", "text"):
-            payload["response_format"] = {"type": form}
-    payload.pop("json_schema", None)
+    _translate_form(payload)
+    _translate_bound(payload)
     if request.schema is not None and request.mode == "chat":
         named = {"name": "structured_output", "schema": dict(request.schema)}
         payload["response_format"] = {"type": "json_schema", "json_schema": named}
@@ -223,8 +237,44 @@ def _payload(request: ModelRequest, parts: Mapping[str, str]) -> dict[str, Any]:
     return payload
 
 
+def _translate_form(payload: dict[str, Any]) -> None:
+    """`response_format` as documents hold it, the bare type and the schema beside it, as servers take it."""
+    form, schema = payload.get(_FORM), payload.pop("json_schema", None)
+    if not isinstance(form, str):
+        return
+    del payload[_FORM]
+    kind = "json_object" if form.lower() == "json" else form
+    if kind == "json_schema":
+        try:
+            schema = json.loads(schema) if isinstance(schema, str) else schema
+        except ValueError:
+            schema = None
+        if not isinstance(schema, dict):
+            text = (
+                "`json_schema` among the parameters has to be a JSON object, because `response_format` is json_schema"
+            )
+            raise ModelError("InvokeBadRequestError", text)
+        named = schema if isinstance(schema.get("schema"), dict) else {"schema": schema}
+        payload[_FORM] = {"type": kind, kind: {"name": "answer"} | named}
+    elif kind in ("json_object", "text"):
+        payload[_FORM] = {"type": kind}
+
+
+def _translate_bound(payload: dict[str, Any]) -> None:
+    """The bound of an answer's length under the one name that servers of this form know."""
+    for name in _OTHER_BOUNDS:
+        bound = payload.pop(name, None)
+        if isinstance(bound, int) and bound > 0:
+            payload.setdefault(_BOUND, bound)
+
+
 def _without_refused(payload: dict[str, Any], request: ModelRequest, said: str) -> bool:
     """Leave out of the payload what a refusal says is not understood; False when it names nothing of that kind."""
+    form = payload.get(_FORM)
+    if isinstance(form, dict) and form.get("type") == "json_schema" and re.search(rf"{_FORM}|json_schema", said):
+        # More servers know JSON than schemas; the prompt has the schema in words.
+        payload[_FORM] = {"type": "json_object"}
+        return True
     option = next((name for name in _OPTIONAL if name in payload and name in said), None)
     if option is not None:
         del payload[option]
@@ -270,6 +320,22 @@ async def _events(start: bytes, pieces: AsyncIterator[bytes]) -> AsyncGenerator[
         raise httpx.RemoteProtocolError(str(error)) from error
 
 
+def _wait_s(response: httpx.Response) -> float | None:
+    """When the server says to come back, if that is soon; None: it does not, or later."""
+    said = response.headers.get("retry-after", "").strip()
+    in_ms = response.headers.get("retry-after-ms", "").strip()
+    try:
+        if in_ms:
+            wait_s = float(in_ms) / 1000
+        elif said[:1].isdigit():
+            wait_s = float(said)
+        else:
+            wait_s = (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError):
+        return None
+    return max(wait_s, 0.0) if wait_s <= _LONGEST_WAIT_S else None
+
+
 def _sound_asked_for(payload: Mapping[str, Any]) -> str:
     """The format of the sound that a request asks for."""
     audio = payload.get("audio")
@@ -281,6 +347,9 @@ def _message_of(said: Any) -> str:
     if not isinstance(said, Mapping):
         return ""
     error = said.get("error")
+    behind = error.get("metadata") if isinstance(error, Mapping) else None
+    if isinstance(error, Mapping) and isinstance(behind, Mapping) and isinstance(behind.get("raw"), str):
+        return f"{error.get('message') or 'error'}: {behind['raw']}"[:500]  # a gateway's word says nothing
     for candidate in (
         error.get("message") if isinstance(error, Mapping) else error,
         said.get("message"),
@@ -289,6 +358,15 @@ def _message_of(said: Any) -> str:
         if candidate:
             return (candidate if isinstance(candidate, str) else json.dumps(candidate, ensure_ascii=False))[:500]
     return ""
+
+
+def _kind_said(error: Any) -> tuple[str, bool]:
+    """As `_kind_of`, of an error that comes in an answer; its code is a status, a word, or missing."""
+    code = error.get("code") if isinstance(error, Mapping) else None
+    if isinstance(code, str) and "rate_limit" in code:
+        return _kind_of(429)
+    status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else 500
+    return _kind_of(status if 400 <= status < 600 else 500)
 
 
 def _kind_of(status: int) -> tuple[str, bool]:

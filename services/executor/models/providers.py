@@ -79,6 +79,7 @@ class Models:
             path=known.path,
             models=chosen.models,
             parts=self.parts(provider_id),
+            silence_s=chosen.timeout_s,
         )
 
     def _http(self) -> httpx.AsyncClient:

@@ -19,7 +19,7 @@ from services.executor.nodes.port import Attempt, Handler
 from services.executor.nodes.prompt_context import PromptError
 from services.executor.nodes.prompt_files import PromptFiles, prompt_files
 from services.executor.nodes.prompts import History, Plan, Render, assemble, plan
-from services.executor.nodes.structured import StructuredOutputError, check_schema, parse_structured, with_instruction
+from services.executor.nodes.structured import StructuredOutputError, parse_structured, wanted_schema, with_instruction
 from services.executor.sandbox import SandboxError, SandboxUnavailable
 
 
@@ -64,7 +64,7 @@ class LlmHandler(Handler):
             outputs = answer.outputs()
             record |= {"usage": outputs["usage"], "finish_reason": answer.finish_reason}
             if request.schema is not None:
-                outputs["structured_output"] = parse_structured(answer.text, request.schema)
+                outputs["structured_output"] = parse_structured(answer.text, request.schema, answer.finish_reason)
         except (PromptError, ModelError) as error:
             return Failed(masked.text(str(error)), error.error_type, inputs, record, metadata=answer.metadata())
         except (StructuredOutputError, SandboxError, SandboxUnavailable, NotKept) as error:
@@ -74,9 +74,7 @@ class LlmHandler(Handler):
     async def _request(self, attempt: Attempt, config: LlmConfig, made: Plan, files: PromptFiles) -> ModelRequest:
         if not config.model.name:
             raise PromptError("ModelNotExistError", "the node names no model; choose one in `model.name`")
-        schema = config.output_schema
-        if schema is not None:
-            check_schema(schema)
+        schema = wanted_schema(config)
         messages = await assemble(made, attempt, self._render, self._history, files)
         return ModelRequest(
             model=config.model.name,

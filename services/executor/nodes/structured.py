@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from libs.workflow.configs.models import LlmConfig
 from services.executor.lenient_json import parse_leniently
 from services.executor.models.port import Message
 from services.executor.models.reasoning import split_reasoning
@@ -19,8 +20,19 @@ class StructuredOutputError(Exception):
         super().__init__(f"structured output, {stage} at {path}: {problem}")
 
 
-def check_schema(schema: Mapping[str, Any]) -> None:
-    """Raises StructuredOutputError when it is no Draft 7 schema."""
+def wanted_schema(config: LlmConfig) -> dict[str, Any] | None:
+    """The schema of the answer; None: the node wants none. Raises StructuredOutputError: it is no Draft 7 schema."""
+    if not config.structured_output_switch_on or config.structured_output is None:
+        return None
+    schema = config.output_schema
+    if schema is None:
+        problem = "expected a JSON schema, an object, in `structured_output.schema`"
+        raise StructuredOutputError("schema", "$", problem)
+    _check_schema(schema)
+    return schema
+
+
+def _check_schema(schema: Mapping[str, Any]) -> None:
     jsonschema = importlib.import_module("jsonschema")  # here: only documents with a schema pay for it (some 50 ms)
     try:
         jsonschema.Draft7Validator.check_schema(dict(schema))
@@ -40,13 +52,16 @@ def with_instruction(messages: tuple[Message, ...], schema: Mapping[str, Any]) -
     return (Message("system", text), *messages)
 
 
-def parse_structured(answer: str, schema: Mapping[str, Any]) -> dict[str, JsonValue]:
+def parse_structured(answer: str, schema: Mapping[str, Any], finish_reason: str | None) -> dict[str, JsonValue]:
     """The object in an answer. Raises StructuredOutputError."""
     text = split_reasoning(answer).text
+    # Half of an object may be one, once it is mended: only what is wrong with it then tells.
+    cut = "; it was cut off at the bound of its length, so allow more tokens (`max_tokens`)"
+    cut = cut if finish_reason == "length" else ""
     try:
         value = parse_leniently(text)
     except ValueError as error:
-        raise StructuredOutputError("result", "$", f"the answer is not JSON ({error})") from error
+        raise StructuredOutputError("result", "$", f"the answer is not JSON ({error}){cut}") from error
     if not isinstance(value, dict):
         raise StructuredOutputError("result", "$", f"expected an object, got {type(value).__name__}")
     jsonschema, referencing = importlib.import_module("jsonschema"), importlib.import_module("referencing")
@@ -58,5 +73,5 @@ def parse_structured(answer: str, schema: Mapping[str, Any]) -> dict[str, JsonVa
         problem = f"it refers to {unresolvable.ref}, which is not in it; remote references are not fetched"
         raise StructuredOutputError("schema", "$", problem) from unresolvable
     if violation is not None:
-        raise StructuredOutputError("result", violation.json_path, violation.message[:300])
+        raise StructuredOutputError("result", violation.json_path, violation.message[:300] + cut)
     return value

@@ -442,6 +442,7 @@ def test_structured_output_without_the_switch_is_not_asked_for() -> None:
     ("schema", "answer", "words"),
     [
         ({"type": "nothing"}, "{}", "structured output, schema at $"),
+        ("a text", "{}", "structured output, schema at $: expected a JSON schema"),
         (SCHEMA, "no idea", "structured output, result at $"),
         (SCHEMA, "[1]", "expected an object"),
         (SCHEMA, '{"n": "one"}', "structured output, result at $.n"),
