@@ -1,4 +1,4 @@
-"""A small chatflow for tests: a model with a memory, an assigner that counts, an answer that says both."""
+"""Chatflows for tests: one that counts its messages and remembers them, and one whose model is given sources."""
 
 from typing import Any
 
@@ -41,3 +41,29 @@ def counting(variables: list[dict[str, Any]] | None = None, *, inputs: tuple[str
         conversation_variables=COUNTING if variables is None else variables,
         **workflow,
     )
+
+
+def citing(answer: str, results: list[Any], *, cites: bool = True, **data: Any) -> str:
+    """start > llm > answer; the model has `results` as its context."""
+    kept = {"id": "a3a1b2c4-0000-4000-8000-000000000001", "name": "found", "value_type": "array[object]"}
+    asked = llm(context={"enabled": True, "variable_selector": ["conversation", "found"]}, **data)
+    return document(
+        [start(), asked, node("answer", "answer", answer=answer)],
+        edges("start > llm > answer"),
+        mode="advanced-chat",
+        features={"retriever_resource": {"enabled": cites}},
+        conversation_variables=[kept | {"value": results}],
+    )
+
+
+def model_named(name: str) -> dict[str, Any]:
+    return {"provider": "x/y/openai", "name": name, "mode": "chat", "completion_params": {}}
+
+
+def found(document_id: str, content: str) -> dict[str, Any]:
+    """A result of a knowledge base."""
+    metadata = {
+        "_source": "knowledge", "position": 7, "dataset_id": "d", "dataset_name": "Docs", "document_id": document_id,
+        "document_name": "handbook", "segment_id": f"s-{content}", "score": 0.5, "segment_word_count": 3,
+    }  # fmt: skip
+    return {"content": content, "title": "handbook", "metadata": metadata}

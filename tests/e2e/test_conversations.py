@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from tests import servers
-from tests.conversations import COUNTING, llm
+from tests.conversations import COUNTING, citing, found, llm, model_named
 from tests.documents import document, edges, node, start
 from tests.e2e.deployment import Api, deployment, frames
 from tests.e2e.witness import Witness
+from tests.model_server import PICTURE, serving
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -95,3 +96,30 @@ def test_a_conversation_goes_on_at_any_replica_and_survives_its_executors(
         texts = [text for _, text in asked(here, messages[2]["workflow_run_id"])]
         assert [text for text in texts if text in ("one", "two", "three")] == ["one", "two", "three"]
         assert len(texts) == 6  # the system's, two messages with their answers, the new one
+
+
+def test_files_and_sources_of_a_model_belong_to_its_message_at_every_replica(
+    kafka_server: servers.Kafka, kafka_prefix: str, postgres_url: str, tmp_path: Path
+) -> None:
+    with (
+        serving() as models,
+        deployment(kafka_server.bootstrap, kafka_prefix, postgres_url, tmp_path) as deployed,
+    ):
+        deployed.start("executor", FLOWLEDGER_MODELS="configured", FLOWLEDGER_PROVIDER_OPENAI_BASE_URL=models.url)
+        deployed.start("projector")
+        here, there = (deployed.client(deployed.start("api")) for _ in range(2))
+        text = citing("{{#llm.text#}}", [found("h", "one")], model=model_named("drawing"))
+        key = here.import_document(text)["api_key"]
+        headers = {"Authorization": f"Bearer {key}"}
+        body = {"inputs": {}, "query": "draw", "user": "ann", "response_mode": "streaming"}
+        with here.http.stream("POST", "/v1/chat-messages", json=body, headers=headers) as answer:
+            (end,) = (frame for frame in frames(answer) if frame["event"] == "message_end")
+        (file,) = end["files"]
+        (cited,) = end["metadata"]["retriever_resources"]
+        assert (cited["document_id"], cited["content"]) == ("h", "one")
+
+        query = {"user": "ann", "conversation_id": end["conversation_id"]}
+        (message,) = there.http.get("/v1/messages", params=query, headers=headers).json()["data"]
+        assert message["retriever_resources"] == [cited]
+        assert [each["url"] for each in message["message_files"]] == [file["url"]]
+        assert there.http.get(file["url"], headers=headers).content == PICTURE

@@ -11,34 +11,8 @@ import pytest
 
 from flowledger.dev import start_embedded
 from libs.settings import Provider, load_settings
-from tests.conversations import llm
-from tests.documents import document, edges, node, start
+from tests.conversations import citing, found, model_named
 from tests.model_server import PICTURE, serving
-
-
-def chatflow(answer: str, results: list[Any], *, cites: bool = True, **data: Any) -> str:
-    """start > llm > answer; the model has `results` as its context."""
-    kept = {"id": "a3a1b2c4-0000-4000-8000-000000000001", "name": "found", "value_type": "array[object]"}
-    asked = llm(context={"enabled": True, "variable_selector": ["conversation", "found"]}, **data)
-    return document(
-        [start(), asked, node("answer", "answer", answer=answer)],
-        edges("start > llm > answer"),
-        mode="advanced-chat",
-        features={"retriever_resource": {"enabled": cites}},
-        conversation_variables=[kept | {"value": results}],
-    )
-
-
-def model(name: str) -> dict[str, Any]:
-    return {"provider": "x/y/openai", "name": name, "mode": "chat", "completion_params": {}}
-
-
-def found(document_id: str, content: str) -> dict[str, Any]:
-    metadata = {
-        "_source": "knowledge", "position": 7, "dataset_id": "d", "dataset_name": "Docs", "document_id": document_id,
-        "document_name": "handbook", "segment_id": f"s-{content}", "score": 0.5, "segment_word_count": 3,
-    }  # fmt: skip
-    return {"content": content, "title": "handbook", "metadata": metadata}
 
 
 @dataclass
@@ -76,7 +50,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[There]:
 
 
 def test_a_picture_of_a_model_is_streamed_as_a_link_listed_with_the_message_and_can_be_read(there: There) -> None:
-    app = there.app(chatflow("{{#llm.text#}}{{#llm.files#}}", [], model=model("drawing")))
+    app = there.app(citing("{{#llm.text#}}{{#llm.files#}}", [], model=model_named("drawing")))
     frames, message = there.said(app)
     (end,) = (frame for frame in frames if frame["event"] == "message_end")
     (file,) = end["files"]
@@ -92,7 +66,7 @@ def test_a_picture_of_a_model_is_streamed_as_a_link_listed_with_the_message_and_
 
 def test_a_message_names_the_sources_that_its_model_was_given(there: There) -> None:
     results = [found("h", "one"), found("h", "two"), {"content": "from elsewhere"}]
-    frames, message = there.said(there.app(chatflow("{{#llm.text#}}", results, model=model("echo"))))
+    frames, message = there.said(there.app(citing("{{#llm.text#}}", results, model=model_named("echo"))))
     (end,) = (frame for frame in frames if frame["event"] == "message_end")
     cited = end["metadata"]["retriever_resources"]
     assert [(each["position"], each["content"], each["segment_id"]) for each in cited] == [
@@ -104,7 +78,7 @@ def test_a_message_names_the_sources_that_its_model_was_given(there: There) -> N
 
 
 def test_a_message_of_an_app_that_does_not_cite_names_no_sources(there: There) -> None:
-    text = chatflow("{{#llm.text#}}", [found("h", "one")], cites=False, model=model("echo"))
+    text = citing("{{#llm.text#}}", [found("h", "one")], cites=False, model=model_named("echo"))
     frames, message = there.said(there.app(text))
     (end,) = (frame for frame in frames if frame["event"] == "message_end")
     assert end["metadata"]["retriever_resources"] == message["retriever_resources"] == []
