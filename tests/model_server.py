@@ -23,6 +23,9 @@
     text-only        status 400 when a message has parts
     busy-<n>         status 429 with `Retry-After: 0` for the first n requests, then answers as echo; `busy-later` says
                      to come back in an hour
+    no-stream        status 400 for a request that streams, as OpenAI refuses it to some accounts
+    no-system        status 400 as long as there is a system message
+    kimi             streams its usage inside the choice
     no-schema        status 400 naming response_format when it is a JSON schema
     empty            answers without choices; `empty-blocking` without streaming
     mislabelled      does not stream, and calls its JSON text/plain
@@ -141,6 +144,14 @@ class ModelServer:
             wait = "3600" if argument == "later" else "0"
             await _send(writer, 429, {"error": {"message": "too many"}}, **{"Retry-After": wait})
             return True
+        if request["model"] == "no-stream" and request.get("stream"):
+            said = "Your organization must be verified to do that with this model."
+            await _send(writer, 400, {"error": {"message": said, "param": "stream", "code": "unsupported_value"}})
+            return True
+        if request["model"] == "no-system" and any(each["role"] == "system" for each in request["messages"]):
+            said = "Unsupported value: 'messages[0].role' does not support 'system' with this model."
+            await _send(writer, 400, {"error": {"message": said}})
+            return True
         if request["model"] == "no-schema" and request.get("response_format", {}).get("type") == "json_schema":
             await _send(writer, 400, {"error": {"message": "This response_format type is unavailable now"}})
             return True
@@ -233,7 +244,9 @@ def _deltas(name: str, path: str, request: dict[str, Any]) -> list[dict[str, Any
     reason = {"cut-off": "length", "calling": "tool_calls"}.get(name, "stop")
     made: list[dict[str, Any]] = [{"id": "1", "choices": [_choice(path, piece)]} for piece in pieces]
     made.append({"id": "1", "choices": [{**_choice(path, {}), "finish_reason": reason}]})
-    if request.get("stream_options", {}).get("include_usage") and name != "no-usage":
+    if name == "kimi":
+        made[-1]["choices"][0]["usage"] = usage_of(request)
+    elif request.get("stream_options", {}).get("include_usage") and name != "no-usage":
         made.append({"id": "1", "choices": [], "usage": usage_of(request)})
     return made
 

@@ -333,6 +333,25 @@ def test_a_refusal_of_the_model_is_its_answer() -> None:
     assert text_of(answer(asking("refusing"))[0]) == "I will not"
 
 
+def test_a_server_that_refuses_to_stream_is_asked_for_the_whole_answer() -> None:
+    deltas, requests = answer(asking("no-stream"))
+    assert text_of(deltas) == "echo: hi there"
+    assert [request["body"]["stream"] for request in requests] == [True, False]
+    assert "stream_options" not in requests[1]["body"]
+
+
+def test_instructions_go_as_a_users_message_where_there_is_no_role_for_them() -> None:
+    deltas, requests = answer(asking("no-system"))
+    assert text_of(deltas) == "echo: hi there"
+    assert [message["role"] for message in requests[1]["body"]["messages"]] == ["user", "user"]
+
+
+def test_usage_may_come_inside_of_the_choice() -> None:
+    usage = last(answer(asking("kimi"))[0])[1]
+    assert usage is not None
+    assert usage.total_tokens > 0
+
+
 def test_what_stands_behind_a_gateway_is_said() -> None:
     assert "Provider returned error: model is warming up" in str(failure("gateway"))
 

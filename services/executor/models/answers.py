@@ -56,7 +56,8 @@ class AnswerReader:
         choices = said.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
         self.answered = self.answered or bool(choice)
-        part = choice.get("delta") or choice.get("message") or {}
+        part = choice.get("delta") or choice.get("message")
+        part = part if isinstance(part, Mapping) else {}
         text, reasoning = "", _text_of(part.get("reasoning_content")) or _text_of(part.get("reasoning"))
         for piece in (*_pieces(part.get("content")), *_pieces(part.get("images"))):
             if isinstance(piece, Media):
@@ -68,7 +69,7 @@ class AnswerReader:
         text = text or _text_of(choice.get("text"))
         reason = choice.get("finish_reason")
         self.finished = self.finished or bool(reason)
-        usage = _usage_of(said.get("usage"))
+        usage = _usage_of(said.get("usage")) or _usage_of(choice.get("usage"))  # Moonshot: inside of the choice
         arguments = _arguments_of(part)
         if text or reasoning or arguments or reason or usage:
             yield Delta(text, reasoning, str(reason) if reason else None, usage, arguments)

@@ -41,6 +41,8 @@ _UNKNOWN: Final = re.compile(
     r"unsupported|unrecogni[sz]ed|unknown|unexpected|not support(ed)?\b|not permitted", re.IGNORECASE
 )
 """How servers say that they do not know a parameter; one whose value is wrong is the author's mistake."""
+_NO_STREAM: Final = re.compile(r"['\"`(]stream['\"`)]")
+_NO_SYSTEM: Final = re.compile(r"\brole\b.*\bsystem\b|\bsystem (role|message|prompt)", re.IGNORECASE)
 _BOUND: Final = "max_tokens"
 _NEWER_BOUND: Final = "max_completion_tokens"
 _OTHER_BOUNDS: Final = ("max_output_tokens", "max_tokens_to_sample", "num_predict")
@@ -281,8 +283,17 @@ def _without_refused(payload: dict[str, Any], request: ModelRequest, said: str) 
         if option == "tools":
             payload.pop("tool_choice", None)
         return True
+    if payload["stream"] and _NO_STREAM.search(said):
+        payload["stream"] = False
+        payload.pop("stream_options", None)
+        return True
     if not _UNKNOWN.search(said):
         return False
+    if _NO_SYSTEM.search(said) and any(each["role"] == "system" for each in payload.get("messages", ())):
+        payload["messages"] = [
+            each | ({"role": "user"} if each["role"] == "system" else {}) for each in payload["messages"]
+        ]
+        return True
     if _BOUND in payload and _NEWER_BOUND in said:
         payload[_NEWER_BOUND] = payload.pop(_BOUND)
         return True
@@ -350,13 +361,15 @@ def _message_of(said: Any) -> str:
     behind = error.get("metadata") if isinstance(error, Mapping) else None
     if isinstance(error, Mapping) and isinstance(behind, Mapping) and isinstance(behind.get("raw"), str):
         return f"{error.get('message') or 'error'}: {behind['raw']}"[:500]  # a gateway's word says nothing
+    named = error.get("param") if isinstance(error, Mapping) else None
     for candidate in (
         error.get("message") if isinstance(error, Mapping) else error,
         said.get("message"),
         said.get("detail"),
     ):
         if candidate:
-            return (candidate if isinstance(candidate, str) else json.dumps(candidate, ensure_ascii=False))[:500]
+            text = (candidate if isinstance(candidate, str) else json.dumps(candidate, ensure_ascii=False))[:500]
+            return f"{text} ({named})" if isinstance(named, str) and named not in text else text
     return ""
 
 
