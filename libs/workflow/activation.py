@@ -75,10 +75,7 @@ class Activation:
 def watches(definition: Definition, root: str, references: Mapping[str, frozenset[Variable]]) -> tuple[Watched, ...]:
     """The searches that the response nodes of one graph need. `references`: the variables each of them refers to."""
     blocking = {node.id for node in definition.nodes.values() if node.kind in _BLOCKING_KINDS}
-    writers: dict[Variable, set[str]] = {}
-    for node in definition.nodes.values():
-        for variable in written(node):
-            writers.setdefault(variable, set()).add(node.id)
+    writers = writers_of(definition)
     groups: dict[frozenset[str], set[str]] = {}
     for response, variables in references.items():
         assigners = frozenset().union(*(writers.get(variable, ()) for variable in variables))
@@ -86,6 +83,15 @@ def watches(definition: Definition, root: str, references: Mapping[str, frozense
     return tuple(
         Watched(root, frozenset(nodes), frozenset(blocking | assigners)) for assigners, nodes in groups.items()
     )
+
+
+def writers_of(definition: Definition) -> dict[Variable, set[str]]:
+    """The assigners that write a variable, by variable."""
+    writers: dict[Variable, set[str]] = {}
+    for node in definition.nodes.values():
+        for variable in written(node):
+            writers.setdefault(variable, set()).add(node.id)
+    return writers
 
 
 def written(node: Node) -> Iterable[Variable]:

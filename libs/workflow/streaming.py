@@ -13,6 +13,7 @@ Rules:
 - One session speaks at a time, the others queue in the order in which they became active (ties: node id).
 - A literal is said at once. A placeholder waits until its source node is done, then says its value as markdown. While
   it is the current one, chunks of exactly this variable are said as they come.
+- A value that an assigner may still change waits for the assigner too, unless that comes behind the response node.
 - A placeholder without a value (source skipped, failed into another branch, unknown, or stuck) is left out.
 - When a response node is done, what its template says is fixed: later changes of variables do not show.
 - Text of an attempt that no longer holds is taken back: one `Text` with `replace` and everything that holds.
@@ -22,7 +23,7 @@ value says that value, like the answer node itself does.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
@@ -46,7 +47,7 @@ from libs.events.model import (
     RunStopped,
     RunSucceeded,
 )
-from libs.workflow.activation import Activation, Watched, stuck, watches
+from libs.workflow.activation import Activation, Variable, Watched, stuck, watches, writers_of
 from libs.workflow.definition import Definition, Node, NodeKind
 from libs.workflow.pool import Pool, as_markdown
 from libs.workflow.state import round_path
@@ -99,6 +100,9 @@ class _Piece:
     """How many rounds are around the anchor."""
     live: bool = False
     """Whether chunks of the anchor may be shown for it."""
+    writers: tuple[tuple[str, int], ...] = ()
+    """What may change the value before the response node is done: assigners, or the containers next to the response
+    node that hold them, each with the number of rounds around it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -335,22 +339,26 @@ class ResponseStream:
     def _fix(self, session: _Session, view: RunView) -> None:
         """The response node is done: read every value that is there, before anything changes or clears it."""
         session.fixed = True
+        read = [replace(piece, writers=()) for piece in session.pieces[session.at :]]
         session.pieces = [
             piece
             if self._waits(piece, session, view)
             else replace(piece, text=self._value(piece, session, view), lookup=(), anchor=None)
-            for piece in session.pieces[session.at :]
+            for piece in read
         ]
         session.at = 0
 
     def _waits(self, piece: _Piece, session: _Session, view: RunView) -> bool:
-        if piece.anchor is None:
-            return False
-        path = session.paths[piece.depth]
-        graph = self._graphs.get(path)
-        if graph is None or piece.anchor in graph.done or view.node_skipped(path, piece.anchor):
+        if not all(self._settled(writer, depth, session, view) for writer, depth in piece.writers):
+            return True
+        if piece.anchor is None or self._settled(piece.anchor, piece.depth, session, view):
             return False
         return not piece.early or view.pool.get(piece.lookup) is None
+
+    def _settled(self, node_id: str, depth: int, session: _Session, view: RunView) -> bool:
+        path = session.paths[depth]
+        graph = self._graphs.get(path)
+        return graph is None or node_id in graph.done or view.node_skipped(path, node_id)
 
     def _value(self, piece: _Piece, session: _Session, view: RunView) -> str:
         if not piece.lookup:
@@ -384,7 +392,8 @@ def _text(session: _Session, piece: _Piece, text: str) -> Text:
 def _plan(definition: Definition) -> _Plan:
     dead = stuck(definition)
     responses = [node for node in definition.nodes.values() if node.kind is NodeKind.RESPONSE]
-    pieces = {node.id: tuple(_pieces(definition, node, dead)) for node in responses}
+    writers = writers_of(definition)
+    pieces = {node.id: tuple(_pieces(definition, node, dead, writers)) for node in responses}
     graphs: dict[str | None, tuple[Watched, ...]] = {}
     for container in dict.fromkeys(each for node in responses for each in _around(definition, node.id)):
         root = definition.root if container is None else definition.nodes[container].config.start_node_id
@@ -405,15 +414,41 @@ def _around(definition: Definition, node_id: str) -> list[str | None]:
     return [None, *reversed(containers)]
 
 
-def _pieces(definition: Definition, node: Node, dead: frozenset[str]) -> Iterable[_Piece]:
+def _pieces(
+    definition: Definition, node: Node, dead: frozenset[str], writers: Mapping[Variable, Set[str]]
+) -> Iterable[_Piece]:
     around = _around(definition, node.id)
     for part in _parts(node):
         if isinstance(part, str):
-            yield _Piece(node.id, (node.id, "answer"), text=part, lookup=as_selector(part))
+            piece = _Piece(node.id, (node.id, "answer"), text=part, lookup=as_selector(part))
         elif part[0] not in definition.nodes:
-            yield _Piece(node.id, part, lookup=part)
+            piece = _Piece(node.id, part, lookup=part)
         else:
-            yield _waiting_piece(definition, part, around, dead)
+            piece = _waiting_piece(definition, part, around, dead)
+        assigners = writers.get(piece.lookup[:2], ())
+        yield replace(piece, writers=_before(definition, node, assigners, around, dead)) if assigners else piece
+
+
+def _before(
+    definition: Definition, node: Node, assigners: Iterable[str], around: list[str | None], dead: frozenset[str]
+) -> tuple[tuple[str, int], ...]:
+    """The assigners that may run before the response node is done, as it sees them."""
+    behind: set[str] = set()
+    waiting = [node.id, *(container for container in around if container is not None)]
+    while waiting:
+        targets = {edge.target for edge in definition.nodes[waiting.pop()].outgoing} - behind
+        behind |= targets
+        waiting += targets
+    seen = sorted({_next_to(definition, assigner, around) for assigner in assigners})
+    return tuple((each, depth) for each, depth in seen if each not in behind and each not in dead)
+
+
+def _next_to(definition: Definition, node_id: str, around: list[str | None]) -> tuple[str, int]:
+    """The node, or the container that holds it in a graph around the response node; and the depth of that graph."""
+    while (container := definition.nodes[node_id].container) not in around:
+        assert container is not None  # the main graph is around everything
+        node_id = container
+    return node_id, around.index(container)
 
 
 def _waiting_piece(
@@ -423,10 +458,8 @@ def _waiting_piece(
 
     Not waited for: values of a container around (there from the beginning), and nodes that never become anything.
     """
-    source = anchor = selector[0]
-    while (container := definition.nodes[anchor].container) not in around:
-        assert container is not None  # the main graph is around everything
-        anchor = container
+    source = selector[0]
+    anchor, depth = _next_to(definition, source, around)
     if source in around or anchor in dead:
         return _Piece(source, selector, lookup=selector)
     return _Piece(
@@ -435,7 +468,7 @@ def _waiting_piece(
         lookup=selector,
         anchor=anchor,
         early=source == definition.root,
-        depth=around.index(container),
+        depth=depth,
         live=anchor == source and len(selector) == 2,
     )
 

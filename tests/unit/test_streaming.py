@@ -167,6 +167,43 @@ def test_an_answer_that_uses_a_variable_waits_for_the_assigner_before_it() -> No
     assert screen.said[0][1].node_id == "a"
 
 
+def _beside_an_assigner(*arrows: str) -> Screen:
+    change = {
+        "variable_selector": ["conversation", "topic"],
+        "input_type": "constant",
+        "operation": "set",
+        "value": "new",
+    }
+    return begun(
+        chat(
+            [code("n"), code("m"), node("set", "assigner", version="2", items=[change]), answer("a", ANSWER)],
+            *arrows,
+            conversation_variables=[{"id": "1", "name": "topic", "value_type": "string", "value": "old"}],
+        )
+    )
+
+
+ANSWER = "<{{#conversation.topic#}}{{#m.result#}}"
+
+
+@pytest.mark.parametrize(("order", "topic"), [("nm", "new"), ("mn", "old")])
+def test_a_variable_that_a_parallel_assigner_may_change_is_said_as_the_answer_has_it(order: str, topic: str) -> None:
+    screen = _beside_an_assigner("start > n > set", "start > m > a")
+    screen.chunk("m", "text")
+    assert screen.shown == "<"
+    for node_id in order:
+        finish(screen, node_id, result("text"))
+    assert (screen.shown, screen.state.outputs["answer"]) == (f"<{topic}text", f"<{topic}text")
+
+
+def test_an_assigner_behind_the_answer_holds_up_nothing() -> None:
+    screen = _beside_an_assigner("start > n", "start > m > a > set")
+    screen.chunk("m", "te")
+    assert screen.shown == "<oldte"
+    finish(screen, "m", result("text"))
+    assert (screen.shown, screen.state.outputs["answer"]) == ("<oldtext", "<oldtext")
+
+
 # --- where the text would be lost elsewhere --------------------------------------------------------------------------
 
 
