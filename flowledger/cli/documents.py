@@ -7,7 +7,7 @@ import click
 
 from flowledger.cli.exits import INVALID, NOT_FOUND, USAGE, Problem
 from flowledger.cli.lookup import find_app, rows
-from flowledger.cli.output import ago, data, table, talk
+from flowledger.cli.output import ago, data, problem_line, table, talk
 from flowledger.cli.target import Server, server, target_options
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -55,8 +55,7 @@ def _print_result(result: dict[str, Any]) -> None:
     else:
         click.echo(f"{result['file']}: invalid")
     for one in result["problems"]:
-        hint = f" {one['hint']}" if one["hint"] else ""
-        click.echo(f"  {one['severity']} at {one['at']}: {one['problem']}.{hint}")
+        click.echo(f"  {problem_line(one)}")
 
 
 @click.command(name="import")
@@ -96,7 +95,7 @@ def _print_import(made: dict[str, Any], *, as_json: bool) -> None:
         data(made)
         return
     for warning in made.get("warnings", ()):
-        talk(f"warning at {warning['at']}: {warning['problem']}. {warning['hint']}".rstrip())
+        talk(problem_line(warning))
     click.echo(f"app      {made['app_id']}  {made['name']} ({made['mode']})")
     click.echo(f"version  {made['workflow_id']}  {made['version']}")
     if made.get("api_key"):

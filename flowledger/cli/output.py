@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,6 +55,13 @@ def pretty(value: Any) -> None:
 def talk(text: str) -> None:
     """A sentence to the person, on stderr."""
     click.echo(text, err=True)
+
+
+def problem_line(problem: Mapping[str, Any]) -> str:
+    """A mistake or oddity of a document: severity, place if it has one, what it is, what to do."""
+    place = f" at {problem['at']}" if problem.get("at") else ""
+    hint = f" {problem['hint']}" if problem.get("hint") else ""
+    return f"{problem.get('severity', 'error')}{place}: {problem.get('problem')}.{hint}"
 
 
 def own_name() -> str:

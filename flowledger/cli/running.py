@@ -16,7 +16,7 @@ from flowledger.cli.documents import import_file
 from flowledger.cli.exits import BY_STATUS, INTERRUPTED, INVALID, PAUSED, RUN_FAILED, USAGE, Problem
 from flowledger.cli.follow import Frame, Started, follow, start
 from flowledger.cli.lookup import complete_run, find_app, find_run, rows
-from flowledger.cli.output import own_name, talk
+from flowledger.cli.output import own_name, problem_line, talk
 from flowledger.cli.progress import progress
 from flowledger.cli.target import TRIES, ConnectionLost, Server, server, target_options
 
@@ -158,7 +158,7 @@ def app_of_file(there: Server, file: Path) -> str:
             if not left or not there.find_again():
                 raise
     for warning in made.get("warnings", ()):
-        talk(f"{file}: warning at {warning['at']}: {warning['problem']}. {warning['hint']}".rstrip())
+        talk(f"{file}: {problem_line(warning)}")
     return str(made["app_id"])
 
 

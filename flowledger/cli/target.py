@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from flowledger.cli.exits import INVALID, NOT_FOUND, UNREACHABLE, USAGE, Problem
+from flowledger.cli.output import problem_line
 
 if TYPE_CHECKING:
     import httpx
@@ -279,7 +280,4 @@ def _error(response: "httpx.Response") -> tuple[str, str, list[Any]]:
 
 
 def _problem_line(problem: Any) -> str:
-    if not isinstance(problem, dict):
-        return f"  {problem}"
-    hint = f" {problem['hint']}" if problem.get("hint") else ""
-    return f"  {problem.get('severity', 'error')} at {problem.get('at')}: {problem.get('problem')}.{hint}"
+    return f"  {problem_line(problem) if isinstance(problem, dict) else problem}"

@@ -164,5 +164,6 @@ def run_state(found: Json) -> RunState:
 
 
 def _problem_line(problem: Json) -> str:
+    place = f"at {problem['at']}: " if problem.get("at") else ""
     hint = f" {problem['hint']}" if problem.get("hint") else ""
-    return f"  at {problem.get('at')}: {problem.get('problem')}.{hint}"
+    return f"  {place}{problem.get('problem')}.{hint}"

@@ -14,7 +14,7 @@ import pytest
 from flowledger.cli import VERBS, cli, run
 from flowledger.cli.exits import BY_STATUS, EXIT_CODES, NOT_FOUND, UNREACHABLE, USAGE, Problem
 from flowledger.cli.follow import Frame, frames
-from flowledger.cli.output import seconds, table
+from flowledger.cli.output import problem_line, seconds, table
 from flowledger.cli.reading import since_instant
 from flowledger.cli.running import declared_types, parse_value, read_inputs
 from flowledger.cli.target import ConnectionLost, Server
@@ -83,6 +83,13 @@ def test_for_a_node_alone_inputs_keep_their_types_and_values_of_other_nodes_are_
     assert (read["q"], read["count.n"]) == ("9", 9)
     assert read["scan"]["type"] == "image"
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("at", "line"), [("version", "warning at version: is odd. Mend it"), ("", "warning: is odd. Mend it")]
+)
+def test_a_problem_of_a_whole_document_names_no_place(at: str, line: str) -> None:
+    assert problem_line({"at": at, "problem": "is odd", "hint": "Mend it", "severity": "warning"}) == line
 
 
 def test_declared_types_come_from_the_start_node() -> None:
