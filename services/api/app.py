@@ -62,6 +62,7 @@ from services.api.threads import Threads
 from services.api.time_travel import time_travel_routes
 from services.api.uploads import Signer, Uploads
 from services.api.web import web_routes
+from services.api.web_dialogues import web_dialogue_routes
 from services.api.webhooks import webhook_routes
 from services.api.workflows import workflow_routes
 
@@ -152,6 +153,7 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     app.include_router(fork_routes(parts))
     app.include_router(time_travel_routes(parts))
     app.include_router(web_routes(parts))
+    app.include_router(web_dialogue_routes(parts))
     app.include_router(webhook_routes(parts))
     for router in console_routes(parts):
         app.include_router(router)

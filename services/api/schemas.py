@@ -62,18 +62,26 @@ class AnybodyBody(_Shape):
     user: str | None = Field(default=None, description="The caller's own name for its user")
 
 
-class NameBody(AnybodyBody):
+class WebNameBody(_Shape):
     name: str | None = Field(default=None, description="Required unless auto_generate is true")
     auto_generate: bool | None = Field(default=None, description="Name it after its first message")
+
+
+class NameBody(AnybodyBody, WebNameBody):
+    pass
 
 
 class ValueBody(AnybodyBody):
     value: Any = Field(description="A value of the variable's type")
 
 
-class FeedbackBody(UserBody):
+class WebFeedbackBody(_Shape):
     rating: Literal["like", "dislike"] | None = Field(default=None, description="null takes it back")
     content: str | None = None
+
+
+class FeedbackBody(UserBody, WebFeedbackBody):
+    pass
 
 
 class WebChatBody(WebRunBody):
@@ -215,6 +223,11 @@ class Parameters(_Shape):
 
 class Passport(_Shape):
     access_token: str
+
+
+class LoginStatus(_Shape):
+    logged_in: bool
+    app_logged_in: bool = Field(description="Whether the browser has a passport of this page")
 
 
 class Meta(_Shape):
@@ -361,6 +374,10 @@ class MessageList(_Shape):
     limit: int
     has_more: bool
     data: list[Message]
+
+
+class SuggestedQuestions(_Shape):
+    data: list[str]
 
 
 class Suggested(Result):

@@ -6,52 +6,31 @@ that calls itself like a user of the service API is still somebody else.
 """
 
 import uuid
-from dataclasses import dataclass, replace
-from typing import Annotated, Final
+from dataclasses import replace
+from typing import Final
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from libs.events.ids import run_id_of_task
 from libs.events.registry import AppCreated
 from services.api import schemas
 from services.api.about import parameters_of, published, site_of
-from services.api.access import Principal
 from services.api.bodies import Body
 from services.api.chat import conversation_of, query_of, require_chat
 from services.api.errors import ApiError, invalid_param, not_found, unauthorized
 from services.api.files import keep_upload
 from services.api.forms import MAX_BYTES, shown, submitted
 from services.api.frames import Json
-from services.api.parts import Parts, parts_of
-from services.api.reads import RunSummary
+from services.api.parts import Parts
 from services.api.requests import RunRequest, body_digest, read_json
 from services.api.schemas import answers, errors, file_body, json_body, parameters, streamed
 from services.api.starting import Wanted
 from services.api.uploads import uploaded
+from services.api.visitors import BY_PASSPORT, PASSPORT, PASSPORT_S, FromPage, Visitor, visitor_of
 from services.api.workflows import attach, chosen_version, last_event_id, require_workflow
 
-PASSPORT: Final = "web-passport"
-PASSPORT_S: Final = 30 * 24 * 60 * 60
 MAX_USER: Final = 255
-_BY_PASSPORT: Final[Json] = {"security": [{"passport": []}]}
-
-
-@dataclass(slots=True, frozen=True)
-class Visitor:
-    """A browser on an app's page."""
-
-    app: AppCreated
-    user: str
-
-    @property
-    def principal(self) -> Principal:
-        return Principal(self.app, surface="browser")
-
-    def owns(self, run: RunSummary | None) -> bool:
-        return (
-            run is not None and run.app_id == self.app.app_id and run.caller_id == self.principal.caller(self.user).id
-        )
 
 
 def web_routes(parts: Parts) -> APIRouter:
@@ -74,19 +53,34 @@ def web_routes(parts: Parts) -> APIRouter:
         return JSONResponse({"access_token": parts.access.signer.sign(PASSPORT, claims, now_s + PASSPORT_S)})
 
     @router.get(
+        "/login/status",
+        summary="Whether a browser may use the page, and has a passport for it",
+        responses=answers(schemas.LoginStatus),
+        openapi_extra=parameters("app_code") | {"security": []},
+    )
+    async def login_status(request: Request) -> Response:
+        code = request.query_params.get("app_code")
+        # Pages are open to everybody who knows their code: there is no account to log in to.
+        try:
+            visitor = await visitor_of(request)
+        except ApiError:
+            return JSONResponse({"logged_in": True, "app_logged_in": False})
+        return JSONResponse({"logged_in": True, "app_logged_in": code in (None, visitor.app.site_code)})
+
+    @router.get(
         "/parameters",
         summary="Input form and features",
         responses=answers(schemas.Parameters, 400, 401, 503),
-        openapi_extra=_BY_PASSPORT,
+        openapi_extra=BY_PASSPORT,
     )
     async def app_parameters(visitor: FromPage) -> Response:
         return JSONResponse(parameters_of(await published(parts, visitor.app)))
 
-    @router.get("/meta", summary="Icons of tools", responses=answers(schemas.Meta, 401), openapi_extra=_BY_PASSPORT)
+    @router.get("/meta", summary="Icons of tools", responses=answers(schemas.Meta, 401), openapi_extra=BY_PASSPORT)
     async def meta(_: FromPage) -> Response:
         return JSONResponse({"tool_icons": {}})
 
-    @router.get("/site", summary="The page", responses=answers(schemas.Site, 401, 503), openapi_extra=_BY_PASSPORT)
+    @router.get("/site", summary="The page", responses=answers(schemas.Site, 401, 503), openapi_extra=BY_PASSPORT)
     async def site(visitor: FromPage) -> Response:
         latest = parts.registry.latest(visitor.app.app_id)
         definition = None if latest is None else await parts.starter.definition(latest)
@@ -99,7 +93,7 @@ def web_routes(parts: Parts) -> APIRouter:
         summary="Upload a file for runs of this browser",
         status_code=201,
         responses=answers(schemas.UploadedFile, 400, 401, 408, 413, 415, 503, status=201),
-        openapi_extra=_BY_PASSPORT | file_body(),
+        openapi_extra=BY_PASSPORT | file_body(),
     )
     async def upload(request: Request, visitor: FromPage) -> Response:
         owner = visitor.principal.caller(visitor.user).id
@@ -110,7 +104,7 @@ def web_routes(parts: Parts) -> APIRouter:
         "/workflows/run",
         summary="Run the published version",
         responses=streamed(None) | errors(400, 401, 413, 415, 422, 429, 503),
-        openapi_extra=_BY_PASSPORT | json_body(schemas.WebRunBody),
+        openapi_extra=BY_PASSPORT | json_body(schemas.WebRunBody),
     )
     async def run_workflow(request: Request, visitor: FromPage, body: Body) -> Response:
         require_workflow(visitor.app)
@@ -121,7 +115,7 @@ def web_routes(parts: Parts) -> APIRouter:
         "/workflows/tasks/{task_id}/stop",
         summary="Stop an own run by its task id",
         responses=answers(schemas.Result, 400, 401, 503),
-        openapi_extra=_BY_PASSPORT,
+        openapi_extra=BY_PASSPORT,
     )
     async def stop_task(visitor: FromPage, task_id: str) -> Response:
         require_workflow(visitor.app)
@@ -132,7 +126,7 @@ def web_routes(parts: Parts) -> APIRouter:
         "/chat-messages",
         summary="Send a message to a chatflow",
         responses=streamed(None) | errors(400, 401, 404, 413, 415, 422, 429, 503),
-        openapi_extra=_BY_PASSPORT | json_body(schemas.WebChatBody),
+        openapi_extra=BY_PASSPORT | json_body(schemas.WebChatBody),
     )
     async def send_message(request: Request, visitor: FromPage, body: Body) -> Response:
         require_chat(visitor.app)
@@ -145,7 +139,7 @@ def web_routes(parts: Parts) -> APIRouter:
         "/chat-messages/{task_id}/stop",
         summary="Stop an own answer by its task id",
         responses=answers(schemas.Result, 400, 401, 503),
-        openapi_extra=_BY_PASSPORT,
+        openapi_extra=BY_PASSPORT,
     )
     async def stop_message(visitor: FromPage, task_id: str) -> Response:
         require_chat(visitor.app)
@@ -156,7 +150,7 @@ def web_routes(parts: Parts) -> APIRouter:
         "/workflow/{workflow_run_id}/events",
         summary="Attach to an own run's event stream",
         responses=streamed(None) | errors(400, 401, 404, 503),
-        openapi_extra=_BY_PASSPORT | parameters("include_state_snapshot", "continue_on_pause"),
+        openapi_extra=BY_PASSPORT | parameters("include_state_snapshot", "continue_on_pause"),
     )
     async def run_events(request: Request, visitor: FromPage, workflow_run_id: str) -> Response:
         run = await parts.reads.summary(workflow_run_id)
@@ -168,7 +162,7 @@ def web_routes(parts: Parts) -> APIRouter:
         "/form/human_input/{form_token}",
         summary="A form that a run waits for",
         responses=answers(schemas.FormDefinition, 401, 404, 412, 503),
-        openapi_extra=_BY_PASSPORT,
+        openapi_extra=BY_PASSPORT,
     )
     async def get_form(visitor: FromPage, form_token: str) -> Response:
         return await shown(parts, form_token, visitor.principal)
@@ -177,7 +171,7 @@ def web_routes(parts: Parts) -> APIRouter:
         "/form/human_input/{form_token}",
         summary="Answer a form: whoever has its token may, also for another's run",
         responses=answers(schemas.Nothing, 400, 401, 404, 412, 413, 415, 503),
-        openapi_extra=_BY_PASSPORT | json_body(schemas.WebSubmissionBody),
+        openapi_extra=BY_PASSPORT | json_body(schemas.WebSubmissionBody),
     )
     async def submit_form(request: Request, visitor: FromPage, form_token: str) -> Response:
         body = await read_json(request, min(MAX_BYTES, parts.limits.max_body_bytes))
@@ -198,42 +192,6 @@ async def _wanted(parts: Parts, request: Request, visitor: Visitor, body: Json) 
         body_digest(given, visitor.user),
         invoke_from="web-app",
     )
-
-
-async def _visitor(request: Request) -> Visitor:
-    """The browser whose passport the request carries. Raises ApiError 401."""
-    parts = parts_of(request)
-    claims = parts.access.signer.read(PASSPORT, _passport_in(request), parts.now_us() / 1e6)
-    if claims is None:
-        raise unauthorized("the header X-App-Passport must carry a passport of GET /api/passport")
-    code = request.headers.get("x-app-code")
-    if code is not None and code != claims.get("app_code"):
-        raise unauthorized("the passport is of another page")
-    app = parts.registry.app(str(claims.get("app_id")))
-    if app is None or parts.registry.app_of_site(str(claims.get("app_code"))) != app:
-        # It may be new here; whoever has a passport got it from one of us.
-        await parts.access.refresh()
-        app = parts.registry.app_of_site(str(claims.get("app_code")))
-    if app is None or app.app_id != claims.get("app_id"):
-        raise ApiError(401, "web_app_access_denied", "the page is gone or switched off")
-    return Visitor(app, str(claims.get("user")))
-
-
-FromPage = Annotated[Visitor, Depends(_visitor)]
-"""Parameter of a route: the browser that asks."""
-
-
-def _passport_in(request: Request) -> str:
-    """By header, by the cookie of the page, or as older clients send it."""
-    given = request.headers.get("x-app-passport")
-    if given:
-        return given
-    code = request.headers.get("x-app-code", "")
-    cookie = request.cookies.get(f"passport-{code}")
-    if cookie:
-        return cookie
-    scheme, _, token = request.headers.get("authorization", "").strip().partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 async def _page(parts: Parts, request: Request) -> AppCreated:

@@ -500,3 +500,12 @@ def test_the_command_line_goes_on_with_a_conversation(
     assert second["conversation_id"] == first["conversation_id"]
     assert second["outputs"]["answer"].endswith("#2")
     assert run([*again, "two", "--conversation", UNKNOWN]) == 3
+
+
+def test_the_administrator_does_not_speak_for_a_user(there: There) -> None:
+    said = there.say("mine")
+    body = {"inputs": {"name": "n"}, "query": "and yours", "user": "ann", "conversation_id": said["conversation_id"]}
+    app_id = there.ask("GET", "/runs", params={"limit": 1}).json()["data"][0]["app_id"]
+    refused = there.ask("POST", "/runs", "admin", json=body | {"app_id": app_id})
+    assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
+    assert there.say("more", said["conversation_id"])["conversation_id"] == said["conversation_id"]

@@ -19,7 +19,7 @@ from libs.events.model import (
     RunPaused,
     RunStarted,
 )
-from services.api.web import PASSPORT_S
+from services.api.visitors import PASSPORT_S
 from tests.api_world import ADMIN, SPEAKING, T0_US, ScriptedExecutor, Server, finish_llm, nothing, to_llm, until
 from tests.documents import document, edges, node, start
 from tests.integration.test_console import Clock
