@@ -5,6 +5,9 @@ It needs a server and nothing of it: no log, no database, no event model is load
 """
 
 from flowledger.client.answers import (
+    Bulk,
+    BulkChange,
+    BulkFailure,
     Event,
     FlowledgerError,
     HistoryEvent,
@@ -23,6 +26,9 @@ from flowledger.client.blocking import Client, Run
 __all__ = [
     "AsyncClient",
     "AsyncRun",
+    "Bulk",
+    "BulkChange",
+    "BulkFailure",
     "Client",
     "Event",
     "FlowledgerError",

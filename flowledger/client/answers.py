@@ -64,18 +64,47 @@ class Event:
     """One frame of a run's stream, in Dify's shapes."""
 
     id: str
-    """Where to go on behind it: `sequence`, of a text `sequence.position`; empty within an event of several frames."""
+    """Where to go on behind it: `sequence`, of a text `sequence.position`; of several runs one of these for each, with
+    commas between. Empty within an event of several frames."""
     event: str
     """`workflow_started`, `node_finished`, `text_chunk`, ..."""
     data: Json = field(default_factory=dict)
     """The frame's `data`."""
     raw: Json = field(default_factory=dict, repr=False)
     """The whole frame."""
+    run_id: str = ""
+    seq: int | None = None
+    """The sequence of the run's event that it belongs to; None where `id` is empty."""
 
-    @property
-    def seq(self) -> int | None:
-        """The sequence of the run's event that it belongs to; None where `id` is empty."""
-        return int(self.id.partition(".")[0]) if self.id else None
+
+@dataclass(frozen=True, slots=True)
+class BulkChange:
+    """A run that was stopped or tried again."""
+
+    run_id: str
+    retried_as: str | None
+    """The new run, when it was tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class BulkFailure:
+    """A run to which it could not be done, and why."""
+
+    run_id: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """What was done to many runs; before it is done, how many they are."""
+
+    action: str
+    count: int
+    """Runs that match."""
+    done: bool
+    changed: tuple[BulkChange, ...]
+    failed: tuple[BulkFailure, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +190,12 @@ def run_state(found: Json) -> RunState:
         found["id"], found["status"], found.get("seq") or 0, found.get("error"), found.get("inputs") or {},
         found.get("outputs"), found.get("nodes") or {}, found.get("variables") or {}, found.get("waiting_for"), found,
     )  # fmt: skip
+
+
+def bulk(found: Json) -> Bulk:
+    changed = tuple(BulkChange(each["id"], each.get("retried_as")) for each in found["changed"])
+    failed = tuple(BulkFailure(each["id"], each["code"], each["message"]) for each in found["failed"])
+    return Bulk(found["action"], found["count"], found["done"], changed, failed)
 
 
 def _problem_line(problem: Json) -> str:

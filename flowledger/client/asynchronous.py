@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from flowledger.client.answers import Event, HistoryEvent, Json, Result, RunInfo, RunState
+from flowledger.client.answers import Bulk, Event, HistoryEvent, Json, Result, RunInfo, RunState
 from flowledger.client.asking import Answer, Call, Lost, Rest, Servers, Steps, found_servers, found_token
-from flowledger.client.following import Following, Outcome
+from flowledger.client.following import Following, FollowingMany, Outcome
 from flowledger.client.http import Http
 from flowledger.client.steps import Asking
 
@@ -144,6 +144,34 @@ class AsyncClient:
         """As `AsyncRun.events`."""
         return self._events(Following(self._servers, run_id, user or self.user, after, timeout_s))
 
+    def follow(
+        self, run_ids: Sequence[str], after: str = "0", *, timeout_s: float | None = None
+    ) -> AsyncIterator[Event]:
+        """What several runs say, on one connection, until all of them have ended; an event's `run_id` says which.
+
+        `after`: the id of an event that came of the same runs, in the same order; "0": all from their starts. Raises
+        StillRunning, Refused, Unreachable.
+        """
+        return self._events(FollowingMany(self._servers, run_ids, after, timeout_s))
+
+    async def bulk(
+        self,
+        action: Literal["stop", "retry"],
+        *,
+        status: str | None = None,
+        app: str | None = None,
+        since: str | None = None,
+        id_prefix: str | None = None,
+        expect: int | None = None,
+        reason: str | None = None,
+    ) -> Bulk:
+        """Stop or try again all runs that match; without `expect` nothing is done: it says how many they are.
+
+        `expect`: how many were counted. Raises Refused: `count_changed` when they are not so many any more.
+        """
+        filters = {"status": status, "app": app, "since": since, "id_prefix": id_prefix}
+        return await self._do(self._asking.bulk(action, filters, expect, reason))
+
     # --- asking ---
 
     async def _do(self, steps: Steps[_T]) -> _T:
@@ -179,6 +207,9 @@ class AsyncClient:
                                 yield event
                             if following.over:
                                 return
+                        following.closed()
+                        if following.over:
+                            return
                     else:
                         following.refused(Answer(response.status_code, response.headers, await response.aread()))
             except self._http.errors as error:

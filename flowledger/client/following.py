@@ -8,9 +8,10 @@ nothing is left out, whichever replica answers next.
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from flowledger.client.answers import Event, Refused, Result, RunFailed, RunStopped, StillRunning
+from flowledger.client.answers import Event, Json, Refused, Result, RunFailed, RunStopped, StillRunning
 from flowledger.client.asking import Answer, Call, Servers, again_later, refusal
 
 SILENCE_S = 35.0
@@ -31,9 +32,12 @@ class Following:
         self.last_id = after
         self._servers = servers
         self._user = user
+        self._open = {run_id}
+        self._told = False
+        self._ends_at_once = 0
         self._timeout_s = timeout_s
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._held: list[Event] = []
+        self._held: list[tuple[str, Json]] = []
         self._identity = ""
         self._parts: list[str] = []
         self._failures = 0
@@ -41,7 +45,10 @@ class Following:
 
     def call(self) -> Call:
         """The request for what follows the last event."""
-        self._identity, self._parts, self._held = "", [], []
+        self._identity, self._parts, self._held, self._told = "", [], [], False
+        return self._call()
+
+    def _call(self) -> Call:
         return Call(
             "GET",
             f"/v1/workflow/{self.run_id}/events",
@@ -70,19 +77,35 @@ class Following:
 
     def _frame(self, raw: dict[str, Any]) -> list[Event]:
         identity, self._identity, self._parts = self._identity, "", []
-        name, data = str(raw.get("event", "")), raw.get("data")
+        name = str(raw.get("event", ""))
         if name == "error":
             status = int(raw.get("status") or 500)
             if status == 503:  # this replica cannot go on; another may
+                self._told = True
                 return []
             raise Refused(status, str(raw.get("code")), str(raw.get("message")))
-        self._held.append(Event(identity, name, data if isinstance(data, dict) else {}, raw))
+        self._held.append((name, raw))
         if not identity:
             return []
-        events, self._held = self._held, []
-        self.last_id, self._failures = identity, 0
-        self.over = any(event.event == _END for event in events)
+        run_id, place = self._whose(identity)
+        held, self._held = self._held, []
+        *before, (last, frame) = held
+        events = [Event("", name, _data(raw), raw, run_id) for name, raw in before]
+        events.append(Event(identity, last, _data(frame), frame, run_id, int(place.partition(".")[0])))
+        self.last_id, self._failures, self._told = identity, 0, True
+        if any(event.event == _END for event in events):
+            self._open.discard(run_id)
+        self.over = not self._open
         return events
+
+    def _whose(self, identity: str) -> tuple[str, str]:
+        """(the run that an event is of, its place in that run)."""
+        return self.run_id, identity
+
+    def closed(self) -> None:
+        """The server has ended the stream. One that says nothing twice has nothing more to say: the end was before."""
+        self._ends_at_once = 0 if self._told else self._ends_at_once + 1
+        self.over = self.over or self._ends_at_once > 1
 
     def refused(self, answer: Answer) -> None:
         """The server answered with an error: raises Refused, unless another time or another replica may do better."""
@@ -93,6 +116,7 @@ class Following:
 
     def lost(self, error: Exception) -> None:
         """The connection is gone. Raises StillRunning, or Unreachable when no server has answered for too long."""
+        self._ends_at_once = 0
         self._check_deadline()
         self._servers.next()
         self._servers.check_patience(self._heard_at, error)
@@ -107,6 +131,34 @@ class Following:
     def _check_deadline(self) -> None:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             raise StillRunning(self.run_id, self._timeout_s or 0)
+
+
+class FollowingMany(Following):
+    """One reader of several runs. An id of theirs has a place for each run, in the order of `run_ids`."""
+
+    def __init__(
+        self, servers: Servers, run_ids: Sequence[str], after: str = "0", timeout_s: float | None = None
+    ) -> None:
+        self._runs = tuple(dict.fromkeys(run_ids))
+        super().__init__(servers, ", ".join(self._runs), "", after, timeout_s)
+        self._open = set(self._runs)
+
+    def _call(self) -> Call:
+        headers = {"Accept": "text/event-stream"}
+        if self.last_id != "0":
+            headers["Last-Event-ID"] = self.last_id
+        return Call("GET", "/v1/runs/events", params={"run": self._runs}, headers=headers)
+
+    def _whose(self, identity: str) -> tuple[str, str]:
+        places = identity.split(",")
+        before = self.last_id.split(",") if self.last_id != "0" else ["0"] * len(places)
+        moved = next(index for index, (now, then) in enumerate(zip(places, before, strict=True)) if now != then)
+        return self._runs[moved], places[moved]
+
+
+def _data(raw: Json) -> Json:
+    data = raw.get("data")
+    return data if isinstance(data, dict) else {}
 
 
 class Outcome:

@@ -13,11 +13,13 @@ from typing import Any
 from urllib.parse import quote
 
 from flowledger.client.answers import (
+    Bulk,
     FlowledgerError,
     HistoryEvent,
     Json,
     RunInfo,
     RunState,
+    bulk,
     history_event,
     run_info,
     run_state,
@@ -108,6 +110,16 @@ class Asking:
         body = {"user": self.user} | ({"reason": reason} if reason else {})
         answer: Json = yield from self._json(json_call("POST", f"{_path(run_id)}/stop", body))
         return answer
+
+    def bulk(
+        self, action: str, filters: Mapping[str, str | None], expect: int | None, reason: str | None
+    ) -> Steps[Bulk]:
+        wanted = {name: value for name, value in filters.items() if value is not None}
+        body: Json = {"action": action, "filter": wanted}
+        body |= {name: value for name, value in (("expect", expect), ("reason", reason)) if value is not None}
+        # Runs that a lost request has stopped do not match any more; those that it tried again do, and are the same.
+        call = json_call("POST", "/v1/runs/bulk", body, repeatable=expect is None or action == "retry")
+        return bulk((yield from self._json(call)))
 
     def pause(self, run_id: str, reason: str | None) -> Steps[Json]:
         body = {"user": self.user} | ({"reason": reason} if reason else {})

@@ -40,6 +40,7 @@ from tests.api_world import (
     finish_llm,
     nothing,
     to_llm,
+    until,
 )
 from tests.documents import code, document, edges, end, node, start, template
 
@@ -316,6 +317,53 @@ def test_events_go_on_behind_any_event(connect: Any, server: Server) -> None:
             assert list(run.events(after=event.id)) == whole[number + 1 :]
 
 
+def test_behind_the_last_event_there_is_nothing(connect: Any, server: Server) -> None:
+    client = connect(server.url, token=server.import_app()["api_key"])
+    run = client.start(inputs={"q": "x"})
+    last = [event.id for event in run.events()][-1]
+    assert list(run.events(after=last)) == []
+
+
+# --- several runs ---
+
+
+def test_several_runs_are_followed_together(connect: Any, server: Server) -> None:
+    client = connect(server.url, token=server.import_app()["api_key"])
+    ids = [client.start(inputs={"q": text}).id for text in "abc"]
+    together = list(client.follow(ids))
+    for run_id in ids:
+        alone = [(event.event, event.seq, event.data) for event in client.run(run_id).events()]
+        assert [(event.event, event.seq, event.data) for event in together if event.run_id == run_id] == alone
+    whole = [number for number, event in enumerate(together) if event.id]
+    for number in (whole[0], whole[len(whole) // 2], whole[-1]):
+        assert list(client.follow(ids, after=together[number].id)) == together[number + 1 :]
+
+
+def test_a_stream_of_several_runs_goes_on_at_the_other_replica(
+    connect: Any, replicas: list[Server], executor: ScriptedExecutor
+) -> None:
+    executor.script = to_llm
+    app = replicas[0].import_app(SPEAKING)
+    client = connect(*(server.url for server in replicas), token=app["api_key"])
+    ids = [client.start(inputs={"q": text}).id for text in "ab"]
+    events = client.follow(ids)
+    seen = [next(events) for _ in range(8)]
+    replicas[0].stop()
+    for run_id in ids:
+        finish_llm(executor, run_id, f"text of {run_id}")
+    seen += list(events)
+    for run_id in ids:
+        said = [(event.event, event.seq) for event in seen if event.run_id == run_id]
+        assert said == [(event.event, event.seq) for event in client.run(run_id).events()]
+
+
+def test_following_a_run_that_is_not_there_is_refused(connect: Any, server: Server) -> None:
+    client = connect(server.url, token=server.import_app()["api_key"])
+    with pytest.raises(Refused) as refused:
+        list(client.follow(["nobody"]))
+    assert (refused.value.status, refused.value.code) == (404, "not_found")
+
+
 # --- results ---
 
 
@@ -435,6 +483,33 @@ def test_a_failed_run_is_tried_again_and_any_run_forked(connect: Any, real: tupl
     assert good.fork(done, {"c.result": "other"}).result(timeout_s=30).outputs == {"a": "other!"}
     with pytest.raises(Refused):
         good.fork(999)
+
+
+def test_many_runs_are_counted_then_tried_again_or_stopped(connect: Any, real: tuple[str, str]) -> None:
+    client = connect(real[0], token=real[1])
+    app = client.import_document(FLOW)["app_id"]
+    failed = [client.start(app, pins={"nodes": {"c": {"fail": "no"}}}) for _ in range(2)]
+    for run in failed:
+        with pytest.raises(RunFailed):
+            run.result(timeout_s=30)
+    counted = until(lambda: (found := client.bulk("retry", app=app)).count == 2 and found)
+    assert (counted.action, counted.done, counted.changed, counted.failed) == ("retry", False, (), ())
+    with pytest.raises(Refused) as refused:
+        client.bulk("retry", app=app, expect=5)
+    assert (refused.value.status, refused.value.code) == (409, "count_changed")
+    done = client.bulk("retry", app=app, expect=2)
+    assert (done.done, done.failed) == (True, ())
+    assert {change.run_id for change in done.changed} == {run.id for run in failed}
+    assert len({change.retried_as for change in done.changed}) == 2
+    for change in done.changed:
+        with pytest.raises(RunFailed):
+            client.run(change.retried_as).result(timeout_s=30)
+    asking = client.start(client.import_document(ASKING)["app_id"], {"q": "hi"})
+    until(lambda: client.bulk("stop", id_prefix=asking.id).count == 1)
+    stopped = client.bulk("stop", id_prefix=asking.id, expect=1, reason="enough")
+    assert [(change.run_id, change.retried_as) for change in stopped.changed] == [(asking.id, None)]
+    with pytest.raises(RunStopped, match="enough"):
+        asking.result(timeout_s=30)
 
 
 def test_a_run_that_waits_for_a_person_is_waited_for_and_answered(connect: Any, real: tuple[str, str]) -> None:
