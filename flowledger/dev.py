@@ -150,6 +150,7 @@ async def _serve(
             models=settings.models,
             schedules=schedules,
             origins=settings.cors_origins,
+            http_allow=settings.http_allow,
             limits=limits_of(settings),
         )
         await _start_api(dependencies, listening, closing)

@@ -23,6 +23,7 @@ from libs.events.files import Files
 from libs.events.log import Log, LogError
 from libs.events.registry import RegistryTail
 from libs.events.sealing import Vault
+from libs.net import GuardedHttp
 from libs.workflow.catalog import Catalog, ShownCatalog
 from services.api.about import about_routes
 from services.api.absent import absent_routes
@@ -95,6 +96,8 @@ class ApiDependencies:
     """Whether this process starts the runs of schedules; all that do share the work."""
     origins: tuple[str, ...] = ("*",)
     """Pages of these may call (CORS); `*`: of all."""
+    http_allow: tuple[str, ...] = ()
+    """Hosts and networks that documents may be fetched from although they are private."""
     limits: Limits = field(default_factory=Limits)
     now_us: Callable[[], int] = _wall_us
     random_bits: Callable[[int], int] = secrets.randbits
@@ -128,6 +131,7 @@ def create_app(deps: ApiDependencies) -> FastAPI:
             parts.streams.close()
             parts.pinger.stop()
             await parts.tail.stop()
+            await parts.http.aclose()
             parts.threads.close()
             parts.access.close()
 
@@ -238,6 +242,7 @@ def _build(deps: ApiDependencies) -> Parts:
         publisher=publisher,
         drafting=drafting,
         pinger=pinger,
+        http=GuardedHttp(deps.http_allow),
         instance_id=deps.instance_id,
         models=deps.models,
         version=deps.version,

@@ -101,6 +101,7 @@ async def _serve(settings: Settings, kafka: str, engine: Engine, listener: socke
                 instance_id=str(uuid.uuid4()),
                 models=settings.models,
                 origins=settings.cors_origins,
+                http_allow=settings.http_allow,
                 limits=limits_of(settings),
             )
         )

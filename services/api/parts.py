@@ -8,6 +8,7 @@ from starlette.requests import Request
 from libs.events.blobs import Blobs
 from libs.events.log import Log
 from libs.events.registry import RegistryTail
+from libs.net import GuardedHttp
 from libs.workflow.catalog import Catalog
 from services.api.access import Access
 from services.api.drafting import Drafting
@@ -81,6 +82,7 @@ class Parts:
     publisher: Publisher
     drafting: Drafting
     pinger: Pinger
+    http: GuardedHttp
     instance_id: str
     models: str
     version: str

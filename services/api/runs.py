@@ -285,8 +285,13 @@ def _definition(parts: Parts, history: list[Recorded]) -> Definition | None:
 async def _history(parts: Parts, request: Request, run_id: str) -> Response:
     first, last = whole_number(request, "from", 1) or 1, whole_number(request, "to", None)
     await _visible(parts, request, run_id)
-    span = await _span(parts, run_id)
     as_stream = "text/event-stream" in request.headers.get("accept", "")
+    return await history_lines(parts, run_id, first, last, as_stream=as_stream)
+
+
+async def history_lines(parts: Parts, run_id: str, first: int, last: int | None, *, as_stream: bool) -> Response:
+    """The run's events from sequence `first` to `last`, as JSON lines or as a stream. Raises ApiError, LogError."""
+    span = await _span(parts, run_id)
     events = parts.reads.events(span)
     # The first batch is read before the answer begins, so that a log that cannot be read is still an error answer.
     nothing: list[Recorded] = []

@@ -194,7 +194,7 @@ class FileUser:
 
 
 class Signer:
-    """Links to a file that work without a key, for `lifetime_s`. `secret` is the same on all replicas."""
+    """Links that work without a key, for `lifetime_s`. `secret` is the same on all replicas."""
 
     def __init__(
         self, secret: str, now_us: Callable[[], int], random_bits: Callable[[int], int], lifetime_s: int = 300
@@ -205,19 +205,34 @@ class Signer:
         self._lifetime_s = lifetime_s
 
     def link(self, file_id: str) -> str:
+        """To a file."""
+        return self._signed(f"/files/{file_id}/file-preview", f"file-preview|{file_id}")
+
+    def history_link(self, run_id: str) -> tuple[str, int]:
+        """(link to a run's history, when it expires in microseconds since the epoch)."""
+        expires_us = self._now_us() + self._lifetime_s * 1_000_000
+        return self._signed(f"/files/runs/{run_id}/history", f"run-history|{run_id}"), expires_us
+
+    def _signed(self, path: str, subject: str) -> str:
         at, nonce = str(self._now_us() // 1_000_000), f"{self._random_bits(128):032x}"
-        return f"/files/{file_id}/file-preview?timestamp={at}&nonce={nonce}&sign={self._sign(file_id, at, nonce)}"
+        return f"{path}?timestamp={at}&nonce={nonce}&sign={self._sign(subject, at, nonce)}"
 
     def holds(self, file_id: str, query: Mapping[str, str]) -> bool:
+        return self._holds(f"file-preview|{file_id}", query)
+
+    def holds_for_history(self, run_id: str, query: Mapping[str, str]) -> bool:
+        return self._holds(f"run-history|{run_id}", query)
+
+    def _holds(self, subject: str, query: Mapping[str, str]) -> bool:
         at, nonce, sign = (query.get(name, "") for name in ("timestamp", "nonce", "sign"))
         if not (at.isascii() and at.isdigit() and len(at) < 16):
             return False
-        expected = self._sign(file_id, at, nonce)
+        expected = self._sign(subject, at, nonce)
         fresh = 0 <= self._now_us() // 1_000_000 - int(at) + 5 <= self._lifetime_s + 5
         return hmac.compare_digest(expected.encode(), sign.encode("utf-8", "replace")) and fresh
 
-    def _sign(self, file_id: str, at: str, nonce: str) -> str:
-        text = f"file-preview|{file_id}|{at}|{nonce}".encode()
+    def _sign(self, subject: str, at: str, nonce: str) -> str:
+        text = f"{subject}|{at}|{nonce}".encode()
         return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
 
 

@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 
-from services.executor.net import GuardedHttp, decoded
+from libs.net import GuardedHttp, decoded
 
 FETCH_S: Final = 300.0
 _TIMEOUT: Final = {"connect": 10.0, "read": 300.0, "write": 60.0, "pool": None}

@@ -14,6 +14,7 @@ import yaml
 
 from libs.events.log import Topic
 from libs.events.memory import MemoryLog, MemoryStore
+from libs.workflow.node_configs import NODE_TYPES
 from services.api.console.secrets import MASK
 from tests.api_world import ADMIN, ECHO, ScriptedExecutor, Server
 from tests.documents import document, edges, end, node, start
@@ -319,6 +320,33 @@ def test_of_keys_made_at_once_ten_are_made(console: httpx.Client, server: Server
     assert len(console.get(path).json()["data"]) == 10
 
 
+def test_a_new_node_has_defaults_that_its_editor_can_complete(console: httpx.Client) -> None:
+    path = f"apps/{make_app(console)}/workflows/default-workflow-block-configs"
+    listed = {each["type"]: each["config"] for each in console.get(path).json()}
+    assert (
+        {"llm", "code", "http-request", "template-transform", "question-classifier"} <= listed.keys() <= set(NODE_TYPES)
+    )
+    assert console.get(f"{path}/code").json() == {"type": "code", "config": listed["code"]}
+    script = console.get(f"{path}/code", params={"q": '{"code_language": "javascript"}'}).json()["config"]
+    assert (script["code_language"], "function main" in script["code"]) == ("javascript", True)
+    for block_type in ("code", "http-request", "template-transform", "loop", "trigger-webhook", "trigger-schedule"):
+        config = {"url": "http://example.org"} | listed[block_type]
+        NODE_TYPES[block_type].config.model_validate(config)
+    assert code_of(console.get(f"{path}/teapot")) == (404, "not_found")
+    for wrong in ("{", "[]", '{"code_language": "cobol"}'):
+        assert code_of(console.get(f"{path}/code", params={"q": wrong})) == (400, "invalid_param")
+
+
+def test_a_workflow_is_not_converted_to_one(console: httpx.Client) -> None:
+    assert code_of(console.post(f"apps/{make_app(console)}/convert-to-workflow", json={})) == (404, "app_not_found")
+
+
+def test_nothing_is_archived(console: httpx.Client) -> None:
+    path = f"apps/{make_app(console)}/workflow-archived-logs"
+    assert console.get(path).json() == {"page": 1, "limit": 20, "total": 0, "has_more": False, "data": []}
+    assert code_of(console.get(path, params={"limit": 0})) == (400, "invalid_param")
+
+
 def test_a_copy_has_the_draft_and_a_name_of_its_own(console: httpx.Client) -> None:
     app_id = make_app(console, description="d")
     save(console, app_id)
@@ -420,8 +448,9 @@ def test_what_is_no_document_of_ours_fails_with_a_reason(console: httpx.Client, 
 
 def test_an_unknown_mode_of_import_is_refused(console: httpx.Client) -> None:
     assert code_of(console.post("apps/imports", json={"mode": "ftp"})) == (400, "invalid_param")
-    fetched = console.post("apps/imports", json={"mode": "yaml-url", "yaml_url": "https://example.org/a.yml"})
-    assert (fetched.status_code, fetched.json()["status"]) == (400, "failed")
+    for mode in ("yaml-content", "yaml-url"):
+        missing = console.post("apps/imports", json={"mode": mode})
+        assert (missing.status_code, missing.json()["status"]) == (400, "failed")
 
 
 def test_an_import_over_an_app_replaces_its_draft_and_leaves_its_versions(console: httpx.Client) -> None:

@@ -418,3 +418,23 @@ def test_a_published_run_of_a_restored_version_is_in_the_history(console: httpx.
     ]
     assert console.get(f"{app}/workflow-app-logs", params={"status": "running"}).json()["total"] == 0
     assert code_of(console.get(f"{app}/workflow-app-logs", params={"status": "x"})) == (400, "invalid_param")
+
+
+def test_a_run_is_exported_by_a_link_that_needs_no_token(console: httpx.Client, instance: Embedded) -> None:
+    app = imported(console)
+    run_id = run(console, app)[0]["workflow_run_id"]
+    made = console.get(f"{app}/workflow-runs/{run_id}/export").json()
+    assert made["status"] == "success"
+    lines = [json.loads(line) for line in httpx.get(made["presigned_url"], trust_env=False).text.splitlines()]
+    assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
+    assert (lines[0]["type"], lines[-1]["type"]) == ("RunAccepted", "RunSucceeded")
+    link, _, sign = made["presigned_url"].rpartition("=")
+    assert code_of(httpx.get(f"{link}={sign[::-1]}", trust_env=False)) == (403, "forbidden")
+    other = imported(console)
+    missing = console.get(f"{other}/workflow-runs/{run_id}/export")
+    assert code_of(missing) == (404, "archive_log_not_found")
+    # A link to a file is none to a run.
+    file = console.post("files/upload", files={"file": ("a.txt", b"x", "text/plain")}).json()
+    query = file["source_url"].partition("?")[2]
+    refused = httpx.get(f"{instance.url}/files/runs/{file['id']}/history?{query}", trust_env=False)
+    assert code_of(refused) == (403, "forbidden")

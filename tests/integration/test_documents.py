@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from libs.net import GuardedHttp
 from libs.workflow.inputs import file_value
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from services.executor.documents import process
 from services.executor.documents.process import Unreadable, read_document
-from services.executor.net import GuardedHttp
 from services.executor.nodes.document_extractor import DocumentExtractorHandler
 from services.executor.sandbox.inside import seccomp
 from tests.attempts import attempt_of

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from libs.net import GuardedHttp, Resolve, system_resolve
 from libs.workflow.outcome import Failed, Outcome, Succeeded
-from services.executor.net import GuardedHttp, Resolve, system_resolve
 from services.executor.nodes.http_request import MAX_TEXT_BYTES, HttpRequestHandler
 from tests.attempts import attempt_of
 

@@ -9,10 +9,10 @@ from typing import Any, cast
 import pytest
 
 from libs.events.ids import new_run_id
+from libs.net import GuardedHttp
 from libs.settings import Provider
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from services.executor.models import Models
-from services.executor.net import GuardedHttp
 from services.executor.nodes.llm import LlmHandler
 from services.executor.nodes.parameter_extractor import ParameterExtractorHandler
 from services.executor.nodes.port import Handler

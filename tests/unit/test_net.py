@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import httpx
 import pytest
 
-from services.executor.net import AddressRefused, Allowed, GuardedHttp, refusal, system_resolve
+from libs.net import AddressRefused, Allowed, GuardedHttp, refusal, system_resolve
 
 
 @pytest.mark.parametrize(

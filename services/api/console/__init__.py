@@ -6,8 +6,10 @@ Every route needs the admin token, by header or by a session; keys of apps open 
 from fastapi import APIRouter
 
 from services.api.console.apps import console_app_routes
+from services.api.console.block_configs import block_config_routes
 from services.api.console.draft_runs import draft_run_routes
 from services.api.console.drafts import draft_routes
+from services.api.console.exports import export_routes
 from services.api.console.files import console_file_routes
 from services.api.console.forms import form_routes
 from services.api.console.imports import import_routes
@@ -28,8 +30,10 @@ def console_routes(parts: Parts) -> list[APIRouter]:
         draft_run_routes(parts),
         variable_routes(parts),
         trigger_routes(parts),
+        block_config_routes(),  # before the paths that have a version in this place
         draft_routes(parts),
         console_file_routes(parts),
         run_history_routes(parts),
+        export_routes(parts),
         form_routes(parts),
     ]

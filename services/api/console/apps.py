@@ -12,7 +12,7 @@ from services.api.bodies import Body, OptionalBody
 from services.api.console import shapes
 from services.api.console.asked import boolean, optional_text, paging, text
 from services.api.console.session import Account, App
-from services.api.errors import invalid_param
+from services.api.errors import ApiError, invalid_param
 from services.api.frames import Json
 from services.api.parts import Parts
 from services.api.schemas import answers, json_body, parameters, secured
@@ -101,6 +101,17 @@ def console_app_routes(parts: Parts) -> APIRouter:
     )
     async def copy_app(request: Request, app: App, body: OptionalBody) -> Response:
         return await _copy(parts, request, app, body)
+
+    @router.post(
+        "/{app_id}/convert-to-workflow",
+        summary="Make a workflow of a chat or completion app, which do not exist here",
+        responses=schemas.errors(401, 403, 404, 503),
+        openapi_extra=CONSOLE,
+    )
+    async def convert_app(app: App) -> Response:
+        raise ApiError(
+            404, "app_not_found", f'app "{app.name}" is a {app.mode} app already: there is nothing to convert'
+        )
 
     @router.post(
         "/{app_id}/site-enable",

@@ -1,7 +1,8 @@
 """Documents in and out of the console: import with its statuses, confirmation of what was held back, export.
 
 What is imported is a draft: it may hold mistakes, which publishing and running name. A document of a newer format
-waits for a confirmation for ten minutes, at any replica.
+waits for a confirmation for ten minutes, at any replica. One at a URL is fetched as nodes fetch: not from private
+addresses.
 """
 
 import json
@@ -22,6 +23,7 @@ from services.api import schemas
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE, MODES, new_app
 from services.api.console.asked import flag, optional_text
+from services.api.console.fetching import FetchFailed, fetched
 from services.api.console.secrets import without_secrets
 from services.api.console.session import Account, App
 from services.api.drafting import DSL_VERSION, composed
@@ -112,11 +114,11 @@ async def _import(parts: Parts, body: Json) -> Response:
     import_id = parts.new_uuid()
     version = ""
     try:
-        if mode == "yaml-url":
-            raise ImportFailed("documents are not fetched from here: fetch it and send it as yaml_content")
-        text = body.get("yaml_content")
+        text = body.get(mode.replace("-", "_"))
         if not isinstance(text, str) or not text.strip():
-            raise ImportFailed("yaml_content is required")
+            raise ImportFailed(f"{mode.replace('-', '_')} is required")
+        if mode == "yaml-url":
+            text = await fetched(parts.http, text, parts.limits.max_document_bytes)
         document = await parts.threads.run(_readable, text)
         version = _version_of(document)
         if app_id is not None:
@@ -130,7 +132,7 @@ async def _import(parts: Parts, body: Json) -> Response:
             await parts.publisher.record([held])
             return JSONResponse(_answer(import_id, status, app, document, version), 202)
         made = await _complete(parts, import_id, app, document, changes)
-    except ImportFailed as failed:
+    except (ImportFailed, FetchFailed) as failed:
         return JSONResponse(_failed(import_id, version, str(failed)), 400)
     return JSONResponse(_answer(import_id, status, made, document, version))
 

@@ -15,7 +15,7 @@ from services.api import schemas
 from services.api.access import Principal
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE
-from services.api.console.asked import limit_of
+from services.api.console.asked import limit_of, paging
 from services.api.console.executions import created_by, executions
 from services.api.console.queries import SHOWN_AS, Runs, count_of_runs, days_of_runs, page_of_runs
 from services.api.console.session import CHAT_PREFIX, Account, App
@@ -113,6 +113,16 @@ def _details(router: APIRouter, parts: Parts) -> None:
     )
     async def app_logs(request: Request, app: App) -> Response:
         return await log_page(parts, app.app_id, request.query_params, STATUSES)
+
+    @router.get(
+        "/apps/{app_id}/workflow-archived-logs",
+        summary="Archived runs of the app: none, because runs stay where they are",
+        responses=answers(schemas.LogPage, 400, 401, 403, 404, 503),
+        openapi_extra=CONSOLE | parameters("page", "limit"),
+    )
+    async def archived_logs(request: Request, _: App) -> Response:
+        page, limit = paging(request, default_limit=20)
+        return JSONResponse({"page": page, "limit": limit, "total": 0, "has_more": False, "data": []})
 
     @router.post(
         "/apps/{app_id}/workflow-runs/tasks/{task_id}/stop",

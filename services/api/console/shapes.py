@@ -375,3 +375,14 @@ class Trigger(_Shape):
 
 class Triggers(_Shape):
     data: list[Trigger]
+
+
+class RunExport(_Shape):
+    status: str
+    presigned_url: str
+    presigned_url_expires_at: str
+
+
+class BlockConfig(_Shape):
+    type: str
+    config: dict[str, Any]

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from libs.net import GuardedHttp
 from libs.settings import Settings
 from services.executor.files import FileStore
 from services.executor.models import Models
-from services.executor.net import GuardedHttp
 from services.executor.nodes.answer import AnswerHandler
 from services.executor.nodes.assigner import AssignerHandler
 from services.executor.nodes.code import CodeHandler

@@ -7,12 +7,12 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from libs.events.files import extension_of
+from libs.net import GuardedHttp
 from libs.workflow.inputs import file_value
 from libs.workflow.outcome import Values
 from services.executor.download import NotFetched, fetched, inlined
 from services.executor.files import FileStore
 from services.executor.models import Media
-from services.executor.net import GuardedHttp
 from services.executor.nodes.port import Attempt
 
 MAX_BYTES: Final = 50 * 1024 * 1024

@@ -12,6 +12,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from libs.net import GuardedHttp
 from libs.workflow.configs.values import DocumentExtractorConfig
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import Pool
@@ -20,7 +21,6 @@ from services.executor.documents.kinds import UnsupportedKind, extension_of_text
 from services.executor.documents.process import Unreadable, read_document
 from services.executor.download import NotFetched, fetched
 from services.executor.files import FileReader, FileStore, reader
-from services.executor.net import GuardedHttp
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.port import Attempt, Handler
 

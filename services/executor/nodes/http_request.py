@@ -24,6 +24,7 @@ from urllib.parse import quote, urlencode
 import httpx
 from pydantic import JsonValue
 
+from libs.net import GuardedHttp, decoded
 from libs.workflow import templates
 from libs.workflow.configs.outside import Authorization, Body, BodyItem, HttpRequestConfig, Timeout
 from libs.workflow.definition import Node
@@ -33,7 +34,6 @@ from libs.workflow.segments import is_file
 from services.executor.documents.kinds import EXTENSIONS
 from services.executor.files import FileReader, FileStore, reader
 from services.executor.lenient_json import parse_leniently
-from services.executor.net import GuardedHttp, decoded
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.port import Attempt, Handler
 

@@ -6,12 +6,12 @@ Secrets reach the model where the author put them and no record: inputs and prom
 
 from contextlib import aclosing
 
+from libs.net import GuardedHttp
 from libs.workflow.configs.models import LlmConfig
 from libs.workflow.definition import Definition
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from services.executor.files import FileStore
 from services.executor.models import ModelError, ModelRequest, Models
-from services.executor.net import GuardedHttp
 from services.executor.nodes.answer_files import AnswerFiles, NotKept
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.model_answer import ModelAnswer, recorded

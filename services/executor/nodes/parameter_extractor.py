@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
+from libs.net import GuardedHttp
 from libs.workflow import templates
 from libs.workflow.configs.models import Parameter, ParameterExtractorConfig
 from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
@@ -20,7 +21,6 @@ from services.executor.files import FileStore
 from services.executor.lenient_json import first_object
 from services.executor.models import Function, ModelError, ModelRequest, Models
 from services.executor.models.context import tokens_of
-from services.executor.net import GuardedHttp
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.model_answer import ModelAnswer, recorded
 from services.executor.nodes.port import Attempt, Handler

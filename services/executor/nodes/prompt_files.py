@@ -13,13 +13,13 @@ from typing import Final, cast, get_args
 from pydantic import JsonValue
 
 from libs.events.files import extension_of
+from libs.net import GuardedHttp
 from libs.workflow.configs.models import ModelSettings
 from services.executor.download import NotFetched, fetched
 from services.executor.files import FileReader, FileStore, reader
 from services.executor.models import Models
 from services.executor.models.parts import BY_CONTENT
 from services.executor.models.port import Media, MediaKind
-from services.executor.net import GuardedHttp
 from services.executor.nodes.port import Attempt
 
 MAX_BYTES: Final = 50 * 1024 * 1024

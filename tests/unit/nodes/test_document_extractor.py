@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from libs.net import GuardedHttp
 from libs.workflow.inputs import file_value
 from libs.workflow.outcome import Outcome
 from services.executor.documents.process import Unreadable, read_document
-from services.executor.net import GuardedHttp
 from services.executor.nodes.document_extractor import MAX_FILES, DocumentExtractorHandler
 from tests.attempts import attempt_of
 from tests.unit.nodes.compiled import failed, succeeded

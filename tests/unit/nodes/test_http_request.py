@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from libs.net import GuardedHttp
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from services.executor.files import FileStore
-from services.executor.net import GuardedHttp
 from services.executor.nodes.http_request import HttpRequestHandler
 from tests.attempts import attempt_of
 from tests.unit.nodes.kept import kept_files

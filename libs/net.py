@@ -1,4 +1,4 @@
-"""Outbound HTTP for nodes whose addresses come from documents and data, so from people we do not trust.
+"""Outbound HTTP to addresses that come from documents, data and requests, so from people we do not trust.
 
 Promises: no connection to an address that is not public unless the operator allowed it, through DNS, numeric
 spellings, IPv6 forms of IPv4 addresses and redirects alike; a name is resolved once and the connection goes to an
