@@ -107,6 +107,11 @@ class RunEntry:
     set_aside: str | None = None
     """Why nothing of it is executed: its history could not be folded."""
 
+    @property
+    def active(self) -> bool:
+        """Whether it counts for its app's limit."""
+        return not self.parked and self.set_aside is None
+
 
 class KeyEntry(NamedTuple):
     """What a first start with an idempotency key did."""
@@ -144,8 +149,9 @@ class PartitionFold:
     last_at_us: int = 0
     runs: dict[str, RunEntry] = field(default_factory=dict)
     keys: dict[tuple[str, str], KeyEntry] = field(default_factory=dict)
-    of_app: dict[str, set[str]] = field(default_factory=dict, compare=False)
-    """Unfinished runs by app; follows from `runs`."""
+    active: dict[str, int] = field(default_factory=dict, compare=False)
+    """How many runs of each app are active; follows from `runs`. Counted as they change, so that a start costs the same
+    however many runs its app has."""
     conversations: Conversations = field(default_factory=Conversations)
     ended: dict[str, int] = field(default_factory=dict)
     """Runs that have ended although their start, read once more, would be in time -> until when it is."""
@@ -261,8 +267,7 @@ class PartitionFold:
             return "as many runs are under way as this deployment may have at once. Try again later"
         if not command.max_app_runs:
             return None
-        entries = (self.runs[run_id] for run_id in self.of_app.get(command.app_id, ()))
-        running = sum(not entry.parked and entry.set_aside is None for entry in entries)
+        running = self.active.get(command.app_id, 0)
         if running < command.max_app_runs:
             return None
         return f"app {command.app_id} has {running} runs under way, at most {command.max_app_runs}. Try again later"
@@ -349,20 +354,31 @@ class PartitionFold:
                 if entry.conversation_id is not None:
                     self.conversations.started(entry.conversation_id, run_id, before)
             if event_type != "PauseRequested":  # a paused run that is to pause stays as it is
-                entry.parked = event_type == "RunPaused"
+                self._change(entry, parked=event_type == "RunPaused", set_aside=entry.set_aside)
 
     def _add(self, run_id: str, entry: RunEntry) -> None:
         self.runs[run_id] = entry
-        self.of_app.setdefault(entry.app_id, set()).add(run_id)
+        if entry.active:
+            self._count_active(entry.app_id, 1)
 
     def _remove(self, run_id: str) -> RunEntry | None:
         entry = self.runs.pop(run_id, None)
-        if entry is not None:
-            others = self.of_app[entry.app_id]
-            others.discard(run_id)
-            if not others:
-                del self.of_app[entry.app_id]
+        if entry is not None and entry.active:
+            self._count_active(entry.app_id, -1)
         return entry
+
+    def _change(self, entry: RunEntry, *, parked: bool, set_aside: str | None) -> None:
+        was_active = entry.active
+        entry.parked, entry.set_aside = parked, set_aside
+        if entry.active != was_active:
+            self._count_active(entry.app_id, 1 if entry.active else -1)
+
+    def _count_active(self, app_id: str, more: int) -> None:
+        count = self.active.get(app_id, 0) + more
+        if count:
+            self.active[app_id] = count
+        else:
+            del self.active[app_id]
 
     def snapshotted(self, run_id: str, seq: int, offset: int, behind: Position) -> None:
         """The run's newest snapshot stands at `offset`; `behind` is the position right behind it."""
@@ -371,7 +387,7 @@ class PartitionFold:
 
     def _set_aside(self, run_id: str, reason: str | None) -> None:
         if (entry := self.runs.get(run_id)) is not None:
-            entry.set_aside = reason
+            self._change(entry, parked=entry.parked, set_aside=reason)
 
     def forget_old_keys(self, now_us: int) -> None:
         self.keys = {key: entry for key, entry in self.keys.items() if entry.expires_us > now_us}
@@ -418,12 +434,11 @@ class PartitionFold:
         head, *rest = parts
         self.commands_topic_id, self.next_command = head["commands_topic_id"], head["next_command"]
         self.last_at_us = head["last_at_us"]
-        self.runs, self.of_app, self.keys, self.conversations, self.ended = {}, {}, {}, Conversations(), {}
+        self.runs, self.active, self.keys, self.conversations, self.ended = {}, {}, {}, Conversations(), {}
         for part in rest:
             for run_id, seq, app_id, digest, since, *more in part.get("runs", ()):
                 flags, paused, talk, aside = more[:4], more[4:7], more[7:9], more[9:]
                 entry = RunEntry(seq, app_id, digest, Position(*since), *flags)
-                self._add(run_id, entry)
                 if paused:  # absent in tables of releases that know no pause
                     forms, entry.held, entry.parked = paused
                     for form_id, path, node_id, due_us, actions in forms:
@@ -432,6 +447,7 @@ class PartitionFold:
                     entry.conversation_id, entry.not_after_us = talk
                 if aside:  # as above, of runs that were set aside
                     (entry.set_aside,) = aside
+                self._add(run_id, entry)
             for app_id, key, *entry in part.get("keys", ()):
                 self.keys[app_id, key] = KeyEntry(*entry)
             self.conversations.load(part.get("conversations", ()))

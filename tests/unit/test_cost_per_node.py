@@ -4,15 +4,14 @@ Counting is exact, but blind to a call that does much; timing sees that, and is 
 """
 
 import gc
-import sys
 import time
 from collections.abc import Callable
-from types import FrameType
 
 import pytest
 
 from benchmarks.engine import document, run_once
 from libs.workflow.definition import Definition, compile_document
+from tests.calls import calls_of
 
 GROWTH = 1.2
 """A node in a large graph may cost this much of a node in a graph of ten."""
@@ -41,20 +40,8 @@ def test_a_node_of_a_large_graph_takes_no_more_time_than_one_of_ten(shape: str, 
 
 
 def calls_per_node(definition: Definition) -> float:
-    """Calls of functions, ours and built-in ones, for one run."""
-    calls = 0
-
-    def count(_frame: FrameType, event: str, _argument: object) -> None:
-        nonlocal calls
-        if event in ("call", "c_call"):
-            calls += 1
-
-    sys.setprofile(count)
-    try:
-        run_once(definition)
-    finally:
-        sys.setprofile(None)
-    return calls / len(definition.nodes)
+    """Calls for one run."""
+    return calls_of(lambda: run_once(definition)) / len(definition.nodes)
 
 
 def best_of(work: Callable[[], object]) -> float:

@@ -1,8 +1,6 @@
 """What the machine does per round does not grow with the rounds, nor does what it keeps: both are counted."""
 
-import sys
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from benchmarks.containers import SHAPES, begun, document, run_once, steps
 from libs.workflow.definition import compile_document
 from libs.workflow.state import Key
+from tests.calls import calls_of
 
 GROWTH = 1.2
 """A round among many may cost this much of a round among 100."""
@@ -66,18 +65,5 @@ def test_ten_thousand_rounds_leave_their_results_and_nobody_goes_through_them_be
 
 
 def calls_per_round(shape: str, rounds: int) -> float:
-    """Calls of functions, ours and built-in ones."""
     definition = compile_document(document(shape, rounds))
-    calls = 0
-
-    def count(_frame: FrameType, event: str, _argument: object) -> None:
-        nonlocal calls
-        if event in ("call", "c_call"):
-            calls += 1
-
-    sys.setprofile(count)
-    try:
-        run_once(shape, rounds, definition)
-    finally:
-        sys.setprofile(None)
-    return calls / rounds
+    return calls_of(lambda: run_once(shape, rounds, definition)) / rounds

@@ -16,6 +16,7 @@ from libs.events.model import (
 )
 from libs.events.positions import Position
 from services.executor.partition import KEY_LIFETIME_US, PartitionFold
+from tests.calls import calls_of
 
 NOW = 1_800_000_000_000_000
 RUN = new_run_id(2, NOW, 1)
@@ -270,6 +271,17 @@ def test_runs_of_an_app_are_counted_exactly_and_paused_ones_aside() -> None:
     for run_id in runs[:2]:
         again.count("RunFailed", run_id, HERE)
     _accepted(again, _start(runs[5], most=3))
+
+
+def test_a_start_under_a_limit_costs_the_same_however_many_runs_its_app_has() -> None:
+    def decided_among(runs: int) -> int:
+        fold = PartitionFold(2)
+        for number in range(runs):
+            _accepted(fold, _start(new_run_id(2, NOW, number)), number)
+        one_more = _start(new_run_id(2, NOW, runs), most=runs + 1)
+        return calls_of(lambda: fold.decide(one_more, runs, NOW))
+
+    assert decided_among(1_000) == decided_among(10)
 
 
 def test_a_start_that_is_not_to_be_admitted_is_answered_only_as_a_repeat() -> None:
