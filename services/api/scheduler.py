@@ -3,7 +3,8 @@
 What makes an instant fire once is not who looks at the clock: the start carries an idempotency key made of app, node
 and instant, so the partition's owner accepts one of the starts that all replicas send. That the instant is over is a
 fact that is written behind its start; a process that dies in between leaves a start that is sent again and is the same
-run. After a downtime the newest instant that was missed fires, once; those before it do not.
+run. After a downtime the newest instant that was missed fires, once; those before it do not. An instant whose start is
+refused by a limit, or cannot be decided, stays due until it is accepted or the next one comes.
 """
 
 import asyncio
@@ -36,6 +37,10 @@ USER: Final = "schedule"
 AT_ONCE: Final = 32
 """Starts under way: each may wait for an executor."""
 
+FIRST_WAIT_US: Final = 1_000_000
+LONGEST_WAIT_US: Final = 30_000_000
+"""Between two tries of an instant that is refused: each leaves two records in the log."""
+
 
 _Schedules = tuple[tuple[str, Schedule], ...]
 """(node, schedule) for each root of a document that is a schedule."""
@@ -47,6 +52,15 @@ class _Scheduled:
     version: VersionPublished
     node_id: str
     schedule: Schedule
+
+
+@dataclass(slots=True, frozen=True)
+class _Held:
+    """An instant that was refused for now, until when it is left alone, and for how long that is."""
+
+    due_us: int
+    until_us: int
+    wait_us: int
 
 
 class Scheduler:
@@ -74,6 +88,7 @@ class Scheduler:
         """By digest of a document."""
         self._scheduled: list[_Scheduled] = []
         self._next: dict[tuple[str, str], tuple[Schedule, int, int | None]] = {}
+        self._held: dict[tuple[str, str], _Held] = {}
         self._read_to = -1
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -164,7 +179,11 @@ class Scheduler:
         after_us = max(one.version.published_at_us, fired.due_us if fired is not None else 0)
         now_us = self._now_us()
         next_us = self._next_us(one, after_us)
-        return None if next_us is None or next_us > now_us else one.schedule.last_us(now_us, after_us)
+        if next_us is None or next_us > now_us:
+            return None
+        due_us = one.schedule.last_us(now_us, after_us)
+        held = self._held.get((one.app.app_id, one.node_id))
+        return None if held is not None and held.due_us == due_us and now_us < held.until_us else due_us
 
     def _next_us(self, one: _Scheduled, after_us: int) -> int | None:
         """Worked out once for each instant that is over: an instant of every minute takes some milliseconds."""
@@ -196,9 +215,11 @@ class Scheduler:
                 run_id = (await self._starter.begun(wanted)).run_id
             except ApiError as error:
                 if error.status == 429 or error.status >= 500:
-                    logger.warning("schedule_delayed", extra=where | {"problem": error.message})
+                    wait_s = self._hold(app_id, one.node_id, due_us) / 1e6
+                    logger.warning("schedule_delayed", extra=where | {"problem": error.message, "wait_s": wait_s})
                     return  # it stays due, under the same key
                 logger.error("schedule_refused", extra=where | {"problem": error.message})
+        self._held.pop((app_id, one.node_id), None)
         fired = self._registry.triggers.fired(app_id, one.node_id)
         if fired is not None and fired.due_us >= due_us:
             return  # another replica has said so
@@ -210,3 +231,13 @@ class Scheduler:
         except ApiError as error:
             # It fires again under the same key, which is the same run.
             logger.warning("schedule_unrecorded", extra=where | {"problem": error.message})
+
+    def _hold(self, app_id: str, node_id: str, due_us: int) -> int:
+        """Leave the instant alone for a while, longer each time; for how many microseconds."""
+        before = self._held.get((app_id, node_id))
+        if before is None or before.due_us != due_us:
+            wait_us = FIRST_WAIT_US
+        else:
+            wait_us = min(2 * before.wait_us, LONGEST_WAIT_US)
+        self._held[app_id, node_id] = _Held(due_us, self._now_us() + wait_us, wait_us)
+        return wait_us

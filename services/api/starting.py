@@ -149,12 +149,13 @@ class RunStarter:
     async def begun(self, wanted: Wanted) -> Started:
         """Start the run for a caller who waits for nothing: the log has the start when this returns. Raises ApiError.
 
-        Whether it was accepted is waited for only a moment; a refusal that comes later is logged.
+        Whether it was accepted is waited for only a moment where nothing can refuse it but a deadline; a refusal that
+        comes later is logged.
         """
         command = await self._command(wanted)
         return await self._submit(
             command,
-            self._decide_s if command.idempotency_key is not None else STREAM_ANSWER_S,
+            self._decide_s if self._may_refuse(command) else STREAM_ANSWER_S,
             lambda error: logger.warning("start_refused", extra={"run_id": command.run_id, "problem": error.message}),
         )
 

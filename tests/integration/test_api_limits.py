@@ -1,7 +1,9 @@
 """Limits over real HTTP: requests of a key, runs of an app, runs of all apps."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,21 +11,36 @@ import pytest
 from libs.events.ids import partition_of
 from libs.events.log import Topic
 from libs.events.memory import MemoryLog, MemoryStore
-from libs.events.model import RunStarted, RunSucceeded
+from libs.events.model import NodeFailed, NodeStarted, NodeSucceeded, RunFailed, RunStarted, RunSucceeded
 from libs.events.registry import AppChanged, encode_fact
-from services.api import Limits
+from libs.tables import create_tables, open_engine, sqlite_url
+from services.api import Limits, starting
+from services.api.records import Records
+from services.projector.projector import Projector
 from tests.api_world import ScriptedExecutor, Server, nothing, until
+from tests.documents import document, edges, end, node
 
 
 @contextmanager
-def limited(limits: Limits) -> Iterator[tuple[Server, ScriptedExecutor]]:
-    log = MemoryLog(MemoryStore(partitions=4))
-    executor = ScriptedExecutor(log, nothing)
-    server = Server(log, limits=limits)
-    yield server, executor
-    server.close()
-    executor.close()
-    log.close()
+def limited(limits: Limits, tables: Path | None = None) -> Iterator[tuple[Server, ScriptedExecutor]]:
+    """`tables`: a folder for them; None: there are none."""
+    with ExitStack() as stack:
+        log = MemoryLog(MemoryStore(partitions=4))
+        stack.callback(log.close)
+        executor = ScriptedExecutor(log, nothing)
+        stack.callback(executor.close)
+        records = None
+        if tables is not None:
+            engine = open_engine(sqlite_url(tables / "tables.db"))
+            stack.callback(engine.dispose)
+            create_tables(engine)
+            projector = Projector(log, engine)
+            projector.start()
+            stack.callback(projector.stop)
+            records = Records(engine, log.topic_id(Topic.EVENTS))
+        server = Server(log, records, limits)
+        stack.callback(server.close)
+        yield server, executor
 
 
 @pytest.fixture
@@ -134,3 +151,101 @@ def test_a_key_may_ask_so_often_a_minute_and_others_go_on() -> None:
             assert server.http.get("/v1/apps", headers=server.admin()).status_code == 200
         wrong = server.http.get("/v1/info", headers={"Authorization": "Bearer app-nobodyhasthiskey00000000"})
         assert wrong.status_code == 401
+
+
+def failed(executor: ScriptedExecutor, run_id: str) -> None:
+    """As a run whose end node failed."""
+    executor.emit(
+        run_id,
+        RunStarted(max_steps=9),
+        NodeStarted(node_id="start", node_type="start", title="Start", index=1),
+        NodeSucceeded(node_id="start", outputs={"q": "hi"}),
+        NodeStarted(node_id="end", node_type="end", title="End", index=2, predecessor_id="start"),
+        NodeFailed(node_id="end", error="no"),
+        RunFailed(code="node_failed", error="no", node_id="end"),
+    )
+
+
+def ways(server: Server, app: dict[str, Any], run_id: str) -> Iterator[tuple[str, str, dict[str, Any], dict[str, str]]]:
+    """(path as in the OpenAPI document, path, body, headers) of every request that makes a run of the app."""
+    app_id, inputs, part = app["app_id"], {"inputs": {"q": "x"}, "user": "u"}, {"inputs": {"start.q": "x"}}
+    console, admin, key = f"/console/api/apps/{app_id}", server.admin(), {"Authorization": f"Bearer {app['api_key']}"}
+    code = server.http.get(console, headers=admin).json()["site"]["code"]
+    passport = server.http.get("/api/passport", headers={"X-App-Code": code}).json()["access_token"]
+    draft = "/console/api/apps/{app_id}/workflows/draft"
+    yield "/v1/workflows/run", "/v1/workflows/run", inputs, key
+    named = f"/v1/workflows/{app['workflow_id']}/run"
+    yield "/v1/workflows/{workflow_id}/run", named, inputs, key
+    yield "/v1/runs", "/v1/runs", inputs | {"app_id": app_id}, admin
+    yield "/v1/runs", "/v1/runs", part | {"app_id": app_id, "only": "end"}, admin
+    yield "/v1/runs/{run_id}/fork", f"/v1/runs/{run_id}/fork", {"at": 3}, key
+    yield "/v1/runs/{run_id}/retry", f"/v1/runs/{run_id}/retry", {}, key
+    yield f"{draft}/run", f"{console}/workflows/draft/run", inputs, admin
+    yield f"{draft}/nodes/{{node_id}}/run", f"{console}/workflows/draft/nodes/end/run", part, admin
+    browser = {"X-App-Code": code, "X-App-Passport": passport}
+    yield "/api/workflows/run", "/api/workflows/run", inputs | {"response_mode": "streaming"}, browser
+
+
+def test_the_limit_of_an_app_holds_for_every_way_to_a_new_run(tmp_path: Path) -> None:
+    with limited(Limits(max_app_runs=1), tmp_path) as (server, executor):
+        app = server.import_app()
+        documented = server.http.get("/openapi.json").json()["paths"]
+        first = begin(server, app["api_key"])
+        failed(executor, first)
+        begin(server, app["api_key"])
+        for named, path, body, headers in ways(server, app, first):
+            answer = server.http.post(path, json=body, headers=headers)
+            assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests"), (path, answer.text)
+            assert int(answer.headers["retry-after"]) >= 1
+            assert "429" in documented[named]["post"]["responses"], named
+        assert len(executor.accepted) == 2
+        until(lambda: server.http.get("/v1/runs?status=failed", headers=server.admin()).json()["data"])
+        bulk = {"action": "retry", "filter": {"app": app["app_id"]}, "expect": 1}
+        done = server.http.post("/v1/runs/bulk", json=bulk, headers=server.admin()).json()
+        assert (done["changed"], [each["code"] for each in done["failed"]]) == ([], ["too_many_requests"])
+        bulk = {"action": "retry", "filter": {"app": app["app_id"]}, "expect": 1}
+        until(lambda: server.http.get("/v1/runs?status=failed", headers=server.admin()).json()["data"])
+        done = server.http.post("/v1/runs/bulk", json=bulk, headers=server.admin()).json()
+        assert (done["changed"], [each["code"] for each in done["failed"]]) == ([], ["too_many_requests"])
+
+
+def test_forks_and_retries_are_runs_of_the_limit_of_all_apps() -> None:
+    with limited(Limits(max_runs=1)) as (server, executor):
+        app = server.import_app()
+        first = begin(server, app["api_key"])
+        failed(executor, first)
+        until(lambda: server.parts.tail.open_runs == 0)
+        second = begin(server, app["api_key"])
+        until(lambda: server.parts.tail.open_runs == 1)
+        for verb, body in (("fork", {"at": 3}), ("retry", {})):
+            answer = server.http.post(f"/v1/runs/{first}/{verb}", json=body, headers=server.admin())
+            assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests"), answer.text
+        executor.emit(second, RunStarted(max_steps=1), RunSucceeded())
+        until(lambda: server.parts.tail.open_runs == 0)
+        retried = server.http.post(f"/v1/runs/{first}/retry", headers=server.admin())
+        assert retried.status_code == 200, retried.text
+
+
+def test_a_webhook_is_told_of_a_limit_however_long_the_decision_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "STREAM_ANSWER_S", 0.0)
+    store = MemoryStore(partitions=1)
+    log = MemoryLog(store)
+    executor = ScriptedExecutor(log, nothing, deciding=False)
+    server = Server(log, limits=Limits(max_app_runs=1))
+    try:
+        hook = node("hook", "trigger-webhook", method="post", content_type="application/json", status_code=202)
+        app = server.import_app(document([hook, end(raw="hook._webhook_raw")], edges("hook > end")))
+        console = f"/console/api/apps/{app['app_id']}/workflows/triggers/webhook?node_id=hook"
+        path = f"/triggers/webhook/{server.http.get(console, headers=server.admin()).json()['webhook_id']}"
+        with ThreadPoolExecutor(2) as pool:
+            calls = [pool.submit(server.http.post, path, json={"n": number}) for number in range(2)]
+            until(lambda: store.end(Topic.COMMANDS, 0) == 2)
+            executor.begin_deciding()
+            answers = [call.result() for call in calls]
+        assert sorted(answer.status_code for answer in answers) == [202, 429]
+        refused_one = next(answer for answer in answers if answer.status_code == 429)
+        assert int(refused_one.headers["retry-after"]) >= 1
+    finally:
+        server.close()
+        executor.close()
+        log.close()

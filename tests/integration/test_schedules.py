@@ -9,7 +9,7 @@ import pytest
 
 from libs.events.log import Entry, Log, LogError, Topic
 from libs.events.memory import MemoryLog, MemoryStore
-from libs.events.model import RunAccepted
+from libs.events.model import RunAccepted, RunStarted, RunSucceeded
 from services.api import Limits
 from tests.api_world import ScriptedExecutor, Server, nothing, until
 from tests.documents import document, edges, end, node
@@ -147,6 +147,32 @@ def test_a_process_that_dies_behind_the_start_leaves_an_instant_that_has_its_run
     second = serve()
     rest(second, app, clock.us)
     assert [fired(second, app).run_id] == list(executor.accepted)
+
+
+def test_an_instant_that_a_limit_refuses_stays_due_and_asks_less_and_less_often(
+    executor: ScriptedExecutor, clock: Clock, log: MemoryLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    def delays() -> list[float]:
+        return [record.__dict__["wait_s"] for record in caplog.records if record.message == "schedule_delayed"]
+
+    server = Server(log, limits=Limits(schedules_s=0.01, max_app_runs=1), now_us=clock)
+    try:
+        app = server.import_app(hourly())
+        clock.us = first = (clock.us // HOUR_US + 1) * HOUR_US
+        rest(server, app, first)
+        clock.us = second = first + HOUR_US
+        for tries in range(1, 4):
+            until(lambda tries=tries: len(delays()) == tries)  # type: ignore[misc]
+            clock.us += int(delays()[-1] * 1e6)
+        until(lambda: len(delays()) == 4)
+        assert delays() == [1.0, 2.0, 4.0, 8.0]
+        assert fired(server, app).due_us == first
+        executor.emit(executor.run(), RunStarted(max_steps=1), RunSucceeded())
+        clock.us += 8_000_000
+        rest(server, app, second)
+        assert len(runs(executor)) == 2
+    finally:
+        server.close()
 
 
 def test_a_version_begins_when_it_is_published_and_ends_with_the_next(

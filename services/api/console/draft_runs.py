@@ -38,7 +38,7 @@ SINGLE_STEP = "single-step"
 def draft_run_routes(parts: Parts) -> APIRouter:
     router = APIRouter(prefix="/console/api/apps/{app_id}", tags=["Console"])
     run_doc = CONSOLE | json_body(shapes.DraftRunBody)
-    stream = streamed(None) | errors(400, 401, 403, 404, 413, 415, 503)
+    stream = streamed(None) | errors(400, 401, 403, 404, 413, 415, 422, 429, 503)
 
     @router.post("/workflows/draft/run", summary="Run the draft", responses=stream, openapi_extra=run_doc)
     async def run_draft(request: Request, app: WorkflowApp, body: Body) -> Response:
@@ -69,7 +69,7 @@ def _container(router: APIRouter, parts: Parts, prefix: str, kind: str) -> None:
     @router.post(
         f"{prefix}/workflows/draft/{kind}/nodes/{{node_id}}/run",
         summary=f"Run one {kind} of the draft",
-        responses=streamed(None) | errors(400, 401, 403, 404, 413, 415, 503),
+        responses=streamed(None) | errors(400, 401, 403, 404, 413, 415, 422, 429, 503),
         openapi_extra=CONSOLE | json_body(shapes.DraftRunBody),
     )
     async def run_container(request: Request, app: App, node_id: str, body: Body) -> Response:
@@ -81,7 +81,7 @@ def _single(router: APIRouter, parts: Parts) -> None:
     @router.post(
         "/workflows/draft/nodes/{node_id}/run",
         summary="Run one node of the draft and wait for it",
-        responses=answers(shapes.NodeExecution, 400, 401, 403, 404, 413, 415, 503),
+        responses=answers(shapes.NodeExecution, 400, 401, 403, 404, 413, 415, 422, 429, 503),
         openapi_extra=CONSOLE | json_body(shapes.DraftRunBody),
     )
     async def run_node(request: Request, app: App, node_id: str, body: Body) -> Response:

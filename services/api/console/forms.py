@@ -89,7 +89,7 @@ def _drafts(router: APIRouter, parts: Parts, path: str) -> None:
     @router.post(
         path + "run",
         summary="Answer the form of a node of the draft: its outputs, kept as its last run",
-        responses=answers(shapes.FormOutputs, 400, 401, 403, 404, 413, 415, 503),
+        responses=answers(shapes.FormOutputs, 400, 401, 403, 404, 413, 415, 422, 429, 503),
         openapi_extra=CONSOLE | json_body(shapes.FormRunBody),
     )
     async def try_form(request: Request, app: App, node_id: str, body: Body) -> Response:
