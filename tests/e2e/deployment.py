@@ -103,7 +103,11 @@ class Deployment:
 
     def client(self, service: Service) -> "Api":
         """A client of this API process."""
-        api = Api(service.url)
+        return self.client_of(service.url)
+
+    def client_of(self, url: str, transport: httpx.BaseTransport | None = None) -> "Api":
+        """A client of whatever answers there."""
+        api = Api(url, transport=transport)
         self._clients.append(api)
         return api
 
@@ -133,8 +137,8 @@ def deployment(bootstrap: str, prefix: str, database: str, folder: Path, partiti
 class Api:
     """What a client does, over HTTP."""
 
-    def __init__(self, url: str, timeout_s: float = 30.0) -> None:
-        self.http = httpx.Client(base_url=url, timeout=timeout_s, trust_env=False)
+    def __init__(self, url: str, timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None) -> None:
+        self.http = httpx.Client(base_url=url, timeout=timeout_s, trust_env=False, transport=transport)
         self.admin = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
     def import_document(self, text: str) -> dict[str, Any]:

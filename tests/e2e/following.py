@@ -10,6 +10,25 @@ import httpx
 from tests.e2e.deployment import Api, Frame, frames
 
 
+class Patient(httpx.HTTPTransport):
+    """Repeats what is answered 503, where that cannot do anything twice: reads, and what has an Idempotency-Key."""
+
+    def __init__(self, timeout_s: float = 30.0) -> None:
+        super().__init__()
+        self._timeout_s = timeout_s
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        until = time.monotonic() + self._timeout_s
+        while True:
+            answer = super().handle_request(request)
+            harmless = request.method == "GET" or "Idempotency-Key" in request.headers
+            if answer.status_code != 503 or not harmless or time.monotonic() > until:
+                return answer
+            answer.read()
+            answer.close()
+            time.sleep(0.2)  # sooner than Retry-After says: there is one client
+
+
 class Follower:
     """Starts a run and follows it on a thread of its own, through every broken stream."""
 

@@ -67,7 +67,7 @@ class Line:
         self._tasks.add(task)
         there: asyncio.StreamWriter | None = None
         try:
-            answers, there = await asyncio.open_connection(*self._to)
+            answers, there = await self._reach()
             await asyncio.gather(self._pass_on(reader, there), self._pass_on(answers, writer))
         except (OSError, asyncio.CancelledError):
             pass  # one of both has hung up, or the line is cut
@@ -76,6 +76,10 @@ class Line:
             for each in (writer, there):
                 if each is not None:
                     each.transport.abort()
+
+    async def _reach(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the server. Raises OSError."""
+        return await asyncio.open_connection(*self._to)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
