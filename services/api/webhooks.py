@@ -7,6 +7,8 @@ and leaves when the log has the start: a caller that got it need not call again.
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -65,7 +67,8 @@ async def _receive(parts: Parts, request: Request, webhook_id: str) -> Response:
         message = f"this webhook is called by {allowed}, not by {request.method}"
         raise ApiError(405, "method_not_allowed", message, headers={"Allow": allowed})
     principal = Principal(app, surface="trigger")
-    event = await _event(parts, request, config, FileUser(app.app_id, principal, USER))
+    content = await _content(request)
+    event = await _event(parts, request, config, content, FileUser(app.app_id, principal, USER))
     missing = _missing(config, event)
     if missing:
         raise invalid_param(f"the webhook requires {', '.join(missing)}. Send it")
@@ -75,7 +78,7 @@ async def _receive(parts: Parts, request: Request, webhook_id: str) -> Response:
         version,
         USER,
         RunRequest({"webhook_data": event}, (), False, _key(request, node_id)),
-        body_digest({"event": event}, node_id),
+        _digest(request, config, content, node_id),
         triggered_from="webhook",
         invoke_from="trigger",
         root=node_id,
@@ -108,39 +111,70 @@ def _key(request: Request, node_id: str) -> str | None:
     return None if key is None else f"{node_id}/{key}"
 
 
-async def _event(parts: Parts, request: Request, config: WebhookConfig, user: FileUser) -> Json:
-    declared = {field.name.lower() for field in config.headers}
-    shown = {name: value for name, value in request.headers.items() if name not in _PRIVATE or name in declared}
-    body, files = await _body(parts, request, user)
-    return {"headers": shown, "query_params": dict(request.query_params), "body": body, "files": files}
+@dataclass(slots=True, frozen=True)
+class _Content:
+    """A body taken apart; its files are not kept yet."""
+
+    fields: Json
+    files: tuple[Part, ...] = ()
+    is_file: bool = False
+    """The body is one file, not a form that has it."""
 
 
-async def _body(parts: Parts, request: Request, user: FileUser) -> tuple[Json, Json]:
-    """(fields, files) of the body, by what the request calls it."""
+async def _content(request: Request) -> _Content:
+    """The body, by what the request calls it. Raises ApiError."""
     content = await read_body(request, MAX_BODY_BYTES)
     kind = request.headers.get("content-type", "")
     named = kind.partition(";")[0].strip().lower()
     if not content:
-        return {}, {}
+        return _Content({})
     if named == "multipart/form-data":
         try:
             form = parse_multipart(kind, content)
         except MultipartInvalid as error:
             raise bad_request(f"the form cannot be read: {error}") from error
-        fields: Json = {part.name: part.text for part in form if part.filename is None}
-        files = {part.name: await _kept(parts, part, user) for part in form if part.filename is not None}
-        return fields, files
+        fields = {part.name: part.text for part in form if part.filename is None}
+        return _Content(fields, tuple(part for part in form if part.filename is not None))
     if named == "application/x-www-form-urlencoded":
-        return dict(parse_qsl(content.decode("utf-8", "replace"), keep_blank_values=True)), {}
+        return _Content(dict(parse_qsl(content.decode("utf-8", "replace"), keep_blank_values=True)))
     if named == "application/octet-stream":
-        return {"raw": await _kept(parts, Part("raw", "webhook.bin", named, content), user)}, {}
+        return _Content({}, (Part("raw", "webhook.bin", named, content),), is_file=True)
     if named == "text/plain":
-        return {"raw": content.decode("utf-8", "replace")}, {}
+        return _Content({"raw": content.decode("utf-8", "replace")})
     try:
         value = from_json(content, allow_inf_nan=False)
     except ValueError as error:
         raise bad_request(f"the body is not JSON: {error}") from error
-    return (value, {}) if isinstance(value, dict) else ({"raw": json.dumps(value)}, {})
+    return _Content(value if isinstance(value, dict) else {"raw": json.dumps(value)})
+
+
+async def _event(parts: Parts, request: Request, config: WebhookConfig, content: _Content, user: FileUser) -> Json:
+    """What the node takes apart. Keeps the files."""
+    declared = _declared(config)
+    shown = {name: value for name, value in request.headers.items() if name not in _PRIVATE or name in declared}
+    kept = {part.name: await _kept(parts, part, user) for part in content.files}
+    body, files = (kept, {}) if content.is_file else (content.fields, kept)
+    return {"headers": shown, "query_params": dict(request.query_params), "body": body, "files": files}
+
+
+def _digest(request: Request, config: WebhookConfig, content: _Content, node_id: str) -> str:
+    """What tells two deliveries with one idempotency key apart.
+
+    Headers that the node does not declare do not: whoever delivers again, or passes it on, sets them anew. Files are
+    compared by what is in them: kept, each has an id of its own.
+    """
+    declared = _declared(config)
+    said: Json = {
+        "headers": {name: value for name, value in request.headers.items() if name in declared},
+        "query_params": dict(request.query_params),
+        "body": content.fields,
+        "files": [[part.name, part.filename, sha256(part.content).hexdigest()] for part in content.files],
+    }
+    return body_digest(said, node_id)
+
+
+def _declared(config: WebhookConfig) -> frozenset[str]:
+    return frozenset(field.name.lower() for field in config.headers)
 
 
 async def _kept(parts: Parts, part: Part, user: FileUser) -> JsonValue:

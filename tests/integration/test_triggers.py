@@ -107,10 +107,28 @@ def test_a_webhook_starts_a_run_and_answers_as_its_node_says(http: httpx.Client,
 def test_a_call_that_is_repeated_with_its_key_makes_one_run(http: httpx.Client, instance: Embedded) -> None:
     hook = Hook(http, instance)
     headers = {"X-Kind": "order", "Idempotency-Key": "delivery-1"}
-    first, second = (http.post(hook.url, json={"who": "Ada"}, headers=headers) for _ in range(2))
+    answers = [
+        http.post(hook.url, json={"who": "Ada"}, headers=headers | {"X-Request-Id": f"try-{number}"})
+        for number in range(2)
+    ]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert answers[0].headers["x-workflow-run-id"] == answers[1].headers["x-workflow-run-id"]
+    for body, more in (({"who": "Bob"}, {}), ({"who": "Ada"}, {"X-Kind": "other"})):
+        assert code_of(http.post(hook.url, json=body, headers=headers | more)) == (422, "idempotency_key_reused")
+
+
+def test_a_file_that_is_delivered_again_is_the_same_delivery(http: httpx.Client, instance: Embedded) -> None:
+    fields = [{"name": "doc", "type": "file", "required": True}]
+    hook = Hook(http, instance, hook_with(content_type="multipart/form-data", body=fields))
+    headers = {"Idempotency-Key": "delivery-2"}
+
+    def deliver(content: bytes) -> httpx.Response:
+        return http.post(hook.url, files={"doc": ("note.txt", content, "text/plain")}, headers=headers)
+
+    first, second = deliver(b"inside"), deliver(b"inside")
+    assert (first.status_code, second.status_code) == (202, 202), second.text
     assert first.headers["x-workflow-run-id"] == second.headers["x-workflow-run-id"]
-    other = http.post(hook.url, json={"who": "Bob"}, headers=headers)
-    assert code_of(other) == (422, "idempotency_key_reused")
+    assert code_of(deliver(b"other")) == (422, "idempotency_key_reused")
 
 
 def test_what_a_call_lacks_is_said_at_once(http: httpx.Client, instance: Embedded) -> None:
