@@ -14,6 +14,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -29,11 +30,13 @@ from libs.settings import Settings
 from libs.storage import blobs_by_setting
 from libs.tables import open_engine, sqlite_url
 from libs.workflow.catalog import Catalog
-from services.api.app import ApiDependencies, create_app
+from services.api.app import ApiDependencies, Beside, create_app
 from services.api.main import limits_of, own_version, stored_admin_token
 from services.api.records import Records
 from services.executor.build import build_executor, build_handlers
-from services.executor.main import owner_name
+from services.executor.main import owner_name, problem_of
+from services.executor.metrics import ExecutorMetrics
+from services.projector.health import ProjectorMetrics, broken
 from services.projector.projector import Projector
 
 logger = logging.getLogger(__name__)
@@ -130,12 +133,14 @@ async def _serve(
         projector = Projector(log, engine)
         closing.push_async_callback(asyncio.to_thread, projector.stop)
         projector.start()
+        beside = [Beside("projector", partial(broken, projector), ProjectorMetrics(projector))]
         if execute:
             handlers = build_handlers(settings, log, blobs)
             closing.push_async_callback(handlers.close)
             worker = build_executor(settings, log, catalog, registry.refresh, blobs, vault, owner_name(), handlers)
             await worker.start()
             closing.push_async_callback(worker.stop, GRACE_S)
+            beside.append(Beside("executor", partial(problem_of, worker), ExecutorMetrics(worker)))
         instance_id = uuid.uuid4().hex
         dependencies = ApiDependencies(
             log=log,
@@ -152,6 +157,7 @@ async def _serve(
             origins=settings.cors_origins,
             http_allow=settings.http_allow,
             limits=limits_of(settings),
+            beside=tuple(beside),
         )
         await _start_api(dependencies, listening, closing)
         if execute:  # who only reads is not offered to others: their runs would not go on

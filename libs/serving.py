@@ -15,6 +15,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+logger = logging.getLogger(__name__)
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({})))
 
 
@@ -128,6 +130,7 @@ class HealthServer:
             raise PortTaken(cannot_listen(host, port, error)) from error
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
+        logger.info(f"{service} health and metrics", extra={"host": host, "port": self.port})
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
         self._thread.start()
 

@@ -40,7 +40,7 @@ from services.api.folds import Folds
 from services.api.forks import fork_routes
 from services.api.forms import form_routes
 from services.api.fresh import FreshTables
-from services.api.health import health_routes
+from services.api.health import Beside, health_routes
 from services.api.logs import log_routes
 from services.api.many import many_routes
 from services.api.metrics import ApiMetrics
@@ -69,7 +69,7 @@ from services.api.workflows import workflow_routes
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["ApiDependencies", "Limits", "create_app"]
+__all__ = ["ApiDependencies", "Beside", "Limits", "create_app"]
 
 
 def _wall_us() -> int:
@@ -99,6 +99,7 @@ class ApiDependencies:
     http_allow: tuple[str, ...] = ()
     """Hosts and networks that documents may be fetched from although they are private."""
     limits: Limits = field(default_factory=Limits)
+    beside: tuple[Beside, ...] = ()
     now_us: Callable[[], int] = _wall_us
     random_bits: Callable[[int], int] = secrets.randbits
     new_uuid: Callable[[], str] = lambda: str(uuid.uuid4())
@@ -161,7 +162,7 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     app.include_router(webhook_routes(parts))
     for router in console_routes(parts):
         app.include_router(router)
-    app.include_router(health_routes(parts, metrics))
+    app.include_router(health_routes(parts, metrics, deps.beside))
     _handle_errors(app)
     app.add_middleware(Edge, version=deps.version, metrics=metrics, origins=deps.origins)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way

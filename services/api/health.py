@@ -1,6 +1,10 @@
 """`/healthz` (alive), `/readyz` (makes progress), `/metrics`, and `/v1/`."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 from fastapi import APIRouter, Request
+from prometheus_client.registry import Collector
 from starlette.responses import JSONResponse, Response
 
 from libs.events.log import LogError, Topic
@@ -11,7 +15,19 @@ from services.api.metrics import ApiMetrics
 from services.api.parts import Parts
 
 
-def health_routes(parts: Parts, metrics: ApiMetrics) -> APIRouter:
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Another service in this process, which answers for its part of readiness and metrics."""
+
+    name: str
+    problem: Callable[[], str | None]
+    """What keeps it from its work. Called on any thread; may block."""
+    numbers: Collector
+
+
+def health_routes(parts: Parts, metrics: ApiMetrics, beside: Sequence[Beside]) -> APIRouter:
+    for other in beside:
+        metrics.registry.register(other.numbers)
     router = APIRouter(tags=["Operation"])
 
     @router.get("/healthz", summary="Is the process alive", responses={200: {"model": schemas.Health}})
@@ -33,6 +49,8 @@ def health_routes(parts: Parts, metrics: ApiMetrics) -> APIRouter:
     )
     async def readyz() -> Response:
         problem, lag = await _progress(parts)
+        if problem is None:
+            problem = await parts.threads.run(_problem_of, beside)
         body = {"status": "ready" if problem is None else "not ready", "service": "api", "lag_records": lag}
         if problem is not None:
             body["problem"] = problem
@@ -40,7 +58,7 @@ def health_routes(parts: Parts, metrics: ApiMetrics) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus metrics", responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await parts.threads.run(metrics.text), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @router.get("/v1/", summary="Who answers here", include_in_schema=True)
     async def index(request: Request) -> Response:
@@ -66,6 +84,10 @@ async def _progress(parts: Parts) -> tuple[str | None, int | None]:
     if lag > parts.limits.max_lag_records:
         return f"this replica is {lag} records behind the log", lag
     return None, lag
+
+
+def _problem_of(beside: Sequence[Beside]) -> str | None:
+    return next((f"{other.name}: {problem}" for other in beside if (problem := other.problem())), None)
 
 
 def _ends(parts: Parts) -> dict[int, int]:

@@ -10,7 +10,7 @@ import uvloop
 from prometheus_client import CollectorRegistry, generate_latest
 
 from libs.events.blobs import LogBlobs
-from libs.events.log import LogError
+from libs.events.log import Log, LogError, Topic
 from libs.events.registry import RegistryTail
 from libs.events.sealing import Vault, stored_key
 from libs.serving import HealthServer, PortTaken, configure_logging, refuse, until_asked_to_stop
@@ -66,7 +66,7 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
     executor = build_executor(settings, log, catalog, registry.refresh, blobs, vault, owner_name(), handlers)
     metrics = CollectorRegistry()
     metrics.register(ExecutorMetrics(executor))
-    health = HealthServer(host, port, lambda: problem_of(executor), lambda: generate_latest(metrics), "executor")
+    health = HealthServer(host, port, lambda: readiness(executor, log), lambda: generate_latest(metrics), "executor")
     try:
         await executor.start()
         print("flowledger executor ready", flush=True)  # noqa: T201  # the ready line is data
@@ -80,7 +80,20 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
         log.close()
 
 
+def readiness(executor: Executor, log: Log) -> str | None:
+    """None when runs can go on here, else what keeps them from it. Asks the log, so it may take its time."""
+    problem = problem_of(executor)
+    if problem is not None:
+        return problem
+    try:
+        log.bounds(Topic.COMMANDS, 0)
+    except LogError as error:
+        return f"the log cannot be read: {error}"
+    return None
+
+
 def problem_of(executor: Executor) -> str | None:
+    """What the executor itself knows of."""
     if not executor.alive():
         return "the event loop does not tick"
     if executor.health.alarms:

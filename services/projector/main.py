@@ -1,65 +1,20 @@
 """The projector as a process: reads settings, connects log and database, serves health and metrics, ends on SIGTERM."""
 
-import logging
 import signal
 import threading
-from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from libs.events.codec import rfc3339
 from libs.events.kafka import KafkaLog
 from libs.events.log import LogError
 from libs.serving import HealthServer, PortTaken, configure_logging, refuse
 from libs.settings import Settings, SettingsError, load_settings
 from libs.tables import TablesError, open_engine
-from services.projector.projector import Projector, ProjectorState
-
-_log = logging.getLogger(__name__)
+from services.projector.health import ProjectorMetrics, readiness
+from services.projector.projector import Projector
 
 _POLL_S = 0.05
 """How often the main thread looks whether the projector came up or stopped by itself."""
-
-
-class ProjectorMetrics(Collector):
-    """The projector's numbers, asked for at each scrape."""
-
-    def __init__(self, projector: Projector) -> None:
-        self._projector = projector
-
-    def collect(self) -> Iterator[Metric]:
-        try:
-            state = self._projector.state()
-        except LogError:
-            return  # readiness tells it; a scrape without numbers is better than invented ones
-        lag = GaugeMetricFamily("projector_lag_records", "Records that are not in the tables.", labels=["partition"])
-        for partition, records in state.lag_records.items():
-            lag.add_metric([str(partition)], records)
-        yield lag
-        down = state.database_down_since_s is not None
-        yield GaugeMetricFamily("projector_database_down", "1 while the database cannot work.", value=float(down))
-        yield CounterMetricFamily("projector_events", "Events written to the tables.", value=state.events)
-        yield CounterMetricFamily("projector_dead_letters", "Records set aside.", value=state.dead_letters)
-        yield CounterMetricFamily("projector_ignored_records", "Records that do not count.", value=state.ignored)
-
-
-def readiness(projector: Projector) -> str | None:
-    """None when the tables are kept up to date, else what keeps them from it and since when."""
-    try:
-        state = projector.state()
-    except LogError as error:
-        return f"the log cannot be read: {error}"
-    if state.failure is not None:
-        return state.failure
-    if state.database_down_since_s is not None:
-        return f"database down since {rfc3339(int(state.database_down_since_s * 1e6))}; lag {_lag(state)} records"
-    return None if state.running else f"starting; lag {_lag(state)} records"
-
-
-def _lag(state: ProjectorState) -> int:
-    return sum(state.lag_records.values())
 
 
 def main(host: str = "127.0.0.1", port: int = 0) -> int:
@@ -92,7 +47,6 @@ def _serve(projector: Projector, host: str, port: int) -> int:
     health = HealthServer(
         host, port, lambda: readiness(projector), lambda: generate_latest(registry), service="projector"
     )
-    _log.info("projector health and metrics", extra={"host": host, "port": health.port})
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())

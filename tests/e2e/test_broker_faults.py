@@ -70,6 +70,15 @@ def answered(url: str, key: str, idempotency_key: str) -> str:
     return answers[-1].headers["X-Workflow-Run-Id"]
 
 
+def readiness(service: Service) -> str:
+    """What `/readyz` of this executor says that keeps it from its work; empty when nothing does."""
+    port = next(json.loads(line)["port"] for line in service.log if "executor health and metrics" in line)
+    answer = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30, trust_env=False)
+    said = answer.json()
+    assert (answer.status_code == 200) == ("problem" not in said)
+    return str(said.get("problem", ""))
+
+
 def test_a_broker_gone_for_20_s_costs_time_and_nothing_else(
     deployed: Deployment, private_kafka: servers.Kafka, witness: Witness
 ) -> None:
@@ -89,6 +98,7 @@ def test_a_broker_gone_for_20_s_costs_time_and_nothing_else(
     assert answer.status_code == 503, answer.text
     assert int(answer.headers["Retry-After"]) >= 1
     assert took_s < 5
+    assert all("the log cannot be read" in readiness(each) for each in executors)
     time.sleep(max(0.0, 20 - (time.monotonic() - gone_at)))
     private_kafka.start()
     once = {answered(service.url, app["api_key"], "once") for _ in range(3)}
@@ -96,6 +106,7 @@ def test_a_broker_gone_for_20_s_costs_time_and_nothing_else(
     for follower in followers:
         follower.join()
         follower.check(7)
+    assert [readiness(each) for each in executors] == ["", ""]
     ledger = Ledger(deployed)
     ledger.check()
     assert all(executor.alive for executor in executors)

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter
 
 from libs.events.log import Topic
 from libs.events.memory import MemoryLog, MemoryStore
-from services.api import Limits
+from services.api import Beside, Limits
 from services.api.drafting import draft_workflow_id
 from tests.api_world import ADMIN, ECHO, ScriptedExecutor, Server, until
 from tests.documents import document, edges, end, node, start
@@ -403,6 +404,22 @@ def test_head_is_get_without_the_body(server: Server) -> None:
     assert server.http.head("/v1/workflows/run").status_code == 405
     assert server.http.head("/v1/apps").status_code == 401
     assert server.http.options("/v1/nope").status_code == 404
+
+
+def test_a_service_in_the_same_process_answers_for_its_part(log: MemoryLog) -> None:
+    problems: list[str] = []
+    numbers = CollectorRegistry()
+    Counter("spoons", "Of the other service", registry=numbers).inc(3)
+    made = Server(log, beside=(Beside("other", lambda: problems[0] if problems else None, numbers),))
+    try:
+        assert made.http.get("/readyz").status_code == 200
+        assert "spoons_total 3.0" in made.http.get("/metrics").text
+        problems.append("out of forks")
+        answer = made.http.get("/readyz")
+        assert (answer.status_code, answer.json()["problem"]) == (503, "other: out of forks")
+        assert made.http.get("/healthz").status_code == 200
+    finally:
+        made.close()
 
 
 def test_pages_of_other_origins_are_told_nothing_when_origins_are_named(log: MemoryLog) -> None:

@@ -71,7 +71,7 @@ def wait_for_lag(port: int, records: int) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         text = get(port, "/metrics")[1]
-        lags = re.findall(r"^projector_lag_records\{.*\} (\S+)$", text, re.MULTILINE)
+        lags = re.findall(r"^flowledger_projector_lag_records\{.*\} (\S+)$", text, re.MULTILINE)
         if len(lags) == PARTITIONS and sum(map(float, lags)) == records:
             return
         time.sleep(0.02)

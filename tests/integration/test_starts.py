@@ -10,12 +10,15 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from flowledger.cli import run as command_line
 from flowledger.cli.exits import RUN_FAILED, UNREACHABLE, USAGE
+from flowledger.dev import start_embedded
 from libs.events.log import LogInUse
 from libs.events.sqlite import SqliteLog
 from libs.serving import HealthServer, PortTaken, in_url, listen
+from libs.settings import Settings
 from libs.tables import TablesError, open_engine
 
 
@@ -160,3 +163,19 @@ def test_doctor_with_kafka_asks_for_the_apis_address(typed: Type) -> None:
     assert not checks["kafka"]["ok"]
     assert "FLOWLEDGER_KAFKA_OPTIONS" in checks["kafka"]["seen"]
     assert not checks["database"]["ok"]
+
+
+def test_dev_answers_for_all_its_services(tmp_path: Path) -> None:
+    instance = start_embedded(tmp_path / "data", "127.0.0.1", 0, Settings(admin_token="t", models="offline"))
+    try:
+        assert httpx.get(f"{instance.url}/readyz", trust_env=False).status_code == 200
+        scraped = httpx.get(f"{instance.url}/metrics", trust_env=False).text
+        names = {family.name for family in text_string_to_metric_families(scraped)}
+        assert {
+            "flowledger_api_requests",
+            "flowledger_partitions_owned",
+            "flowledger_runs_unfinished",
+            "flowledger_projector_lag_records",
+        } <= names
+    finally:
+        instance.stop()
