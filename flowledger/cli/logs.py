@@ -229,11 +229,13 @@ def _show(record: "Record", *, as_json: bool) -> None:
 
 
 def _value(value: bytes | None) -> Any:
+    from pydantic_core import from_json
+
     if value is None:
         return None
     try:
-        return json.loads(value)
-    except ValueError:
+        return from_json(value)
+    except ValueError:  # nested too deeply among them
         return {"bytes": len(value)}
 
 

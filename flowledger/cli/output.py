@@ -44,12 +44,26 @@ def fancy(stream: TextIO) -> bool:
 
 def data(value: Any) -> None:
     """One JSON object or list on stdout, on one line."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(_json(value))
 
 
 def pretty(value: Any) -> None:
     """JSON for a person, on stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    click.echo(_json(value, indent=2))
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """Readable text; escaped where something in it is none (half a surrogate pair in a foreign record)."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text if text.isascii() or _encodable(text) else json.dumps(value, indent=indent)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def talk(text: str) -> None:

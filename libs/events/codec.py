@@ -24,7 +24,7 @@ from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, JsonValue, ValidationError
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, from_json
 
 from libs.events.commands import COMMAND, AnyCommand
 from libs.events.log import Entry, Record
@@ -187,7 +187,7 @@ def decode_event(record: Record, vault: Vault | None = None) -> Recorded:
         raise CodecError(f"{_place(record)}: {text}")
     try:
         if version < VERSIONS[name]:
-            body = json.loads(record.value or b"")
+            body = from_json(record.value or b"")
             for step in range(version, VERSIONS[name]):
                 body = UPCASTERS[name, step](body)
             event = model.model_validate(body)

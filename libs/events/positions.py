@@ -12,6 +12,8 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pydantic_core import from_json
+
 from libs.events.log import Entry, Log, LogTruncated, Record, Topic
 
 
@@ -58,7 +60,7 @@ def read_pointers(log: Log) -> dict[int, Pointer]:
 
 def _pointer(record: Record, topic_id: str) -> tuple[int, Pointer] | None:
     try:
-        value = json.loads(record.value or b"")
+        value = from_json(record.value or b"", allow_inf_nan=False)  # nested too deeply: a ValueError, unlike json's
         if value["topic_id"] != topic_id:
             return None
         scan = value.get("scan")
@@ -66,7 +68,7 @@ def _pointer(record: Record, topic_id: str) -> tuple[int, Pointer] | None:
             Position(int(value["offset"]), int(value["epoch"]), int(value["n"])),
             None if scan is None else Position(*map(int, scan)),
         )
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

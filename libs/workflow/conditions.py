@@ -5,7 +5,6 @@ config model that has these names will do. Evaluation stops at the first conditi
 to there is recorded for the node's record. A condition that cannot be evaluated is an error, never false.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
@@ -14,7 +13,7 @@ from pydantic import JsonValue
 
 from libs.workflow.pool import Pool
 from libs.workflow.problems import WorkflowError
-from libs.workflow.segments import FILE_ATTRIBUTES, Segment, file_attribute, for_display
+from libs.workflow.segments import FILE_ATTRIBUTES, Segment, file_attribute, for_display, read_json
 from libs.workflow.templates import render_log, render_text
 
 Values = dict[str, JsonValue]
@@ -167,7 +166,7 @@ def _as_bool(expected: object) -> bool:
         return bool(expected)
     if isinstance(expected, str):
         try:
-            parsed = json.loads(expected)
+            parsed = read_json(expected)
         except ValueError:
             parsed = None
         if isinstance(parsed, int):

@@ -4,7 +4,6 @@ The texts follow the reference where clients match on them ("city is required in
 Uploaded files are not looked up here: whoever stores uploads puts name, size and media type into the mapping before.
 """
 
-import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -15,7 +14,7 @@ from pydantic import JsonValue
 from libs.workflow.configs.flow import StartVariable
 from libs.workflow.definition import Definition
 from libs.workflow.problems import WorkflowError, kind_of
-from libs.workflow.segments import FILE_IDENTITY
+from libs.workflow.segments import FILE_IDENTITY, read_json
 
 __all__ = [
     "InputInvalid",
@@ -145,7 +144,7 @@ def _default(variable: StartVariable) -> Any:
         return None
     if variable.type == "json_object" and isinstance(default, str):
         try:
-            return json.loads(default)
+            return read_json(default)
         except ValueError:
             return default
     if variable.type in ("text-input", "paragraph", "select") and isinstance(default, int | float):

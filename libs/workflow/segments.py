@@ -126,7 +126,10 @@ def read_json(text: str) -> JsonValue:
 
     Raises ValueError.
     """
-    value: JsonValue = json.loads(text, parse_constant=_refused, parse_float=_finite)
+    try:
+        value: JsonValue = json.loads(text, parse_constant=_refused, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     return value
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pydantic_core import from_json
 from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -210,7 +211,7 @@ def make_cursor(row: Mapping[str, Any]) -> str:
 def read_cursor(text: str) -> tuple[int, str]:
     """What `make_cursor` wrote. Raises ValueError."""
     try:
-        at_us, run_id = json.loads(base64.urlsafe_b64decode(text.encode()))
+        at_us, run_id = from_json(base64.urlsafe_b64decode(text.encode()))
     except (ValueError, TypeError, binascii.Error) as error:
         raise ValueError("cursor is not one that a list gave out") from error
     if not isinstance(at_us, int) or not isinstance(run_id, str):

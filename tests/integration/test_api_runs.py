@@ -1,5 +1,6 @@
 """Starting, reading, listing and stopping runs over real HTTP."""
 
+import base64
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from services.api import Limits
 from services.api.records import Records
 from services.projector.projector import Projector
 from tests.api_world import SPEAKING, ScriptedExecutor, Server, StuckLog, finish_llm, names, nothing, to_llm, until
+
+DEEP = base64.urlsafe_b64encode(b"[" * 20_000).decode()
+"""A cursor that nobody gave out."""
 
 
 @pytest.fixture
@@ -484,7 +488,7 @@ def test_lists_are_filtered(listing: Server) -> None:
     assert listed(listing, since="2099-01-01T00:00:00Z")["data"] == []
     own = listing.http.get("/v1/runs", headers=bearer(one["api_key"])).json()["data"]
     assert [run["id"] for run in own] == [run_id]
-    for wrong in ({"status": "x"}, {"limit": 0}, {"limit": "x"}, {"since": "x"}, {"cursor": "x"}):
+    for wrong in ({"status": "x"}, {"limit": 0}, {"limit": "x"}, {"since": "x"}, {"cursor": "x"}, {"cursor": DEEP}):
         answer = listing.http.get("/v1/runs", params=wrong, headers=listing.admin())
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_param"), wrong
 

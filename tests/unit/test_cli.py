@@ -14,7 +14,7 @@ import pytest
 from flowledger.cli import VERBS, cli, run
 from flowledger.cli.exits import BY_STATUS, EXIT_CODES, NOT_FOUND, UNREACHABLE, USAGE, Problem
 from flowledger.cli.follow import Frame, frames
-from flowledger.cli.output import problem_line, seconds, table
+from flowledger.cli.output import data, problem_line, seconds, table
 from flowledger.cli.reading import since_instant
 from flowledger.cli.running import declared_types, parse_value, read_inputs
 from flowledger.cli.target import ConnectionLost, Server
@@ -223,3 +223,11 @@ def test_a_server_at_a_fixed_address_is_asked_once() -> None:
     there = Server("http://127.0.0.1:9", "t")
     with pytest.raises(Problem, match="Is the server running"):
         there.reached(_answers(httpx.ReadError("reset"), httpx.Response(200)), repeatable=True)
+
+
+@pytest.mark.parametrize("value", ["é 🎉", "half \ud800 a pair", {"k\udfff": ["x"]}])
+def test_json_on_stdout_is_what_was_meant_whatever_is_in_it(
+    value: object, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    data(value)
+    assert json.loads(capsysbinary.readouterr().out.decode("utf-8")) == value

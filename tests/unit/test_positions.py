@@ -44,6 +44,18 @@ def test_the_newest_pointer_of_a_partition_counts(log: MemoryLog) -> None:
     assert start_positions(log) == {0: Position(9, 3, 7), 1: Position(0, 0, 0)}
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"null", b"[]", b"{", b'"x"', b"\xff\xfe", b'{"a":' * 3000, b"[" * 100_000, b'{"offset": NaN}', b"9" * 5000],
+)
+def test_garbage_in_the_index_is_no_pointer_and_hides_none(log: MemoryLog, garbage: bytes) -> None:
+    point(log, b"0", pointer(log, 5))
+    point(log, b"0", garbage)
+    point(log, b"\xff", pointer(log, 7))
+    point(log, b"0", pointer(log, 7, scan=[1]))
+    assert start_positions(log)[0] == Position(5, 3, 7)
+
+
 @pytest.mark.parametrize("changed", [{"topic_id": "another"}, {"offset": 21}, {"offset": None}, {"epoch": "x"}])
 def test_a_pointer_that_leads_nowhere_does_not_count(log: MemoryLog, changed: dict[str, Any]) -> None:
     point(log, b"0", pointer(log, 5) | changed)

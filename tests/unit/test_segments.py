@@ -14,6 +14,7 @@ from libs.workflow.segments import (
     for_display,
     infer,
     mask,
+    read_json,
     typed,
     zero,
 )
@@ -159,3 +160,9 @@ def test_only_types_that_the_values_do_not_show_are_declared() -> None:
 
 def test_whole_and_broken_numbers_are_shown_as_numbers() -> None:
     assert [infer(value).shown_type for value in (1, 1.5, "x")] == ["number", "number", "string"]
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "1e999", "[" * 100_000, '{"a":' * 100_000, "9" * 5000, ""])
+def test_what_the_log_would_not_give_back_is_no_json(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # whatever the text: it is shown beside the value's name
+        read_json(text)
