@@ -18,6 +18,7 @@
     stream-error     reports an error inside the stream
     slow-<seconds>   says nothing for so long, then answers as echo
     status-<code>    refuses with that status, quoting the key it was sent
+    quoting-<n>      refuses with 401, quoting the key behind n characters
     refuse-<option>  status 400 naming the option, as long as a request has it
     newer-bound      status 400 that asks for `max_completion_tokens`, as long as a request has `max_tokens`
     text-only        status 400 when a message has parts
@@ -128,6 +129,10 @@ class ModelServer:
         if model == "status":
             said = f"refused with {argument}; you sent {headers.get('authorization', 'no key')}"
             await _send(writer, int(argument), {"error": {"message": said, "type": "test"}})
+            return True
+        if model == "quoting":
+            said = "x" * int(argument) + headers.get("authorization", "no key")
+            await _send(writer, 401, {"error": {"message": said}})
             return True
         if model == "refuse" and argument in request:
             await _send(writer, 400, {"error": {"message": f"Unrecognized request argument: {argument}"}})

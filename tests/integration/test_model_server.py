@@ -137,6 +137,11 @@ def test_a_refusal_has_its_class_the_providers_words_and_no_key(status: int, err
     assert KEY not in repr(error.__context__)
 
 
+@pytest.mark.parametrize("before", range(460, 520, 4))
+def test_no_part_of_a_key_is_left_where_the_words_of_a_server_are_cut(before: int) -> None:
+    assert KEY[:6] not in str(failure(f"quoting-{before}"))
+
+
 @pytest.mark.parametrize(
     ("model", "error_type", "words"),
     [
