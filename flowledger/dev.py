@@ -20,6 +20,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
+from libs.events.archive import IMPORTING, import_under_way, partitions_of
 from libs.events.blobs import FolderBlobs
 from libs.events.log import LogError, Topic
 from libs.events.registry import RegistryTail
@@ -77,6 +78,10 @@ def start_embedded(
 
     Raises LogInUse when another process has the folder open, LogError when it cannot be one, PortTaken.
     """
+    if import_under_way(data):
+        raise LogError(
+            f"{data}: an import has not ended. Do it again (flowledger log import FILE), or remove {data / IMPORTING}"
+        )
     hush_http()
     started = threading.Event()
     found: list[Embedded | BaseException] = []
@@ -114,7 +119,7 @@ async def _serve(
     async with AsyncExitStack() as closing:
         listening = closing.enter_context(listen(host, port, _BACKLOG))
         url = f"http://{in_url(host)}:{listening.getsockname()[1]}"
-        log = await asyncio.to_thread(SqliteLog, data)
+        log = await asyncio.to_thread(SqliteLog, data, partitions_of(data))
         closing.push_async_callback(asyncio.to_thread, log.close)
         token = settings.admin_token or stored_admin_token(data)
         engine = open_engine(sqlite_url(data / "tables.db"))

@@ -18,7 +18,8 @@ from flowledger.cli import output
 from flowledger.cli.exits import NOT_FOUND, UNREACHABLE, USAGE, Problem
 from flowledger.cli.lookup import complete_run, find_run
 from flowledger.cli.target import server, settings, target_options
-from flowledger.cli.upkeep import agreed, open_log, shown_by
+from flowledger.cli.transfers import export_, import_
+from flowledger.cli.upkeep import open_log
 
 if TYPE_CHECKING:
     from libs.events.log import Log, Record, Topic
@@ -114,64 +115,6 @@ def grep(pattern: str, ignore_case: bool, topic: str, partition: int | None, as_
         raise Problem(f"log grep: nothing in {topic} matches {pattern!r}", NOT_FOUND)
 
 
-@log.command(name="export")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--json", "as_json", is_flag=True, help="One object.")
-@_data
-def export_(yes: bool, as_json: bool, data: Path | None) -> None:
-    """Bring the embedded log of a data folder into the Kafka of FLOWLEDGER_KAFKA: apps, keys, and all runs.
-
-    The topics must be new (`flowledger topics create`) and no executor may run on them meanwhile. Unfinished runs go on
-    there. The services need the folder's secret key; uploaded files stay behind. Done again after it broke off, it goes
-    on where it was.
-
-    \b
-    Examples:
-      FLOWLEDGER_KAFKA=localhost:9092 flowledger log export --data .flowledger
-    """
-    import sys
-    import time
-    from dataclasses import asdict
-
-    from libs.events.blobs import FolderBlobs, LogBlobs
-    from libs.events.log import LogError
-    from libs.events.sqlite import SqliteLog
-    from libs.events.transfer import transfer
-    from libs.storage import blobs_by_setting
-
-    given = settings(data)
-    if given.kafka is None:
-        raise Problem("log export: set FLOWLEDGER_KAFKA to the brokers that the log is to be brought to", USAGE)
-    if not yes and not agreed("log export", f"Bring the runs of {given.data} to {given.kafka}?"):
-        return
-    from libs.events.kafka import KafkaLog
-
-    try:
-        with (
-            closing(SqliteLog(given.data, read_only=True)) as source,
-            closing(blobs_by_setting(given, FolderBlobs(given.data / "blobs"))) as blobs,
-            closing(KafkaLog(given.kafka, given.kafka_options, given.topic_prefix, given.partitions)) as target,
-            click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar,
-        ):
-            target.check_partitions()
-            done = transfer(
-                source,
-                blobs,
-                target,
-                blobs_by_setting(given, LogBlobs(target)),
-                now_us=lambda: time.time_ns() // 1000,
-                progress=shown_by(bar),
-            )
-    except LogError as error:
-        raise Problem(f"log export: {error}", UNREACHABLE) from error
-    if as_json:
-        output.data(asdict(done))
-    else:
-        output.talk(
-            f"{done.runs} runs in {done.events} events, {done.definitions} definitions; {done.skipped} were there"
-        )
-
-
 def _partitions(opened: "Log", topic: "Topic", only: int | None) -> list[int]:
     """Those of the topic; some topics have one partition whatever the log has."""
     from libs.events.log import Topic
@@ -237,6 +180,10 @@ def _value(value: bytes | None) -> Any:
         return from_json(value)
     except ValueError:  # nested too deeply among them
         return {"bytes": len(value)}
+
+
+log.add_command(export_)
+log.add_command(import_)
 
 
 @click.group()

@@ -4,12 +4,16 @@ A file's id is made like a run's: a UUID in which its partition and its time sta
 topic without a list of files, and no process gets larger by the number of them. The record is written when the bytes
 are durable and never changes; whoever knows the id of a file that was answered finds it, on every replica.
 
+Files that came from another log have records that are younger than their ids. They stand together, and a record of the
+index topic (key: `files-<partition>`) says where.
+
 Any thread may call; everything but `put_blob` blocks.
 """
 
+import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
@@ -24,6 +28,8 @@ _LATER_MS = 60_000
 _BATCH = 50
 _KEPT = 10_000
 _HEADER = "file"
+_MOVED = b"files-"
+_MOVE_S = 60.0
 
 
 EVERY_APP = ""
@@ -57,6 +63,7 @@ class Files:
         self._now_us = now_us
         self._random_bits = random_bits
         self._known: OrderedDict[str, StoredFile] = OrderedDict()
+        self._moved: dict[int, tuple[int, int]] | None = None
         self._lock = threading.Lock()
 
     def store(
@@ -79,12 +86,7 @@ class Files:
             created_at_us=at_us,
             blob=blob,
         )
-        entry = Entry(
-            key=file.file_id.encode(),
-            value=file.model_dump_json().encode(),
-            headers=[(_HEADER, file.file_id.encode()), ("content-type", b"application/json")],
-        )
-        self._log.send(Topic.BLOBS, partition, entry).result()
+        self._log.send(Topic.BLOBS, partition, _entry(file)).result()
         self._keep(file)
         return file
 
@@ -100,7 +102,7 @@ class Files:
             return None
         if partition >= self._log.partitions:
             return None
-        found = self._look_up(file_id, partition, at_ms)
+        found = self._look_up(file_id, partition, at_ms) or self._look_up_moved(file_id, partition)
         if found is not None:
             self._keep(found)
         return found
@@ -120,11 +122,62 @@ class Files:
                     return None
         return None
 
+    def _look_up_moved(self, file_id: str, partition: int) -> StoredFile | None:
+        if self._moved is None:
+            self._moved = moved_files(self._log)
+        first, end = self._moved.get(partition, (0, 0))
+        found = (file for file in _files(self._log, partition, first, end) if file.file_id == file_id)
+        return next(found, None)
+
     def _keep(self, file: StoredFile) -> None:
         with self._lock:
             self._known[file.file_id] = file
             if len(self._known) > _KEPT:
                 self._known.popitem(last=False)
+
+
+def files_in(log: Log, partition: int) -> Iterator[StoredFile]:
+    """All files of a partition, oldest first. Blocking: reads the partition's blobs. Raises LogError."""
+    yield from _files(log, partition, *log.bounds(Topic.BLOBS, partition))
+
+
+def _files(log: Log, partition: int, first: int, end: int) -> Iterator[StoredFile]:
+    for batch in log.read(Topic.BLOBS, partition, first, end, batch=_BATCH) if first < end else ():
+        for record in batch:
+            if _HEADER in record.headers:
+                yield _decoded(record)
+
+
+def move_in(log: Log, partition: int, files: Sequence[StoredFile]) -> None:
+    """Write the records of files of another log, whose contents are here. Nobody else may write meanwhile.
+
+    Blocking. Raises LogError; what was written then is not found, and can be written again.
+    """
+    offsets = [log.send(Topic.BLOBS, partition, _entry(file), _MOVE_S).result() for file in files]
+    place = {"first": min(offsets, default=0), "end": max(offsets, default=-1) + 1}
+    value = place | {"topic_id": log.topic_id(Topic.BLOBS)}
+    log.send(Topic.INDEX, 0, Entry(b"%s%d" % (_MOVED, partition), json.dumps(value).encode()), _MOVE_S).result()
+
+
+def moved_files(log: Log) -> dict[int, tuple[int, int]]:
+    """Partition -> [first offset, end) of the records that `move_in` wrote. Blocking. Raises LogError."""
+    found: dict[int, tuple[int, int]] = {}
+    topic_id = log.topic_id(Topic.BLOBS)
+    for batch in log.read(Topic.INDEX, 0, *log.bounds(Topic.INDEX, 0)):
+        for record in batch:
+            if (record.key or b"").startswith(_MOVED):
+                value = json.loads(record.value or b"{}")
+                if value.get("topic_id") == topic_id:
+                    found[int((record.key or b"").removeprefix(_MOVED))] = value["first"], value["end"]
+    return found
+
+
+def _entry(file: StoredFile) -> Entry:
+    return Entry(
+        key=file.file_id.encode(),
+        value=file.model_dump_json().encode(),
+        headers=[(_HEADER, file.file_id.encode()), ("content-type", b"application/json")],
+    )
 
 
 def extension_of(name: str) -> str:

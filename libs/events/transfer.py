@@ -1,12 +1,12 @@
-"""One log's runs into another log: what `flowledger log export` does.
+"""One log's runs into another log: what `flowledger log export` and `flowledger log import` do.
 
 The target is claimed like an owner claims it: a claim in each partition, then the source's valid events, renumbered
-`(epoch, n)`, with their run sequences, times and causes as they were, large values moved along. What an owner writes
-for itself (claims, checkpoints, snapshots, rejections) stays behind; the next owner makes its own. Unfinished runs go
-on there.
+`(epoch, n)`, with their run sequences, times and causes as they were, large values and uploaded files moved along. What
+an owner writes for itself (claims, checkpoints, snapshots, rejections) stays behind; the next owner makes its own.
+Unfinished runs go on there.
 
 Done again after it broke off, it goes on where it was: what is in the target already is left out. It must be the only
-owner meanwhile: a foreign claim, or runs of somebody else's in a partition, end it. Uploaded files stay behind.
+owner meanwhile: a foreign claim, or runs of somebody else's in a partition, end it.
 """
 
 import queue
@@ -16,6 +16,7 @@ from typing import Any
 
 from libs.events.blobs import Blobs, is_ref
 from libs.events.codec import encode_body, encode_event, run_of, stamp_of, type_of
+from libs.events.files import files_in, move_in, moved_files
 from libs.events.log import Ack, Entry, Log, LogError, Record, Topic
 from libs.events.model import EVENT_TYPES, RUN_END_TYPES, Mark, PartitionClaimed, PartitionReleased
 from libs.events.slots import slots, with_values
@@ -45,6 +46,7 @@ class Transferred:
     runs: int = 0
     skipped: int = 0
     """Events that were there already."""
+    files: int = 0
 
 
 @dataclass(slots=True)
@@ -73,6 +75,9 @@ def transfer(
     owner = f"transfer-{source.topic_id(Topic.EVENTS)}"
     there = {number: _look(target, number, owner) for number in range(source.partitions)}
     done = Transferred(definitions=_definitions(source, target))
+    there_already = moved_files(target)
+    for number in there.keys() - there_already.keys():
+        done.files += _files(source, source_blobs, target, target_blobs, number)
     for number, known in there.items():
         _Partition(source, source_blobs, target, target_blobs, number, owner, known, now_us, done).copy(progress)
     return done
@@ -131,6 +136,16 @@ def _definitions(source: Log, target: Log) -> int:
             target.send(Topic.DEFINITIONS, 0, entry, _ACK_S).result()
             copied += 1
     return copied
+
+
+def _files(source: Log, source_blobs: Blobs, target: Log, target_blobs: Blobs, number: int) -> int:
+    """Before the events: who reads one of a run that goes on there finds its files."""
+    moved = [
+        file.model_copy(update={"blob": target_blobs.put(file.file_id, source_blobs.get(file.blob)).result(_ACK_S)})
+        for file in files_in(source, number)
+    ]
+    move_in(target, number, moved)
+    return len(moved)
 
 
 def _topic(log: Log) -> Iterator[Record]:
