@@ -41,7 +41,7 @@ from libs.events.codec import from_rfc3339, rfc3339
 TENANT_ID = "00000000-0000-0000-0000-000000000001"
 """The only tenant there is; records carry it because the reference's do."""
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -109,6 +109,7 @@ workflow_runs = Table(
     Column("only", Text, comment="the node that ran alone; null: the whole graph"),
     Column("forked_from", Text, comment="the run whose beginning it shares"),
     Column("forked_at", BigInteger, comment="up to this event of it"),
+    Column("forked_tokens", BigInteger, comment="of total_tokens, those of the events it shares: spent by that run"),
     Column("seq", BigInteger, comment="sequence of the run's last event that is in this row"),
     Column("partition", Integer),
     Column("first_offset", BigInteger),

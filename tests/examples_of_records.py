@@ -285,6 +285,9 @@ MORE: dict[str, Event | AnyCommand | Fact] = {
     "RunAccepted-root": RunAccepted(command_offset=9, task_id="t1", **_ROOT),
     "StartRun-root": StartRun(run_id=RUN, not_after_us=1_762_000_060_000_000, **_ROOT),
     "RunAccepted-fork": RunAccepted(command_offset=8, task_id="t1", **_FORK),
+    "RunAccepted-fork-tokens": RunAccepted(
+        command_offset=8, task_id="t1", **_FORK | {"forked_from": Origin(run_id=RUN, seq=12, tokens=40)}
+    ),
     "StartRun-fork": StartRun(run_id=RUN, not_after_us=1_762_000_060_000_000, **_FORK),
 }
 """Fields that came later, by the name of their golden record."""

@@ -34,6 +34,8 @@ class Origin(BaseModel):
 
     run_id: str
     seq: int
+    tokens: int | None = None
+    """Tokens that the shared events have counted: spent once, by that run."""
 
 
 class StartRun(_Command):

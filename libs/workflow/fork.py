@@ -81,6 +81,8 @@ class Fork:
     """Nodes that ran in the first run and run again, in the order in which they began there."""
     first: tuple[str, ...]
     """Nodes that begin at once."""
+    tokens: int
+    """Counted by the copied events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def fork(
     due = [*before.ready, *(each.key for each in before.running() if each.status == "retry")]
     first = dict.fromkeys(key.node_id for key in due)
     prefix = [json.loads(encode_body(event)) for event in copies]
-    return Fork(at, accepted, started, prefix, tuple(again), tuple(first))
+    return Fork(at, accepted, started, prefix, tuple(again), tuple(first), before.total_tokens)
 
 
 def retry_point(definition: Definition, history: Sequence[RunEvent]) -> RetryPoint:

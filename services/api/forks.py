@@ -137,7 +137,7 @@ def _command(parts: Parts, origin: str, made: Fork, key: str | None, digest: str
         idempotency_key=key,
         body_digest=digest,
         not_after_us=parts.submitter.not_after_us(),
-        forked_from=Origin(run_id=origin, seq=made.at),
+        forked_from=Origin(run_id=origin, seq=made.at, tokens=made.tokens),
         prefix=made.prefix,
         **{name: getattr(accepted, name) for name in _COPIED},
     )

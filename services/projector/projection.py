@@ -165,6 +165,7 @@ def _accepted(event: RunAccepted, recorded: Recorded) -> Row:
         "only": clean(event.only),
         "forked_from": clean(event.forked_from.run_id) if event.forked_from else None,
         "forked_at": event.forked_from.seq if event.forked_from else None,
+        "forked_tokens": event.forked_from.tokens or 0 if event.forked_from else 0,
         "first_offset": recorded.offset,
     }
 

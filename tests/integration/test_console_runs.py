@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 
 from flowledger.dev import Embedded, start_embedded
 from libs.settings import Settings
+from tests.api_world import until
 from tests.documents import document, edges, end, node, start, template
+from tests.unit.api.speaking import llm
 
 UNKNOWN = "00000000-0000-4000-8000-000000000009"
 FLOW = document(
@@ -389,6 +392,40 @@ def test_statistics_count_published_runs_by_day(console: httpx.Client, instance:
     assert days("daily-conversations", end="2020-01-01 00:00") == []
     assert days("daily-conversations", start="2020-01-01 00:00", end="2100-01-01 00:00")
     assert code_of(console.get(f"{path}/token-costs", params={"start": "yesterday"})) == (400, "invalid_param")
+
+
+def test_statistics_count_the_tokens_of_a_fork_once(console: httpx.Client, instance: Embedded) -> None:
+    admin = {"Authorization": f"Bearer {instance.admin_token}"}
+    text = document([start("q"), llm("one"), llm("two"), end(a="two.text")], edges("start > one > two > end"))
+    made = httpx.post(f"{instance.url}/v1/apps/import", content=text, headers=admin, trust_env=False).json()
+    path = f"apps/{made['app_id']}/workflow/statistics"
+
+    def counted() -> tuple[int, int]:
+        runs = console.get(f"{path}/daily-conversations").json()["data"]
+        tokens = console.get(f"{path}/token-costs").json()["data"]
+        return sum(day["runs"] for day in runs), sum(day["token_count"] for day in tokens)
+
+    body = {"inputs": {"q": "x"}, "user": "ann", "response_mode": "blocking"}
+    key = {"Authorization": f"Bearer {made['api_key']}"}
+    run_id = console.post(f"{instance.url}/v1/workflows/run", json=body, headers=key).json()["workflow_run_id"]
+    _, spent = counted()
+    history = httpx.get(f"{instance.url}/v1/runs/{run_id}/history", headers=admin, trust_env=False).text.splitlines()
+    lines = [json.loads(line) for line in history]
+    first, second = (line for line in lines if line["type"] == "NodeSucceeded" and line["node_id"] in ("one", "two"))
+    of_second = second["data"]["metadata"]["total_tokens"]
+    assert 0 < of_second < spent
+    for at, more in ((second["seq"], 0), (first["seq"], of_second)):
+        before = counted()
+        forked = httpx.post(
+            f"{instance.url}/v1/runs/{run_id}/fork", json={"at": at}, headers=admin, trust_env=False
+        ).json()
+        until(partial(_ended, instance, admin, forked["id"]), 60)
+        assert counted() == (before[0] + 1, before[1] + more)
+
+
+def _ended(instance: Embedded, admin: dict[str, str], run_id: str) -> bool:
+    found = httpx.get(f"{instance.url}/v1/runs/{run_id}", headers=admin, trust_env=False)
+    return bool(found.json()["status"] == "succeeded")
 
 
 def test_a_stream_is_attached_to_at_the_console(console: httpx.Client) -> None:

@@ -185,7 +185,10 @@ def set_columns(rows: dict[Any, Row]) -> dict[Any, Row]:
 def test_a_run_of_one_node_and_a_fork_say_so_in_their_rows() -> None:
     changes = rows(history(accepted(RUN, only="n0", forked_from=Origin(run_id=run_id(2), seq=7)), node("n0", 1)))
     row = changes.runs[RUN]
-    assert (row["only"], row["forked_from"], row["forked_at"]) == ("n0", run_id(2), 7)
+    assert (row["only"], row["forked_from"], row["forked_at"], row["forked_tokens"]) == ("n0", run_id(2), 7, 0)
+    spent = history(accepted(RUN, forked_from=Origin(run_id=run_id(2), seq=7, tokens=12)))
+    assert rows(spent).runs[RUN]["forked_tokens"] == 12
+    assert rows(history(accepted(RUN))).runs[RUN]["forked_tokens"] == 0
     assert changes.nodes[execution_id(RUN, "", "n0")]["triggered_from"] == "single-step"
     context = {RUN: RunContext("a", "w", "end_user", "u", "n0")}
     later = project(history(accepted(RUN), node("n0", 1))[2:], context)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Text, and_, func, or_, select, type_coerce
+from sqlalchemy import ColumnElement, Text, and_, case, func, or_, select, type_coerce
 from sqlalchemy.engine import Connection
 
 from libs.tables import TENANT_ID, workflow_node_executions, workflow_runs
@@ -79,19 +79,24 @@ class Day:
 
 
 def days_of_runs(connection: Connection, runs: Runs) -> Sequence[Day]:
-    """Runs by day (UTC), oldest first; days without runs are left out."""
+    """Runs by day (UTC), oldest first; days without runs are left out.
+
+    Tokens of events that a fork shares are counted where they were spent.
+    """
     table = workflow_runs.c
     if connection.dialect.name == "postgresql":
         date: ColumnElement[str] = func.to_char(func.timezone("UTC", table.created_at), "YYYY-MM-DD")
     else:
         date = func.substr(type_coerce(table.created_at, Text), 1, 10)
     date = date.label("date")
+    spent = table.total_tokens - table.forked_tokens
     query = (
         select(
             date,
             func.count(),
             func.count(table.created_by.distinct()),
-            func.coalesce(func.sum(table.total_tokens), 0),
+            # A run has no total before it ends.
+            func.coalesce(func.sum(case((spent > 0, spent), else_=0)), 0),
         )
         .where(*runs.conditions())
         .group_by(date)
