@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 from pydantic import BaseModel, JsonValue
 from pydantic_core import from_json, to_json
 
+from libs.events.blobs import is_ref
 from libs.events.model import EVENT, ConversationVariableSet, FormSubmitted, RunAccepted
 from libs.events.sealing import Unopened, Vault
 from libs.events.slots import Slot, is_sealed, slots, with_values
@@ -35,14 +36,28 @@ def read_value(value: JsonValue, vault: Vault | None) -> JsonValue:
 
 
 def read_copied(event: E, vault: Vault) -> E:
-    """A fork's start with the secrets of the events that it copies: those were copied sealed. Raises SealError.
+    """A fork's start with the secrets of the events and the conversation that it copies. Raises SealError.
+
+    Those were copied sealed, as the first run has them in the log.
 
     Once only: what is open may look like a sealed value again.
     """
-    if not isinstance(event, RunAccepted) or not isinstance(event.prefix, list):
+    if not isinstance(event, RunAccepted) or event.forked_from is None:
         return event
-    bodies = [read_sealed(EVENT.validate_python(body), vault).model_dump(mode="json") for body in event.prefix]
-    return event.model_copy(update={"prefix": bodies})
+    changed: dict[str, JsonValue] = {}
+    if isinstance(event.prefix, list):
+        bodies = (read_sealed(EVENT.validate_python(body), vault) for body in event.prefix)
+        changed["prefix"] = [body.model_dump(mode="json") for body in bodies]
+    if event.conversation is not None and not is_ref(event.conversation):
+        changed["conversation"] = {name: _opened(value, vault) for name, value in event.conversation.items()}
+    return event.model_copy(update=changed)
+
+
+def _opened(value: JsonValue, vault: Vault) -> JsonValue:
+    """One part of a conversation: sealed itself, or an object of values that may be."""
+    if is_sealed(value):
+        return read_value(value, vault)
+    return {name: read_value(one, vault) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def read_sealed(event: E, vault: Vault | None) -> E:

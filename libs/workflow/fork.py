@@ -74,7 +74,7 @@ class Fork:
     accepted: RunAccepted
     """Of the first run, with the values that were edited."""
     started: RunStarted
-    """Of the first run, with edited conversation variables."""
+    """Of the first run as the log has it, with edited conversation variables."""
     prefix: list[JsonValue]
     """The copied events, as their bodies in the log."""
     again: tuple[str, ...]
@@ -112,7 +112,10 @@ def fork(
     numbers = _copied(definition, history[:at], afresh)
     copied = _numbered([history[number] for number in numbers])
     copies = _numbered([as_logged[number] for number in numbers])
-    started = next((event for event in history if isinstance(event, RunStarted)), RunStarted(max_steps=_NO_LIMIT))
+    started, sealed = (
+        next((event for event in events if isinstance(event, RunStarted)), RunStarted(max_steps=_NO_LIMIT))
+        for events in (history, as_logged)
+    )
     before = _fold(definition, accepted, started, copied)
     if before.error is not None:
         failed = next(n for n, event in enumerate(history, 1) if isinstance(event, NodeFailed) and event.path == ROOT)
@@ -121,9 +124,10 @@ def fork(
             f"Fork before event {failed}, or retry the run"
         )
     if edits:
-        edited = _Edited(definition, accepted, started, copied, copies, before.pool, at)
+        edited = _Edited(definition, accepted, (started, sealed), copied, copies, before.pool, at)
         edited.take(edits)
-        accepted, started, copied, copies = edited.accepted, edited.started, edited.copied, edited.as_logged
+        accepted, copied, copies = edited.accepted, edited.copied, edited.as_logged
+        started, sealed = edited.started
         before = _fold(definition, accepted, started, copied)
     kept = {Key(event.path, event.node_id) for event in copied if isinstance(event, NodeStarted)}
     begun = (event for event in history if isinstance(event, NodeStarted))
@@ -133,7 +137,7 @@ def fork(
     due = [*before.ready, *(each.key for each in before.running() if each.status == "retry")]
     first = dict.fromkeys(key.node_id for key in due)
     prefix = [json.loads(encode_body(event)) for event in copies]
-    return Fork(at, accepted, started, prefix, tuple(again), tuple(first), before.total_tokens)
+    return Fork(at, accepted, sealed, prefix, tuple(again), tuple(first), before.total_tokens)
 
 
 def retry_point(definition: Definition, history: Sequence[RunEvent]) -> RetryPoint:
@@ -250,12 +254,13 @@ class _Edited:
         self,
         definition: Definition,
         accepted: RunAccepted,
-        started: RunStarted,
+        started: tuple[RunStarted, RunStarted],
         copied: list[Copied],
         as_logged: list[Copied],
         pool: Pool,
         at: int,
     ) -> None:
+        """`started`: as readers see it, and as the log has it; so are `copied` and `as_logged`."""
         self.accepted = accepted
         self.started = started
         self.copied = list(copied)
@@ -330,9 +335,9 @@ class _Edited:
 
     def _edit_given(self, scope: str, name: str, value: JsonValue) -> bool:
         """A value that was there from the beginning: the conversation's, the document's, or given with the start."""
-        if scope == "conversation" and name in (self.started.variables or {}):
-            variables = (self.started.variables or {}) | {name: value}
-            self.started = self.started.model_copy(update={"variables": variables})
+        shown, sealed = self.started
+        if scope == "conversation" and name in (shown.variables or {}):
+            self.started = _with_variable(shown, shown, name, value), _with_variable(sealed, shown, name, value)
             return True
         given = self.accepted.variables or {}
         names = given.get(scope)
@@ -361,6 +366,12 @@ def _with_output(event: Copied, shown: Copied, name: str, value: JsonValue) -> C
     return event.model_copy(
         update={"outputs": (outputs or {}) | {name: value}, "metadata": metadata | {"edited": names}}
     )
+
+
+def _with_variable(event: RunStarted, shown: RunStarted, name: str, value: JsonValue) -> RunStarted:
+    """As `_with_output`, for a variable of the conversation."""
+    variables = shown.variables if is_sealed(event.variables) else event.variables
+    return event.model_copy(update={"variables": (variables or {}) | {name: value}})
 
 
 def _with_update(event: Copied, place: int, value: JsonValue) -> Copied:

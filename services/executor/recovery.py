@@ -24,6 +24,7 @@ from libs.events.model import (
     RunSnapshotted,
 )
 from libs.events.positions import Position, exists, read_pointers
+from libs.events.sealed_values import read_copied
 from libs.events.sealing import Vault
 from libs.events.validity import Validity
 from services.executor.partition import NEEDS_BODY, PartitionFold
@@ -184,7 +185,7 @@ def read_marked(log: Log, blobs: Blobs, vault: Vault, partition: int, marks: Seq
         raise LogTruncated(f"{Topic.EVENTS}[{partition}]: {' of '.join(missing)} is gone. Restore the topic")
     decoded = {key: decode_event(record, vault) for key, record in found.items()}
     keys = [(str(mark.kind), mark.of) for mark in marks]
-    return [(decoded[key].run_id, restore(decoded[key].event, blobs, vault)) for key in keys]
+    return [(decoded[key].run_id, read_copied(restore(decoded[key].event, blobs, vault), vault)) for key in keys]
 
 
 _MARKED = {"RunAccepted": "accepted", "RunStarted": "started", "ConversationVariableSet": "edited"} | dict.fromkeys(

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from flowledger import Client
+from flowledger.cli import run as run_cli
 from flowledger.dev import Embedded, start_embedded
 from libs.events.log import LogError
 from libs.settings import Settings
@@ -127,6 +128,60 @@ def test_an_answer_of_a_chatflow_shows_a_mask(tmp_path: Path) -> None:
         )
         assert not shows(json.dumps([one.raw for one in events]))
     instance.stop()
+
+
+def test_a_fork_of_a_chatflow_works_with_the_secrets_of_its_conversation(
+    tmp_path: Path, called: tuple[int, list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    port, seen = called
+    call = node(
+        "call",
+        "http-request",
+        method="get",
+        url=f"http://127.0.0.1:{port}/",
+        authorization={"type": "no-auth", "config": None},
+        headers="X-Token: {{#conversation.token#}}\nX-Made: {{#header.output#}}",
+        params="",
+        body={"type": "none", "data": []},
+        timeout={},
+    )
+    said = node("said", "answer", answer="with {{#conversation.token#}}: {{#header.output#}}", variables=[])
+    chatflow = document(
+        [start(), template("header", "made of {{ token }}", token="conversation.token"), call, said],
+        edges("start > header > call > said"),
+        mode="advanced-chat",
+        conversation_variables=[
+            {"id": "1", "name": "token", "value_type": "secret", "value": SECRET, "description": ""}
+        ],
+    )
+    instance = opened(tmp_path)
+    shown: list[Any] = []
+    with Client(instance.url, instance.admin_token) as client:
+        key = client.import_document(chatflow.encode())["api_key"]
+        talk = ""
+        # The second message finds the variable in the conversation, not in the document.
+        for _ in range(2):
+            body = {"query": "hi", "inputs": {}, "user": "ann", "response_mode": "blocking", "conversation_id": talk}
+            bearer = {"Authorization": f"Bearer {key}"}
+            answer = httpx.post(f"{instance.url}/v1/chat-messages", json=body, headers=bearer, timeout=60)
+            talk, run_id = answer.json()["conversation_id"], answer.headers["X-Workflow-Run-Id"]
+            lines = list(client.history(run_id))
+            at = next(line.seq for line in lines if line.type == "NodeSucceeded" and line.node_id == "header")
+            forked = client.fork(run_id, at)
+            shown += [event.raw for event in forked.events()]
+            assert forked.result(timeout_s=60).status == "succeeded"
+            shown += [line.raw for line in forked.history()] + [forked.state().raw]
+        shown += [one.raw for one in client.runs()]
+    instance.stop()
+    # Two messages, two forks: what was copied (the header) and what was made anew (the token) are the secret itself.
+    assert [(headers["X-Token"], headers["X-Made"]) for _, headers in seen] == [(SECRET, f"made of {SECRET}")] * 4
+    answers = [frame["answer"] for frame in shown if frame.get("event") == "message"]
+    assert "".join(answers).count("with sk-liv************ij: made of sk-liv************ij") == 2
+    assert run_cli(["export", forked.id, "-o", str(tmp_path / "run.json"), "--data", str(tmp_path)]) == 0
+    assert not shows(json.dumps(shown))
+    assert not shows("".join(capsys.readouterr()))
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert [file.name for file in files if any(piece.encode() in file.read_bytes() for piece in PIECES)] == []
 
 
 def test_another_key_is_named_at_the_start_and_reading_goes_on_without(

@@ -187,7 +187,8 @@ def exported(document: Json, *, secrets: bool) -> Json:
     """What of a document leaves here: nothing that belongs to this installation alone."""
     workflow = dict(document["workflow"])
     if not secrets:
-        workflow["environment_variables"] = without_secrets(workflow["environment_variables"])
+        for name in ("environment_variables", "conversation_variables"):
+            workflow[name] = without_secrets(workflow[name])
     graph = dict(workflow["graph"])
     nodes = graph.get("nodes")
     if isinstance(nodes, list):
