@@ -120,19 +120,19 @@ def test_speech_is_refused_with_the_codes_of_the_contract(
 
 
 @pytest.mark.parametrize(
-    ("features", "body", "code"),
+    ("features", "body", "refusal"),
     [
-        ({}, {"text": "hi", "user": "u"}, "invalid_param"),
-        (SPEAKING, {"user": "u"}, "invalid_param"),
-        (SPEAKING, {"text": "hi"}, "provider_not_initialize"),
+        ({}, {"text": "hi", "user": "u"}, (400, "invalid_param")),
+        (SPEAKING, {"user": "u"}, (400, "invalid_param")),
+        (SPEAKING, {"text": "hi"}, (400, "provider_not_initialize")),
     ],
 )
 def test_speaking_is_refused_with_the_codes_of_the_contract(
-    server: Server, features: dict[str, Any], body: dict[str, Any], code: str
+    server: Server, features: dict[str, Any], body: dict[str, Any], refusal: tuple[int, str]
 ) -> None:
     key = server.import_app(described(**features))["api_key"]
     answer = server.http.post("/v1/text-to-audio", headers={"Authorization": f"Bearer {key}"}, json=body)
-    assert (answer.status_code, answer.json()["code"]) == (400, code)
+    assert (answer.status_code, answer.json()["code"]) == refusal
 
 
 def test_completion_apps_and_annotations_do_not_exist(server: Server) -> None:

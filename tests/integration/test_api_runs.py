@@ -13,6 +13,7 @@ from libs.events.ids import new_run_id, task_id_of
 from libs.events.log import Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.model import NodeFailed, NodeStarted, RunFailed, RunStarted, RunStopped
+from libs.events.registry import RegistryTail
 from libs.tables import open_engine, sqlite_url
 from services.api import Limits
 from services.api.records import Records
@@ -508,3 +509,17 @@ def test_tables_and_log_give_the_same_detail(listing: Server, log: MemoryLog) ->
     finally:
         other.close()
     assert from_outline == from_tables == from_log
+
+
+def test_a_run_whose_document_is_not_there_is_not_forked(
+    log: MemoryLog, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = server.start(server.import_app()["api_key"]).json()["workflow_run_id"]
+    monkeypatch.setattr(RegistryTail, "document", lambda registry, digest: None)
+    other = Server(log)
+    try:
+        answer = other.http.post(f"/v1/runs/{run_id}/fork", json={"at": 2}, headers=other.admin())
+        assert (answer.status_code, answer.json()["code"]) == (409, "definition_invalid")
+        assert run_id in answer.json()["message"]
+    finally:
+        other.close()
