@@ -247,7 +247,7 @@ workflow_conversation_variables = Table(
     Column("id", Text, comment="of the variable in the document"),
     Column("value_type", Text),
     Column("description", Text),
-    Column("initial", Text, comment="JSON: what the first message that had it began with"),
+    Column("initial", Text, comment="JSON: what its first message began with; or blobs.member_text"),
     Column("value", Text, comment="JSON: what was written since; absent: nothing was"),
     Column("created_at", Moment),
     Column("updated_at", Moment, comment="of `value`"),

@@ -8,6 +8,7 @@ Adapters: a folder (embedded), the blobs topic of a log (Kafka), and an S3-compa
 """
 
 import hashlib
+import json
 import os
 import tempfile
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Final, Protocol, TypeGuard
 
 from pydantic import JsonValue
 
@@ -59,6 +60,23 @@ def is_ref(value: object) -> TypeGuard[BlobRef]:
         return False
     inner = value.get("$blob")
     return isinstance(inner, dict) and inner.keys() == {"id", "size", "place"}
+
+
+_MEMBER: Final = "member "
+"""No JSON begins like this, so no value of anybody's can pass for one."""
+
+
+def member_text(ref: BlobRef, name: str) -> str:
+    """For a table's column of JSON: the member `name` of the object that lies in the blob."""
+    return _MEMBER + json.dumps([ref, name])
+
+
+def read_member(text: str) -> tuple[BlobRef, str] | None:
+    """(reference, name) of a `member_text`; None: the text is JSON."""
+    if not text.startswith(_MEMBER):
+        return None
+    ref, name = json.loads(text.removeprefix(_MEMBER))
+    return ref, name
 
 
 class FolderBlobs:

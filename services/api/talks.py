@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import JsonValue
 from sqlalchemy.engine import Connection
 
-from libs.events.blobs import Blobs, is_ref
+from libs.events.blobs import Blobs, is_ref, read_member
 from libs.events.commands import ConversationCommand, StartRun
 from libs.events.ids import partition_of
 from libs.events.model import VariableForm
@@ -96,7 +96,13 @@ class Talks:
 
     def value(self, row: Row) -> JsonValue:
         """The value of a variable's row."""
-        return self._restored(value_of(row))
+        text = value_of(row)
+        member = read_member(text)
+        if member is None:
+            return self._restored(text)
+        ref, name = member
+        found: JsonValue = json.loads(self._blobs.get(ref))
+        return found.get(name) if isinstance(found, dict) else None
 
     def values(self, text: str | None) -> JsonValue:
         """Start inputs of a row, with their large values. Blocking."""

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import JsonValue
 from pydantic_core import to_json
 
-from libs.events.blobs import is_ref
+from libs.events.blobs import is_ref, member_text
 from libs.events.codec import Recorded
 from libs.events.ids import execution_id, message_id_of
 from libs.events.model import (
@@ -118,12 +118,14 @@ def _on_accepted(changes: TalkChanges, event: RunAccepted, conversation_id: str,
 def _on_found(changes: TalkChanges, event: RunStarted, conversation_id: str, name: str, recorded: Recorded) -> None:
     form = (event.forms or {})[name]
     values = event.variables or {}
+    # Many small values leave their event together.
+    initial = member_text(values, name) if is_ref(values) else _json(values.get(name))
     row = {
         **_variable(conversation_id, name, recorded),
         "id": clean(form.id),
         "value_type": clean(form.value_type),
         "description": clean(form.description) or "",
-        "initial": _json(values.get(name)),
+        "initial": initial,
         "created_at": recorded.at_us,
     }
     fold(changes.variables, row, _NONE, (conversation_id, name))

@@ -1,5 +1,6 @@
 """Conversations while things happen: answers under way, forgotten conversations, tables that are behind."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,34 @@ def test_a_conversation_that_was_deleted_and_forgotten_stays_deleted(
         body = {"inputs": {}, "query": "two", "user": "ann", "conversation_id": talk, "response_mode": mode}
         answer = server.http.post("/v1/chat-messages", json=body, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_many_small_values_are_shown_and_told_before_anybody_has_written_them(
+    server: Server, key: str, executor: ScriptedExecutor
+) -> None:
+    began = {f"v{number}": f"{number} " + "x" * 900 for number in range(90)}
+
+    def many(executor: ScriptedExecutor, run_id: str, accepted: RunAccepted) -> None:
+        forms = {name: VariableForm(id=f"id-{name}", value_type="string") for name in began}
+        talk = accepted.conversation_id
+        executor.emit(
+            run_id,
+            RunStarted(max_steps=9, conversation_id=talk, variables=dict(began), forms=forms, history=[]),
+            RunSucceeded(outputs={"answer": "yes"}, conversation_id=talk),
+        )
+
+    executor.script = many
+    talk = say(server, key, "now")["conversation_id"]
+    query = {"user": "ann", "limit": 100}
+    headers = {"Authorization": f"Bearer {key}"}
+    shown = server.http.get(f"/v1/conversations/{talk}/variables", params=query, headers=headers).json()["data"]
+    assert {each["name"]: each["value"] for each in shown} == began
+    executor.forget_conversations()
+    executor.script = script
+    say(server, key, "after", conversation_id=talk)
+    told = executor.accepted[executor.run()].conversation
+    assert told is not None
+    assert json.loads(server.parts.blobs.get(told["variables"])) == began
 
 
 def test_large_answers_and_values_come_back_whole(server: Server, key: str, executor: ScriptedExecutor) -> None:
