@@ -10,9 +10,9 @@ from typing import Final, Literal
 PREFIX = "FLOWLEDGER_"
 
 FILE_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "image": ("image_url",),
+    "image": ("image_url", "image_data"),
     "audio": ("input_audio", "audio_url", "input_audio_url"),
-    "video": ("video_url",),
+    "video": ("video_url", "video_data"),
     "document": ("file", "file_url", "document_url"),
 }
 """Types of files in prompts, and the parts of a message that servers take them in; the usual one first."""

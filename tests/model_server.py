@@ -100,7 +100,7 @@ class ModelServer:
         method, path, _ = first.split(" ", 2)
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
-        if method == "GET" and path == "/cat.png":
+        if method == "GET" and path.endswith("/cat.png"):
             await _send_bytes(writer, 200, PICTURE, "image/png")
             return True
         if method == "GET":

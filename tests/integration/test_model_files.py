@@ -1,6 +1,7 @@
 """Files in prompts and answers, against a real server of the OpenAI-compatible form on 127.0.0.1."""
 
 import asyncio
+import base64
 import io
 import wave
 from dataclasses import replace
@@ -151,6 +152,15 @@ def test_providers_with_parts_of_their_own_get_them(provider: str, kind: str, pa
     outcome, asked = ask([at_url("https://x.example/f.mp3", kind, "f.mp3")], provider=f"x/y/{provider}")
     assert isinstance(outcome, Succeeded), outcome
     assert asked == [[part, TEXT]]
+
+
+@pytest.mark.parametrize("provider", ["ollama", "google", "moonshot", "lm_studio"])
+def test_providers_that_take_no_addresses_get_the_content(provider: str) -> None:
+    outcome, asked = ask([at_url("{url}/cat.png", "image", "cat.png")], provider=f"x/y/{provider}")
+    assert isinstance(outcome, Succeeded), outcome
+    ((image, _),) = asked
+    content = base64.b64encode(PICTURE).decode()
+    assert image == {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{content}", "detail": "low"}}
 
 
 def test_files_that_a_provider_is_said_not_to_take_are_left_out_and_named() -> None:

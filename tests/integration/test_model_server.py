@@ -279,6 +279,7 @@ def test_parameters_of_documents_are_translated() -> None:
     assert body["response_format"] == {"type": "json_object"}
     assert body["stop"] == ["x"]
     assert "seed" not in body
+    assert "stop" not in answer(asking("echo", parameters={"stop": []}))[1][0]["body"]
 
 
 def test_a_json_schema_among_the_parameters_goes_in_the_servers_form() -> None:

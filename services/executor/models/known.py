@@ -6,7 +6,7 @@ beside their own; the few that do not need a gateway, and `hint` says so.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from libs.settings import FILE_PARTS
@@ -17,6 +17,7 @@ Auth = Literal["bearer", "api-key"]
 
 USUAL_PARTS: Final[Mapping[str, str]] = {kind: parts[0] for kind, parts in FILE_PARTS.items()}
 _TEXT_ONLY: Final[Mapping[str, str]] = {}
+_NO_ADDRESSES: Final[Mapping[str, str]] = {**USUAL_PARTS, "image": "image_data", "video": "video_data"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ _BEDROCK: Final = Known(
     hint="https://bedrock-runtime.REGION.amazonaws.com/openai/v1 with a Bedrock API key, or a gateway for models that "
     "it does not offer there"
 )
+_GEMINI: Final = Known("https://generativelanguage.googleapis.com/v1beta/openai", files=_NO_ADDRESSES)
 _VERTEX: Final = Known(
     hint="https://REGION-aiplatform.googleapis.com/v1/projects/PROJECT/locations/REGION/endpoints/openapi through "
     "something that renews its tokens, or a gateway"
@@ -58,23 +60,25 @@ KNOWN: Final[Mapping[str, Known]] = {
     "COHERE": Known("https://api.cohere.ai/compatibility/v1"),
     "DEEPSEEK": Known("https://api.deepseek.com/v1", files=_TEXT_ONLY),
     "FIREWORKS": Known("https://api.fireworks.ai/inference/v1"),
-    "GEMINI": Known("https://generativelanguage.googleapis.com/v1beta/openai"),
+    "GEMINI": _GEMINI,
     "GITEE_AI": Known("https://ai.gitee.com/v1"),
-    "GOOGLE": Known("https://generativelanguage.googleapis.com/v1beta/openai"),
+    "GOOGLE": _GEMINI,
     "GPUSTACK": _OWN_MACHINE,
     "GROQ": Known("https://api.groq.com/openai/v1"),
     "HUGGINGFACE_HUB": Known("https://router.huggingface.co/v1"),
     "HUNYUAN": Known("https://api.hunyuan.cloud.tencent.com/v1"),
-    "LM_STUDIO": _OWN_MACHINE,
+    "LM_STUDIO": replace(_OWN_MACHINE, files=_NO_ADDRESSES),
     "LOCALAI": _OWN_MACHINE,
     "MINIMAX": Known("https://api.minimax.chat/v1"),
     "MISTRALAI": Known("https://api.mistral.ai/v1", files={**USUAL_PARTS, "document": "document_url"}),
     "MODELSCOPE": Known("https://api-inference.modelscope.cn/v1"),
-    "MOONSHOT": Known("https://api.moonshot.cn/v1"),
+    "MOONSHOT": Known("https://api.moonshot.cn/v1", files=_NO_ADDRESSES),
     "NOVITA": Known("https://api.novita.ai/v3/openai"),
     "NVIDIA": Known("https://integrate.api.nvidia.com/v1"),
     "NVIDIA_NIM": _OWN_MACHINE,
-    "OLLAMA": Known("http://127.0.0.1:11434/v1", path="/v1", hint="http://HOST:11434/v1, and no key"),
+    "OLLAMA": Known(
+        "http://127.0.0.1:11434/v1", path="/v1", hint="http://HOST:11434/v1, and no key", files=_NO_ADDRESSES
+    ),
     "OPENAI": Known("https://api.openai.com/v1"),
     "OPENAI_API_COMPATIBLE": Known(hint="that of the server, up to where /chat/completions would follow"),
     "OPENLLM": _OWN_MACHINE,

@@ -2,7 +2,8 @@
 
 Which server takes which part: OpenAI and most others `image_url`, `input_audio` (content only) and `file`; vLLM,
 SiliconFlow, Volcengine, OpenRouter and others `video_url`; SiliconFlow `audio_url`; DashScope `input_audio` whose data
-is a URL; Zhipu `file_url`; Mistral `document_url`.
+is a URL; Zhipu `file_url`; Mistral `document_url`. Ollama, LM Studio, Gemini and Moonshot take `image_url` with content
+only, which is `image_data` here.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from pydantic import JsonValue
 
 from services.executor.models.port import Media, Message
 
-BY_CONTENT: Final = frozenset({"input_audio", "file"})
+BY_CONTENT: Final = frozenset({"input_audio", "file", "image_data", "video_data"})
 """Parts that hold a file's content, never an address."""
 
 IN_ANY_FORM: Final[Mapping[str, str]] = {
@@ -34,8 +35,10 @@ def content_of(message: Message, parts: Mapping[str, str]) -> JsonValue:
 
 def _part(media: Media, part: str) -> JsonValue:
     match part:
-        case "image_url":
-            return {"type": part, part: {"url": media.url, "detail": media.detail}}
+        case "image_url" | "image_data":
+            return {"type": "image_url", "image_url": {"url": media.url, "detail": media.detail}}
+        case "video_data":
+            return {"type": "video_url", "video_url": {"url": media.url}}
         case "input_audio":
             return {"type": part, part: {"data": media.url.partition(",")[2], "format": media.format}}
         case "input_audio_url":

@@ -27,6 +27,8 @@ def payload_of(request: ModelRequest, parts: Mapping[str, str]) -> dict[str, Any
     payload: dict[str, Any] = {
         name: value for name, value in request.parameters.items() if value is not None and name not in _OURS
     }
+    if not payload.get("stop", True):
+        del payload["stop"]  # an empty list, which editors leave, is refused by some
     _translate_form(payload)
     _translate_bound(payload)
     if request.schema is not None and request.mode == "chat":
