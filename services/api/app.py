@@ -51,7 +51,7 @@ from services.api.reads import Reads
 from services.api.records import Records
 from services.api.runs import run_routes
 from services.api.scheduler import Scheduler
-from services.api.schemas import SECURITY_SCHEMES, for_every_key
+from services.api.schemas import SECURITY_SCHEMES, describe_errors, for_every_key
 from services.api.sse import Pinger
 from services.api.starting import RunStarter
 from services.api.streams import RunStreams
@@ -316,6 +316,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if not app.openapi_schema:
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         made.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
+        describe_errors(made)
         for_every_key(made)
         app.openapi_schema = made
     return app.openapi_schema

@@ -660,8 +660,18 @@ def nothing(*error_statuses: int) -> Responses:
     return done | errors(*error_statuses)
 
 
+# By name and not as a model: FastAPI would make a validator of its own for each of hundreds of them, at every start.
+_ERROR_BODY: Doc = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+
+
 def errors(*statuses: int) -> Responses:
-    return {status: {"model": Error, "description": _ERRORS[status]} for status in statuses}
+    """The document that holds them needs `describe_errors`."""
+    return {status: {"description": _ERRORS[status], "content": _ERROR_BODY} for status in statuses}
+
+
+def describe_errors(document: Doc) -> None:
+    """Add the schema to which the answers of `errors` refer."""
+    document["components"]["schemas"]["Error"] = Error.model_json_schema()
 
 
 _FRAMES: Doc = {"schema": {"description": "Server-sent events; see docs/api.md"}}
@@ -731,9 +741,8 @@ SECURITY_SCHEMES: Doc = {
 
 def for_every_key(document: Doc) -> None:
     """Add what every path may answer that an app key opens: its app is closed, or it asks too often."""
-    error: Doc = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     for path in document["paths"].values():
         for operation in path.values():
             if {"app_key": []} in operation.get("security", ()):
                 for status in (403, 429):
-                    operation["responses"].setdefault(str(status), {"description": _ERRORS[status], "content": error})
+                    operation["responses"].setdefault(str(status), errors(status)[status])
