@@ -198,6 +198,9 @@ def read_inputs(
                 text = Path(text[1:]).read_text("utf-8")
             except OSError as error:
                 raise Problem(f"-i {name}: cannot read {text[1:]}: {error.strerror}", USAGE) from error
+            except UnicodeDecodeError as error:
+                hint = f"Give it as a file: --file {name}={text[1:]}"
+                raise Problem(f"-i {name}: {text[1:]} is not text in UTF-8. {hint}", USAGE) from error
         values[name] = parse_value(text, types.get(name))
     values |= _files(files, types, upload)
     for name in values.keys() - types.keys() if types and not of_a_node else ():

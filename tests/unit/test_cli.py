@@ -92,6 +92,14 @@ def test_a_problem_of_a_whole_document_names_no_place(at: str, line: str) -> Non
     assert problem_line({"at": at, "problem": "is odd", "hint": "Mend it", "severity": "warning"}) == line
 
 
+def test_a_binary_value_is_wrong_usage_and_says_how_to_give_a_file(tmp_path: Path) -> None:
+    scan = tmp_path / "scan.pdf"
+    scan.write_bytes(b"%PDF-1.4\n\xad\xff")
+    with pytest.raises(Problem, match=f"not text in UTF-8. Give it as a file: --file scan={scan}") as raised:
+        read_inputs([f"scan=@{scan}"], None, {"scan": "file"})
+    assert raised.value.exit_code == USAGE
+
+
 def test_declared_types_come_from_the_start_node() -> None:
     assert declared_types((EXAMPLES / "hello.yml").read_text()) == {"name": "text-input", "tone": "select"}
     assert declared_types("just text") == {}
