@@ -140,16 +140,14 @@ def _next_of_iteration(container: Container, node: Node) -> RoundStarted | Outco
     if container.running:
         return None
     metadata = _metadata(container, "iteration_duration_map")
-    if terminated:
-        nothing: Values = {"output": []}
-        return Failed(_first_failure(container), "WorkflowNodeError", container.inputs, None, nothing, metadata)
-    kept = range(container.length)
-    if mode == "remove-abnormal-output":
-        kept = [index for index in kept if index not in container.failures]  # type: ignore[assignment]
-    results = [container.results.get(index) for index in kept]
+    left_out = container.failures if mode != "continue-on-error" else ()
+    results = [container.results.get(index) for index in range(container.started) if index not in left_out]
     if node.config.flatten_output:
         results = _flattened(results)
-    return Succeeded(outputs={"output": results}, inputs=container.inputs, metadata=metadata)
+    outputs: Values = {"output": results}
+    if terminated:
+        return Failed(_first_failure(container), "WorkflowNodeError", container.inputs, None, outputs, metadata)
+    return Succeeded(outputs=outputs, inputs=container.inputs, metadata=metadata)
 
 
 def _flattened(results: list[JsonValue]) -> list[JsonValue]:

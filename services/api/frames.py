@@ -560,6 +560,7 @@ class FrameMaker:
         self, node: _Node, event: NodeSucceeded | NodeFailed | NodeExcepted, error: str | None, at_us: int
     ) -> Json:
         metadata = {"total_tokens": 0, "total_price": "0", "currency": "USD"} | dict(event.metadata or {})
+        without_round = error is None and metadata.get("loop_duration_map") == {}
         data = self._container(node, at_us) | {
             "inputs": event.inputs or node.started.inputs or {},
             "inputs_truncated": False,
@@ -571,7 +572,7 @@ class FrameMaker:
             "total_tokens": metadata["total_tokens"],
             "execution_metadata": metadata,
             "finished_at": at_us // 1_000_000,
-            "steps": next(iter(_length_of(node.started).values()), 0),
+            "steps": 0 if without_round else next(iter(_length_of(node.started).values()), 0),
         }
         return self._framed(f"{node.started.node_type}_completed", self._cut(data))
 

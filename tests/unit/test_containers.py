@@ -321,6 +321,17 @@ def test_a_body_that_always_fails_ends_as_the_mode_says() -> None:
         assert (state.status, state.exceptions_count, state.outputs) == ("partial-succeeded", 2, {"out": out})
 
 
+def test_a_terminated_iteration_leaves_what_it_had_collected() -> None:
+    def answer(key: Key, attempt: int) -> Outcome:
+        index = rounds_of(key.path)[-1].index
+        return Failed("it broke") if index == 1 else Succeeded(outputs={"result": [index]})
+
+    for parallel, collected in ((False, [0]), (True, [0, 2])):
+        driver = _run(_document(is_parallel=parallel), ["a", "b", "c"], answer)
+        failed = next(event for event in driver.events if isinstance(event, NodeFailed) and event.node_id == "each")
+        assert failed.outputs == {"output": collected}
+
+
 def test_a_legitimate_null_stays_when_abnormal_output_is_removed() -> None:
     def answer(key: Key, attempt: int) -> Outcome:
         index = rounds_of(key.path)[-1].index

@@ -297,6 +297,14 @@ def test_an_empty_iteration_has_brackets_and_no_rounds() -> None:
     assert (end["event"], end["data"]["outputs"], end["data"]["steps"]) == ("iteration_completed", {"output": []}, 0)
 
 
+def test_a_loop_without_a_round_has_no_steps() -> None:
+    history = History().begin()
+    history.add(started("lo", "loop", inputs={"loop_count": 3}))
+    metadata = {"loop_duration_map": {}, "completed_reason": "loop_break"}
+    (end,) = history.add(NodeSucceeded(node_id="lo", outputs={}, metadata=metadata))
+    assert (end["event"], end["data"]["steps"], end["data"]["outputs"]) == ("loop_completed", 0, {})
+
+
 def test_a_failed_container_says_why() -> None:
     history = History().begin()
     history.add(started("lo", "loop", inputs={"loop_count": 3}))
