@@ -197,6 +197,8 @@ def _retry(raw: object, known: NodeType, at: str, findings: Findings) -> Retry |
         findings.error(at, f"expected a mapping, got {kind_of(raw)}")
         return None
     enabled = raw.get("retry_enabled")
+    if isinstance(enabled, str):  # quoted in YAML
+        enabled = {"true": True, "false": False, "": None}.get(enabled.lower(), enabled)
     if enabled is None or enabled is False or not known.honours_retry:
         return None
     if enabled is not True:

@@ -127,7 +127,7 @@ def read_json(text: str) -> JsonValue:
     Raises ValueError.
     """
     try:
-        value: JsonValue = json.loads(text, parse_constant=_refused, parse_float=_finite)
+        value: JsonValue = json.loads(text, parse_constant=_refused, parse_float=finite)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return value
@@ -137,10 +137,11 @@ def _refused(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """A number in a text; infinity and no number are none. Raises ValueError."""
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError("a number is too large")
+        raise ValueError("a number is too large, or none")
     return number
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from pydantic import JsonValue
 
 from libs.workflow.problems import Findings, kind_of
-from libs.workflow.segments import TypeMismatch, typed, zero
+from libs.workflow.segments import TypeMismatch, finite, read_json, typed, zero
 
 MAX_VARIABLE_BYTES: Final = 200 * 1024
 
@@ -135,7 +135,7 @@ def _is_loose_array(value: object, declared: str) -> bool:
 
 def _number(text: str) -> int | float | str:
     try:
-        return float(text) if "." in text else int(text)
+        return finite(text) if "." in text else int(text)
     except ValueError:
         return text
 
@@ -188,7 +188,7 @@ def converted_default(value: Any, declared: str) -> JsonValue:
 
 def _converted(text: str, declared: str) -> Any:
     try:
-        return float(text) if declared == "number" else json.loads(text)
+        return finite(text) if declared == "number" else read_json(text)
     except (ValueError, RecursionError):
         form = "a number" if declared == "number" else "JSON"
         raise ValueError(f"expected {declared}, got text that is not {form}") from None

@@ -312,8 +312,9 @@ def test_retry_counts_only_where_it_is_honoured() -> None:
     http = node("http", "http-request", url="http://x", retry_config=settings)
     answer = node("answer", "answer", answer="x", retry_config=settings)
     off = node("off", "http-request", url="http://x", retry_config=settings | {"retry_enabled": False})
-    definition = compiled([START, http, answer, off])
-    assert definition.nodes["http"].retry == Retry(3, 1000)
+    quoted = node("quoted", "http-request", url="http://x", retry_config=settings | {"retry_enabled": "true"})
+    definition = compiled([START, http, answer, off, quoted])
+    assert definition.nodes["http"].retry == definition.nodes["quoted"].retry == Retry(3, 1000)
     assert definition.nodes["answer"].retry is None
     assert definition.nodes["off"].retry is None
 
@@ -349,7 +350,17 @@ def test_default_values_are_converted_to_their_types() -> None:
 
 @pytest.mark.parametrize(
     ("declared", "value"),
-    [("number", "five"), ("object", "[1]"), ("array[string]", "[1]"), ("array[number]", "{}"), ("object", "{")],
+    [
+        ("number", "five"),
+        ("object", "[1]"),
+        ("array[string]", "[1]"),
+        ("array[number]", "{}"),
+        ("object", "{"),
+        ("number", "1e999"),
+        ("number", "nan"),
+        ("object", '{"a": NaN}'),
+        ("array[number]", "[1e999]"),
+    ],
 )
 def test_a_default_value_of_another_type_is_an_error(declared: str, value: str) -> None:
     default = [{"key": "k", "type": declared, "value": value}]
@@ -571,6 +582,7 @@ def test_environment_and_conversation_variables_have_type_and_value() -> None:
     "variable",
     [
         {"name": "a", "value_type": "number", "value": "five"},
+        {"name": "a", "value_type": "number", "value": "1.0e999"},
         {"name": "a", "value_type": "object", "value": []},
         {"name": "a", "value_type": "array[string]", "value": [1]},
         {"name": "a", "value_type": "text", "value": "x"},
