@@ -190,7 +190,7 @@ def prepare(
                 problems.append(f"{key} {error}")
     if node.type != "variable-aggregator":  # it passes on the first that exists: none of them has to
         problems += [
-            f"Variable key {key} not found in user inputs."
+            f"Variable key {key} not found in user inputs.{_why_not_lent(earlier or {}, selector)}"
             for key, selector in wanted.items()
             if not _is_there(definition, variables, selector) and selector[0] not in skipped
         ]
@@ -223,6 +223,12 @@ def _taken_over(definition: Definition, node_id: str, earlier: Mapping[str, Json
         if kept:
             taken[source] = kept
     return taken
+
+
+def _why_not_lent(earlier: Mapping[str, JsonValue], selector: Selector) -> str:
+    names = earlier.get(selector[0])
+    held = isinstance(names, dict) and ("$sealed" in names or selector[1] in names)
+    return " The earlier run has a value that holds a secret, and lends none of these." if held else ""
 
 
 def _own_inputs(definition: Definition, node: Node, given: Mapping[str, JsonValue], earlier: Variables) -> Variables:

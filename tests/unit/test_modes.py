@@ -201,6 +201,8 @@ def test_a_value_that_is_sealed_in_the_log_is_not_lent() -> None:
     earlier: dict[str, Any] = {"split": {"first": [sealed], "kind": ["yes"]}, "start": sealed}
     variables = prepare(_definition(), "choice", {}, earlier).variables
     assert variables == {"split": {"kind": ["yes"]}}
+    with pytest.raises(PartInvalid, match=r"#split.first# not found in user inputs. The earlier run has a value"):
+        prepare(_definition(), "greeting", {}, earlier)
 
 
 def test_an_earlier_runs_inputs_are_a_start_nodes_own() -> None:
