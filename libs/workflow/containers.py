@@ -172,7 +172,7 @@ def _next_of_loop(state: RunState, container: Container, node: Node) -> RoundSta
             reached = evaluate(node.config.break_conditions, node.config.logical_operator, pool).holds
         except ConditionError as error:
             if done or not isinstance(error, VariableMissing):
-                metadata = _metadata_of_loop(container)
+                metadata = _metadata_of_loop(container) | {"completed_reason": "error"}
                 return Failed(str(error), "WorkflowNodeError", inputs=container.inputs, metadata=metadata)
     if not reached and done < container.length:
         return RoundStarted(node_id=container.node_id, path=container.path, index=done)

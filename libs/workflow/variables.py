@@ -189,6 +189,6 @@ def converted_default(value: Any, declared: str) -> JsonValue:
 def _converted(text: str, declared: str) -> Any:
     try:
         return finite(text) if declared == "number" else read_json(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         form = "a number" if declared == "number" else "JSON"
         raise ValueError(f"expected {declared}, got text that is not {form}") from None

@@ -241,6 +241,8 @@ def test_a_missing_variable_in_a_break_condition_fails_the_loop_after_the_first_
     driver = Driver(_loop([_adds()], "roundstart > add", break_conditions=[condition]))
     assert driver.run().status == "failed"
     assert len([event for event in driver.events if isinstance(event, RoundStarted)]) == 1
+    (failed,) = [event for event in driver.events if isinstance(event, NodeFailed)]
+    assert (failed.metadata or {})["completed_reason"] == "error"
 
 
 def test_a_loop_variable_that_the_log_could_not_give_back_fails_the_loop() -> None:

@@ -57,13 +57,6 @@ InputType = Literal[
 ]
 
 
-def _schema_of(text: str) -> Any:
-    try:
-        return read_json(text)
-    except RecursionError as error:
-        raise ValueError("the JSON schema is nested too deeply") from error
-
-
 class StartVariable(Config):
     """One field of the input form."""
 
@@ -92,7 +85,7 @@ class StartVariable(Config):
     @classmethod
     def _schema_may_be_text(cls, value: Any) -> Any:
         if isinstance(value, str):
-            value = _schema_of(value) if value.strip() else None
+            value = read_json(value) if value.strip() else None
         if value is not None and not isinstance(value, dict):
             raise ValueError("expected a JSON schema, as a mapping or as JSON text of an object")
         if value:
