@@ -72,7 +72,9 @@ class Readers:
             try:
                 return question(max(0.1, deadline - time.monotonic()))
             except KafkaException as error:
-                if not heals(error.args[0]) or time.monotonic() + _ASK_AGAIN_S > deadline:
+                # A broker that comes back answers for a moment as if it had no such partition.
+                passing = heals(error.args[0]) or error.args[0].code() == KafkaError._UNKNOWN_PARTITION  # noqa: SLF001
+                if not passing or time.monotonic() + _ASK_AGAIN_S > deadline:
                     raise failure(error, what, self._bootstrap) from error
             time.sleep(_ASK_AGAIN_S)  # there is nothing to be told by; leaders change within milliseconds
 
