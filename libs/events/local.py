@@ -1,7 +1,9 @@
 """A log that lives in one process: one writer, group commit, live tails. What it writes to is a `Store`.
 
 Promises what `libs.events.log` promises. All appends that wait when the writer is free go into one commit; those that
-arrive during a commit go into the next. Acknowledgements leave after the commit, on the writer's thread. A tail has
+arrive during a commit go into the next. Acknowledgements leave after the commit, on the writer's thread. The writer is
+whoever holds the lock `_writing`: a thread of its own, or the caller of `LocalAppender.collect`, who spares two changes
+of threads as long as the disk is quick. A tail has
 its own thread and a bounded window of what was just written, so a slow consumer blocks nobody: what does not fit into
 its window it reads from the store later.
 
@@ -42,7 +44,10 @@ class LocalLog:
         self._threads = threads
         self.poll_s = None if writable else POLL_S
         self._lock = threading.Lock()
-        self._queue: SimpleQueue[Batch | None] = SimpleQueue()
+        self._queue: SimpleQueue[Batch] = SimpleQueue()
+        self._writing = threading.Lock()
+        self._work = threading.Event()  # wakes the writer's thread
+        self._commit_s = 0.0
         self._waiting = 0
         self._closed = False
         self._ended = False
@@ -141,12 +146,13 @@ class LocalLog:
             self._ends[topic, partition] = batch.first + len(entries)
             batch.timestamp_ms = self._now_ms()
             self._offer([batch])
+        self._hurry()
 
-    def open_appender(self, on_acks: Callable[[list[Ack]], None]) -> "LocalAppender":
-        return LocalAppender(self, on_acks)
+    def open_appender(self, on_acks: Callable[[list[Ack]], None], *, collects: bool = False) -> "LocalAppender":
+        return LocalAppender(self, on_acks, collects=collects)
 
-    def enqueue(self, batch: Batch) -> None:
-        """Hand `batch` to the writer. Raises LogError (nothing was handed over)."""
+    def enqueue(self, batch: Batch, *, wake: bool = True) -> None:
+        """Hand `batch` to the writer. Raises LogError (nothing was handed over). `wake` False: the caller collects."""
         count = len(batch.entries)
         with self._lock:
             if self._closed or self._ended or not self._writable:
@@ -155,6 +161,8 @@ class LocalLog:
                 raise AppendRefused(f"{self._waiting} entries wait for the log already. Wait for acknowledgements")
             self._waiting += count
             self._queue.put(batch)
+        if wake:
+            self._work.set()
 
     def _refusal(self) -> str:
         if not self._writable:
@@ -164,19 +172,38 @@ class LocalLog:
     # --- the writer ---
 
     def _write(self) -> None:
-        queue = self._queue
-        closing = False
         try:
-            while not closing:
-                batches = [queue.get()]
-                while not queue.empty():
-                    batches.append(queue.get())
-                closing = None in batches
-                todo = [batch for batch in batches if batch is not None]
-                if todo:
-                    self.acknowledge(todo, self.commit(todo))
+            while not self._closed:
+                self._work.wait()
+                self._work.clear()
+                with self._writing:
+                    self._write_waiting()
         finally:
             self._ended = True
+
+    def collect(self, timeout_s: float) -> None:
+        """Write what waits on the calling thread, when nobody writes and a commit takes less than `timeout_s`."""
+        if not self._threads:
+            return
+        if self._commit_s < timeout_s and self._writing.acquire(blocking=False):
+            try:
+                self._write_waiting()
+            finally:
+                self._writing.release()
+            if self._queue.empty():
+                return
+        self._work.set()
+
+    def _write_waiting(self) -> None:
+        queue = self._queue
+        while not queue.empty():
+            batches = []
+            while not queue.empty():
+                batches.append(queue.get())
+            begin = time.monotonic()
+            error = self.commit(batches)
+            self._commit_s = time.monotonic() - begin
+            self.acknowledge(batches, error)
 
     def commit(self, batches: list[Batch]) -> str | None:
         """Make `batches` durable in one commit. Returns what went wrong, None if nothing did."""
@@ -216,12 +243,17 @@ class LocalLog:
             self._waiting -= count
         if error is None and self._tails:
             self._offer(batches)
+            self._hurry()
 
     def _offer(self, batches: list[Batch]) -> None:
         for tail in self._tails:
             its = [batch for batch in batches if batch.topic is tail.topic]
             if its:
                 tail.offer(its)
+
+    def _hurry(self) -> None:
+        for tail in self._tails:
+            tail.hurry()
 
     # --- tails and placement ---
 
@@ -231,10 +263,12 @@ class LocalLog:
         starts: Mapping[int, int],
         deliver: Callable[[list[Record]], None],
         on_error: Callable[[LogError], None],
+        *,
+        prompt: bool = False,
     ) -> LocalTail:
         for partition in starts:
             self._check(topic, partition)
-        tail = LocalTail(self, topic, deliver, on_error)
+        tail = LocalTail(self, topic, deliver, on_error, prompt=prompt)
         with self._lock:
             self._tails = (*self._tails, tail)
         for partition, start in starts.items():
@@ -271,7 +305,7 @@ class LocalLog:
             if self._closed:
                 return
             self._closed = True
-            self._queue.put(None)
+            self._work.set()
         for placement in self._placements:
             placement.close(1.0)
         if self._writer is not None and self._writer is not threading.current_thread():
@@ -285,8 +319,9 @@ class LocalLog:
 class LocalAppender:
     """Ordered appends to the events topic."""
 
-    def __init__(self, log: LocalLog, on_acks: Callable[[list[Ack]], None]) -> None:
+    def __init__(self, log: LocalLog, on_acks: Callable[[list[Ack]], None], *, collects: bool = False) -> None:
         self._log = log
+        self._collects = collects
         self._on_acks = on_acks
         self._counted = threading.Condition()
         self._outstanding = 0
@@ -302,10 +337,14 @@ class LocalAppender:
                 raise AppendRefused("this appender is closed")
             self._outstanding += len(entries)
             try:
-                self._log.enqueue(Batch(Topic.EVENTS, partition, entries, appender=self))
+                self._log.enqueue(Batch(Topic.EVENTS, partition, entries, appender=self), wake=not self._collects)
             except LogError:
                 self._outstanding -= len(entries)
                 raise
+
+    def collect(self, timeout_s: float) -> None:
+        if self._outstanding:
+            self._log.collect(timeout_s)
 
     def acknowledge(self, acks: list[Ack]) -> None:
         self._on_acks(acks)
@@ -315,6 +354,7 @@ class LocalAppender:
                 self._counted.notify_all()
 
     def close(self, timeout_s: float) -> None:
+        self.collect(0)
         with self._counted:
             self._closed = True
             self._counted.wait_for(lambda: self._outstanding <= 0, timeout_s)

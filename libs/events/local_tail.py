@@ -3,6 +3,8 @@
 The writer offers what it has just made durable. A partition whose position matches takes it from there; one that is
 behind reads the store until it matches. So a record is delivered once and nothing is left out, however the two
 interleave: the position alone decides.
+
+A prompt tail that is idle and not behind is turned by the writer itself: a change of threads takes longer than that.
 """
 
 import threading
@@ -61,8 +63,13 @@ class LocalTail:
         topic: Topic,
         deliver: Callable[[list[Record]], None],
         on_error: Callable[[LogError], None],
+        *,
+        prompt: bool = False,
     ) -> None:
         self.topic = topic
+        self._prompt = prompt
+        self._turning = threading.Lock()
+        self._turned_at = 0.0
         self._source = source
         self._deliver = deliver
         self._on_error = on_error
@@ -105,6 +112,9 @@ class LocalTail:
             self._closed = True
             self._changed.notify()
         self._source.forget(self)
+        if self._prompt:
+            with self._turning:
+                pass  # a turn under way, which may be the writer's, has ended
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -122,8 +132,34 @@ class LocalTail:
                 if reading.size_bytes + size <= WINDOW_BYTES or not reading.window:
                     reading.window.append(batch)
                     reading.size_bytes += size
-            if wanted and self._idle:
+            if wanted and self._idle and not self._prompt:
                 self._changed.notify()
+
+    def hurry(self) -> None:
+        """Called behind offers, by who may be kept for as long as `deliver` of a prompt tail takes."""
+        if not self._prompt:
+            return
+        with self._changed:
+            if self._closed or not self._idle or not self._ready():
+                return
+            if self._pause_s() > 0 or not self._up_to_date() or not self._turning.acquire(blocking=False):
+                self._changed.notify()
+                return
+        try:
+            self._turn()
+        finally:
+            self._turning.release()
+
+    def _up_to_date(self) -> bool:
+        """Whether a turn will find everything in memory."""
+        return all(
+            reading.paused or (reading.checked and (reading.position == reading.end or _in_window(reading)))
+            for reading in self._readings.values()
+        )
+
+    def _pause_s(self) -> float:
+        """How long until the next delivery may come."""
+        return self._turned_at + PACE_S - time.monotonic()
 
     # --- the tail's thread ---
 
@@ -138,9 +174,10 @@ class LocalTail:
                         break
                 if self._closed:
                     return
-            self.turn()
             # Not on the condition: what comes meanwhile needs no wake-up, and close() waits a millisecond at most.
-            time.sleep(PACE_S)
+            if (pause_s := self._pause_s()) > 0:
+                time.sleep(pause_s)
+            self.turn()
 
     def _ready(self) -> bool:
         return any(
@@ -150,6 +187,11 @@ class LocalTail:
 
     def turn(self) -> bool:
         """Deliver what there is, at most one batch of the store per partition. Returns whether there was anything."""
+        with self._turning:
+            return self._turn()
+
+    def _turn(self) -> bool:
+        self._turned_at = time.monotonic()
         if self._source.poll_s is not None:
             self._look()
         with self._changed:
@@ -227,3 +269,8 @@ class LocalTail:
         if not records:
             raise truncated(self.topic, partition, start, stop, reading.end)
         return records
+
+
+def _in_window(reading: _Reading) -> bool:
+    """Whether what follows the position is in memory."""
+    return bool(reading.window) and reading.window[0].first <= reading.position

@@ -95,12 +95,23 @@ class Appender(Protocol):
     def append(self, partition: int, entries: Sequence[Entry]) -> None:
         """Hand over `entries` in order; returns at once. Raises AppendRefused (nothing was handed over)."""
 
+    def collect(self, timeout_s: float) -> None:
+        """Wait at most about `timeout_s` for acknowledgements and pass them on, on the calling thread.
+
+        For appenders that were opened with `collects`: their caller collects soon after each append, because a change
+        of threads costs as much as the append itself when only a few records are under way. What does not come by then
+        comes on the appender's own thread; so does everything while that is at work already, or too much is under way.
+        """
+
     def close(self, timeout_s: float) -> None:
         """Wait at most `timeout_s` for outstanding acknowledgements, then stop. Idempotent."""
 
 
 class Tail(Protocol):
-    """A reader of new records: its own thread, batches in offset order per partition, without gaps."""
+    """A reader of new records: one batch after the other, in offset order per partition, without gaps.
+
+    Its callbacks run on a thread of its own, unless it is `prompt`.
+    """
 
     def add(self, partition: int, offset: int) -> None:
         """Read `partition` from `offset` on (also when it is being read already: from there again)."""
@@ -154,7 +165,8 @@ class Log(Protocol):
     def publish(self, topic: Topic, partition: int, entries: Sequence[Entry]) -> None:
         """Append records that may be lost (chunks); never blocks, never raises for a full buffer."""
 
-    def open_appender(self, on_acks: Callable[[list[Ack]], None]) -> Appender: ...
+    def open_appender(self, on_acks: Callable[[list[Ack]], None], *, collects: bool = False) -> Appender:
+        """`on_acks` is called on the appender's thread; or, with `collects`, on that of `Appender.collect`."""
 
     def tail(
         self,
@@ -162,8 +174,13 @@ class Log(Protocol):
         starts: Mapping[int, int],
         deliver: Callable[[list[Record]], None],
         on_error: Callable[[LogError], None],
+        *,
+        prompt: bool = False,
     ) -> Tail:
-        """Read on from `starts` (partition -> offset) for ever. `on_error` gets what the adapter cannot heal itself."""
+        """Read on from `starts` (partition -> offset) for ever. `on_error` gets what the adapter cannot heal itself.
+
+        `prompt`: `deliver` only hands over and calls nothing of the log, so that it may be called on any thread.
+        """
 
     def place(
         self,

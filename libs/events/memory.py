@@ -130,9 +130,7 @@ class MemoryLog(LocalLog):
 
     def _fetch(self) -> None:
         while not self._queue.empty():
-            batch = self._queue.get()
-            if batch is not None:
-                self._held.append(batch)
+            self._held.append(self._queue.get())
 
     def _take(self, limit: int | None) -> list[Batch]:
         self._fetch()

@@ -11,7 +11,8 @@ than the request.
 
 import asyncio
 import logging
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ T = TypeVar("T")
 
 Answer = CommandRejected | RunSetAside | str
 """What became of a command: its rejection; why a released run is set aside again; the id of the run it acted on."""
+
+SLICE_S = 0.000_25
+"""How long events are taken before something else has its turn."""
 
 MAX_OUTLINES = 50_000
 MAX_IDLE_RUNS = 500
@@ -106,6 +110,8 @@ class EventTail:
         self._ends: dict[str, list[asyncio.Future[Record]]] = {}
         self._until_drop = 0
         self._open: set[str] = set()
+        self._arrived: deque[Record] = deque()
+        self._taking = False
         self.problem: str | None = "the tail has not started"
         """Why nothing new arrives; None while all is well."""
 
@@ -134,7 +140,12 @@ class EventTail:
             (Topic.EVENTS, offsets, self._on_events),
         ):
             opened = await self._threads.run(
-                self._log.tail, topic, begins, partial(self._hand_over, take), partial(self._hand_over, self._failed)
+                self._log.tail,
+                topic,
+                begins,
+                partial(self._hand_over, take),
+                partial(self._hand_over, self._failed),
+                prompt=True,
             )
             self._tails.append(opened)
 
@@ -174,27 +185,45 @@ class EventTail:
                 end.cancel()
 
     def _on_events(self, records: list[Record]) -> None:
+        """Take them slice by slice: what the first ones cause leaves while the last ones still wait."""
+        self._arrived.extend(records)
+        if not self._taking:
+            self._take_slice()
+
+    def _take_slice(self) -> None:
+        until = time.perf_counter() + SLICE_S
         touched = set()
-        for record in records:
-            partition = self._partitions[record.partition]
-            touched.add(record.partition)
-            partition.next_offset = record.offset + 1
-            if not partition.validity.admit(stamp_of(record)):
-                continue
-            name = type_of(record)
-            run_id = run_of(record)
-            if run_id:
-                self._on_run_event(partition, record, name, run_id)
-            elif name == "CommandRejected" and partition.expecting:
-                self._on_rejected(partition, record)
-            elif name in _OF_A_RELEASE and partition.expecting:
-                self._on_release(partition, record)
-            elif name in CONVERSATION_EVENT_TYPES and partition.expecting:
-                offset = _command_offset(record)
-                if offset is not None:
-                    self._answer(partition, offset, "")
-        for number in touched:
-            self._passed(self._partitions[number])
+        try:
+            while self._arrived:
+                record = self._arrived.popleft()
+                touched.add(record.partition)
+                self._take(record)
+                if time.perf_counter() > until:
+                    break
+        finally:
+            for number in touched:
+                self._passed(self._partitions[number])
+            self._taking = bool(self._arrived)
+            if self._taking:
+                self.loop.call_soon(self._take_slice)
+
+    def _take(self, record: Record) -> None:
+        partition = self._partitions[record.partition]
+        partition.next_offset = record.offset + 1
+        if not partition.validity.admit(stamp_of(record)):
+            return
+        name = type_of(record)
+        run_id = run_of(record)
+        if run_id:
+            self._on_run_event(partition, record, name, run_id)
+        elif name == "CommandRejected" and partition.expecting:
+            self._on_rejected(partition, record)
+        elif name in _OF_A_RELEASE and partition.expecting:
+            self._on_release(partition, record)
+        elif name in CONVERSATION_EVENT_TYPES and partition.expecting:
+            offset = _command_offset(record)
+            if offset is not None:
+                self._answer(partition, offset, "")
 
     def _on_run_event(self, partition: _Partition, record: Record, name: str, run_id: str) -> None:
         self._outline(record, name, run_id)

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 import secrets
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
@@ -33,6 +34,9 @@ REVOKE_DEADLINE_S = 2.5
 """All revoked partitions share it; well under the group's `max.poll.interval.ms`."""
 
 MOST_DOUBLINGS = 6
+
+PATIENCE_S = 0.002
+"""How long the loop stands still for an acknowledgement when little is under way: as long as a short turn."""
 
 
 @dataclass(slots=True)
@@ -100,13 +104,19 @@ class Executor:
         self._placed: set[int] = set()
         """Partitions that placement wants here; what is being released may be among them again."""
         self._stopping = False
+        self._collecting = False
         self._ticked_at = self._thawed_at = self.monotonic()
 
     async def start(self) -> None:
         self._loop = loop = asyncio.get_running_loop()
-        self.appender = self.log.open_appender(lambda acks: _call(loop, self._on_acks, acks))
+        self._thread = threading.get_ident()
+        self.appender = self.log.open_appender(self._take_acks, collects=True)
         self.commands = self.log.tail(
-            Topic.COMMANDS, {}, lambda records: _call(loop, self._on_commands, records), self._on_tail_error
+            Topic.COMMANDS,
+            {},
+            lambda records: _call(loop, self._on_commands, records),
+            self._on_tail_error,
+            prompt=True,
         )
         self._ticker = loop.create_task(self._tick())
         self._placement = await self.blocking(
@@ -238,6 +248,22 @@ class Executor:
         self._own(partitions & self._placed)
 
     # --- the log -----------------------------------------------------------------------------------------------------
+
+    def appended(self) -> None:
+        """Something was handed to the log: look for its acknowledgement once what is ready has run."""
+        if not self._collecting:
+            self._collecting = True
+            self._loop.call_soon(self._collect)
+
+    def _collect(self) -> None:
+        self._collecting = False
+        self.appender.collect(PATIENCE_S)
+
+    def _take_acks(self, acks: list[Ack]) -> None:
+        if threading.get_ident() == self._thread:
+            self._on_acks(acks)
+        else:
+            _call(self._loop, self._on_acks, acks)
 
     def _on_acks(self, acks: list[Ack]) -> None:
         by_partition: dict[int, list[Ack]] = defaultdict(list)

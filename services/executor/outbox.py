@@ -68,8 +68,13 @@ class Outbox:
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         lost: Lost,
         wake: Callable[[], None],
+        roomier: Callable[[], None],
+        appended: Callable[[], None],
     ) -> None:
-        """`wake` is called when something can go on that had to wait; `claimed_at`: when the claim was sent."""
+        """`wake` asks for another `flush`; `claimed_at`: when the claim was sent.
+
+        `roomier` is called when fewer records are ahead of the confirmed log, `appended` after each append.
+        """
         self.partition = partition
         self.epoch = epoch
         self.bytes_written = 0
@@ -84,6 +89,8 @@ class Outbox:
         self._spawn = spawn
         self._lost = lost
         self._wake = wake
+        self._roomier = roomier
+        self._appended = appended
         self._queue: deque[Outgoing] = deque()
         self._refused: list[Entry] = []
         self._waiting: deque[tuple[Outgoing, Callable[[], None]]] = deque()
@@ -98,6 +105,11 @@ class Outbox:
     def ahead(self) -> int:
         """Records that are decided and not confirmed."""
         return self._n + len(self._queue) - self._confirmer.confirmed
+
+    @property
+    def waits(self) -> bool:
+        """Whether something was not handed over yet."""
+        return bool(self._queue or self._refused)
 
     @property
     def position(self) -> Position:
@@ -205,6 +217,7 @@ class Outbox:
             return False
         self._refused = []
         self._sent.append((batch[-1].n, sent_at))
+        self._appended()
         return True
 
     async def _try_again(self) -> None:
@@ -234,7 +247,7 @@ class Outbox:
         self._act()
         match verdict:
             case Next.GO_ON:
-                self._wake()
+                self._roomier()
             case Next.LOST:
                 self._lost(self._confirmer.reason, again=True)
             case Next.TRUNCATED:

@@ -200,6 +200,7 @@ class PartitionOwner:
         )
         self._claim_ack = self._loop.create_future()
         self._x.appender.append(self.partition, [entry])
+        self._x.appended()
         return await self._claim_ack
 
     def _activate(self, reader: PartitionReader, claimed_at: float, first_command: int) -> None:
@@ -219,6 +220,8 @@ class PartitionOwner:
             spawn=self._spawn,
             lost=self.lose,
             wake=self.wake,
+            roomier=self._on_room,
+            appended=self._x.appended,
         )
         unreadable: list[str] = []
         for run_id, entry in self._fold.runs.items():
@@ -322,6 +325,11 @@ class PartitionOwner:
             for ack in acks:
                 if (ack.epoch, ack.n) == (self._epoch, 0):
                     self._claim_ack.set_result(ack)
+
+    def _on_room(self) -> None:
+        """Go on with what had to wait for acknowledgements."""
+        if self._runnable or self._outbox.waits:
+            self.wake()
 
     # --- the turn ----------------------------------------------------------------------------------------------------
 

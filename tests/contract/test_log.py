@@ -10,6 +10,7 @@ import pytest
 from libs.events.log import Ack, Entry, Log, LogError, LogTruncated, Record, Topic
 
 PATIENCE_S = 20.0
+either = pytest.mark.parametrize("prompt", [False, True], ids=["threaded", "prompt"])
 Reopen = Callable[[], Log]
 T = TypeVar("T")
 
@@ -139,6 +140,59 @@ def test_one_appender_writes_to_several_partitions(log: Log) -> None:
         assert numbers(everything(log, partition)) == list(range(partition, 60, 4))
 
 
+class Threads(Inbox[Ack]):
+    """An inbox that knows on which thread it was filled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def put(self, items: Sequence[Ack]) -> None:
+        self.seen.add(threading.get_ident())
+        super().put(items)
+
+
+def test_who_collects_is_acknowledged_on_the_own_thread(log: Log) -> None:
+    acks = Threads()
+    appender = log.open_appender(acks.put, collects=True)
+    for n in range(20):
+        appender.append(n % 2, [entry(n)])
+        appender.collect(PATIENCE_S)
+        assert [ack.n for ack in acks.wait_for(n + 1)] == list(range(n + 1))
+    assert threading.get_ident() in acks.seen
+    appender.close(PATIENCE_S)
+    assert numbers(everything(log, 0)) == list(range(0, 20, 2))
+
+
+def test_what_was_not_waited_for_is_acknowledged_all_the_same(log: Log) -> None:
+    acks = Threads()
+    appender = log.open_appender(acks.put, collects=True)
+    for n in range(100):
+        appender.append(0, [entry(n)])
+        if n % 3 == 0:
+            appender.collect(0)
+    appender.collect(0)
+    assert [ack.offset for ack in acks.wait_for(100)] == list(range(100))
+    assert threading.get_ident() not in acks.seen
+    appender.close(PATIENCE_S)
+
+
+def test_closing_an_appender_collects_what_nobody_has_collected(log: Log) -> None:
+    acks = Inbox[Ack]()
+    appender = log.open_appender(acks.put, collects=True)
+    appender.append(0, [entry(n) for n in range(2000)])
+    appender.close(PATIENCE_S)
+    assert [ack.n for ack in acks.items()] == list(range(2000))
+
+
+def test_collecting_without_anything_under_way_returns_at_once(log: Log) -> None:
+    acks = Inbox[Ack]()
+    appender = log.open_appender(acks.put, collects=True)
+    appender.collect(3600)
+    appender.close(PATIENCE_S)
+    assert acks.items() == []
+
+
 def test_closing_an_appender_waits_for_its_acknowledgements(log: Log) -> None:
     acks = Inbox[Ack]()
     appender = log.open_appender(acks.put)
@@ -259,10 +313,11 @@ def test_records_are_there_after_reopening(log: Log, reopen: Reopen) -> None:
 # --- tails -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_tail_gives_what_was_there_and_what_comes(log: Log) -> None:
+@either
+def test_a_tail_gives_what_was_there_and_what_comes(log: Log, prompt: bool) -> None:
     append(log, 0, 20)
     inbox = Inbox[Record]()
-    tail = log.tail(Topic.EVENTS, {0: 5}, inbox.put, fail)
+    tail = log.tail(Topic.EVENTS, {0: 5}, inbox.put, fail, prompt=prompt)
     inbox.wait_for(15)
     append(log, 0, 20, first=20)
     assert numbers(inbox.wait_for(35)) == list(range(5, 40))
@@ -278,7 +333,8 @@ def test_a_tail_gives_records_as_read_does(log: Log) -> None:
     tail.close()
 
 
-def test_a_tail_has_no_gap_and_no_duplicate_while_others_write(log: Log) -> None:
+@either
+def test_a_tail_has_no_gap_and_no_duplicate_while_others_write(log: Log, prompt: bool) -> None:
     acks = Inbox[Ack]()
     appender = log.open_appender(acks.put)
     inbox = Inbox[Record]()
@@ -286,7 +342,7 @@ def test_a_tail_has_no_gap_and_no_duplicate_while_others_write(log: Log) -> None
     for n in range(1500):
         appender.append(n % 4, [entry(n)])
         if n == 300:
-            tail = log.tail(Topic.EVENTS, dict.fromkeys(range(4), 0), inbox.put, fail)
+            tail = log.tail(Topic.EVENTS, dict.fromkeys(range(4), 0), inbox.put, fail, prompt=prompt)
     appender.close(PATIENCE_S)
     got = inbox.wait_for(1500)
     for partition in range(4):
@@ -394,9 +450,10 @@ def test_a_slow_consumer_gets_everything_and_does_not_hold_up_the_writer(log: Lo
     tail.close()
 
 
-def test_a_closed_tail_is_silent_and_closes_again(log: Log) -> None:
+@either
+def test_a_closed_tail_is_silent_and_closes_again(log: Log, prompt: bool) -> None:
     inbox = Inbox[Record]()
-    tail = log.tail(Topic.EVENTS, {0: 0}, inbox.put, fail)
+    tail = log.tail(Topic.EVENTS, {0: 0}, inbox.put, fail, prompt=prompt)
     append(log, 0, 3)
     inbox.wait_for(3)
     tail.close()
@@ -416,10 +473,11 @@ def test_a_tail_from_behind_the_end_reports_that_the_log_lost_records(log: Log) 
     assert inbox.items() == []
 
 
-def test_published_chunks_reach_a_live_tail_in_order(log: Log) -> None:
+@either
+def test_published_chunks_reach_a_live_tail_in_order(log: Log, prompt: bool) -> None:
     inbox = Inbox[Record]()
     _, end = log.bounds(Topic.CHUNKS, 2)
-    tail = log.tail(Topic.CHUNKS, {2: end}, inbox.put, fail)
+    tail = log.tail(Topic.CHUNKS, {2: end}, inbox.put, fail, prompt=prompt)
     log.publish(Topic.CHUNKS, 2, [])
     for n in range(50):
         log.publish(Topic.CHUNKS, 2, [entry(2 * n), entry(2 * n + 1)])

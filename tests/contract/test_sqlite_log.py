@@ -7,11 +7,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
+from libs.events.local_tail import PACE_S
 from libs.events.log import Ack, AppendRefused, Entry, Log, LogError, Record, Topic
 from libs.events.sqlite import SqliteLog, pack_headers, unpack_headers
 from tests.contract.test_log import PATIENCE_S, Inbox, append, entry, everything, fail, numbers
@@ -354,3 +357,34 @@ def test_an_entry_that_cannot_be_kept_fails_its_commit_and_not_the_writer(open_i
     with pytest.raises(LogError, match="header names"):
         log.send(Topic.COMMANDS, 0, Entry(b"k", b"v", [("a\nb", b"")])).result(PATIENCE_S)
     assert log.send(Topic.COMMANDS, 0, entry(1)).result(PATIENCE_S) == 0
+
+
+def test_the_writer_itself_turns_a_prompt_tail_that_has_nothing_else_to_do(open_it: Open) -> None:
+    log = open_it()
+    threads: list[str] = []
+    arrived: SimpleQueue[list[Record]] = SimpleQueue()
+
+    def deliver(records: list[Record]) -> None:
+        threads.append(threading.current_thread().name)
+        arrived.put(records)
+
+    tail = log.tail(Topic.COMMANDS, {0: 0}, deliver, lambda error: None, prompt=True)
+    for n in range(50):
+        log.send(Topic.COMMANDS, 0, Entry(None, b"%d" % n))
+        assert [record.value for record in arrived.get(timeout=20)] == [b"%d" % n]
+        time.sleep(2 * PACE_S)  # deliveries that follow closer are gathered by the tail's thread
+    tail.close()
+    assert "log-writer" in threads
+
+
+def test_a_slow_reader_of_another_tail_does_not_keep_a_prompt_one(open_it: Open) -> None:
+    log = open_it()
+    release, arrived = threading.Event(), SimpleQueue[list[Record]]()
+    slow = log.tail(Topic.COMMANDS, {0: 0}, lambda _: release.wait(20) and None, lambda error: None)
+    tail = log.tail(Topic.COMMANDS, {0: 0}, arrived.put, lambda error: None, prompt=True)
+    for n in range(5):
+        log.send(Topic.COMMANDS, 0, Entry(None, b"%d" % n)).result(20)
+        arrived.get(timeout=20)
+    release.set()
+    slow.close()
+    tail.close()

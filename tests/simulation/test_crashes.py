@@ -304,7 +304,7 @@ def test_a_late_batch_of_commands_does_not_hide_the_commands_before_it(monkeypat
     """A tail that was moved may still deliver what it had under way: later commands before earlier ones."""
     tail = MemoryLog.tail
 
-    def stale_first(self: MemoryLog, topic: Topic, starts: Any, deliver: Any, on_error: Any) -> Any:
+    def stale_first(self: MemoryLog, topic: Topic, starts: Any, deliver: Any, on_error: Any, **more: Any) -> Any:
         fresh = [topic is Topic.COMMANDS]
 
         def late(records: list[Record]) -> None:
@@ -313,7 +313,7 @@ def test_a_late_batch_of_commands_does_not_hide_the_commands_before_it(monkeypat
                 deliver(records[1:])
             deliver(records)
 
-        return tail(self, topic, starts, late, on_error)
+        return tail(self, topic, starts, late, on_error, **more)
 
     monkeypatch.setattr(MemoryLog, "tail", stale_first)
     world = World()

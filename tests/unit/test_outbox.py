@@ -58,6 +58,8 @@ class Bench:
             spawn=lambda work: self.tasks.add(asyncio.get_running_loop().create_task(work)),
             lost=self._lost,
             wake=lambda: None,
+            roomier=lambda: None,
+            appended=lambda: None,
         )
 
     async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -110,11 +110,11 @@ class KafkaLog:
                 self._publisher = self._publisher or Publisher(self._bootstrap, self._options)
         self._publisher.publish(topic_name(self._prefix, topic), partition, entries)
 
-    def open_appender(self, on_acks: Callable[[list[Ack]], None]) -> KafkaAppender:
+    def open_appender(self, on_acks: Callable[[list[Ack]], None], *, collects: bool = False) -> KafkaAppender:
         name = topic_name(self._prefix, Topic.EVENTS)
         with self._lock:
             self._check_open()
-            appender = KafkaAppender(self._bootstrap, self._options, name, on_acks)
+            appender = KafkaAppender(self._bootstrap, self._options, name, on_acks, collects=collects)
             self._opened.append(lambda: appender.close(_CLOSE_TIMEOUT_S))
         return appender
 
@@ -124,6 +124,8 @@ class KafkaLog:
         starts: Mapping[int, int],
         deliver: Callable[[list[Record]], None],
         on_error: Callable[[LogError], None],
+        *,
+        prompt: bool = False,
     ) -> KafkaTail:
         # Who tails is a service and will send; a new idempotent producer needs half a second until it may.
         self._new_sender(SEND_TIMEOUT_S)

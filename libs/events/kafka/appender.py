@@ -1,8 +1,9 @@
 """Appends to the events topic: pipelined, in order, each acknowledged once, never sent twice by us.
 
-`append` hands records to the client's own buffer on the calling thread; one poller thread collects delivery reports
-and passes them on once per poll. Capacity is reserved before the first record of a call is handed over, so a full
-buffer refuses the whole call.
+`append` hands records to the client's own buffer on the calling thread. Delivery reports are polled by one thread at a
+time and passed on once per poll: by the caller in `collect`, while little is under way and the broker is quick, else by
+a thread that sleeps as long as there is nothing to wait for. Capacity is reserved before the first record of a call is
+handed over, so a full buffer refuses the whole call.
 
 A delivery error says nothing about the records behind it: they may land all the same (m). So after an error every
 further record of that epoch and partition is acknowledged with an error and not handed over; a claim (n = 0) opens the
@@ -28,6 +29,13 @@ _logger = logging.getLogger(__name__)
 MAX_OUTSTANDING = 100_000
 MAX_OUTSTANDING_BYTES = 128 << 20
 _POLL_S = 0.05
+_IDLE_POLL_S = 0.25
+"""The client reports its own errors when it is polled, also while nothing is under way."""
+
+COLLECTED = 64
+"""Records under way above which nobody waits for them in `collect`."""
+
+_MOST_SKIPPED = 256
 
 
 class _Pending:
@@ -48,6 +56,8 @@ class KafkaAppender:
         topic: str,
         on_acks: Callable[[list[Ack]], None],
         message_timeout_s: float | None = None,
+        *,
+        collects: bool = False,
     ) -> None:
         """`message_timeout_s` None: as the options say."""
         self._bootstrap, self._topic, self._on_acks = bootstrap, topic, on_acks
@@ -61,6 +71,10 @@ class KafkaAppender:
         self._refused: deque[tuple[int, _Pending, str]] = deque()  # never handed over; reported by the poller
         self._acks: list[Ack] = []
         # Each counter has one writer (append under the lock; the poller), so their difference needs no lock.
+        self._collects = collects
+        self._polling = threading.Lock()
+        self._work = threading.Event()  # wakes the poller
+        self._skip = self._skips = 0  # collects that are left out because the broker was slow
         self._taken = self._taken_bytes = 0
         self._settled = self._settled_bytes = 0
         self._fatal: str | None = None
@@ -85,6 +99,29 @@ class KafkaAppender:
                     broken = self._hand_over(partition, entry, mine)
                 if broken is not None:
                     self._refused.append((partition, mine, broken))
+        if not self._collects:
+            self._work.set()
+
+    def collect(self, timeout_s: float) -> None:
+        under_way = self._taken - self._settled
+        if not under_way:
+            return
+        if under_way <= COLLECTED and self._skip == 0 and self._polling.acquire(blocking=False):
+            try:
+                self._poll_until(time.monotonic() + timeout_s)
+            finally:
+                self._polling.release()
+            if self._taken == self._settled:
+                self._skips = 0
+                return
+            self._skip = self._skips = min(2 * self._skips + 1, _MOST_SKIPPED)
+        elif self._skip:
+            self._skip -= 1
+        self._work.set()
+
+    def _poll_until(self, deadline: float) -> None:
+        while self._taken > self._settled and (left := deadline - time.monotonic()) > 0:
+            self._serve(left)
 
     def _reserve(self, partition: int, entries: Sequence[Entry]) -> None:
         size = sum(map(_size, entries))
@@ -131,12 +168,21 @@ class KafkaAppender:
 
     def _poll_until_closed(self) -> None:
         while not self._closed.is_set():
-            self._serve(_POLL_S)
-            if self._fatal is not None:
-                self._replace_producer()
-        while self._taken > self._settled and time.monotonic() < self._deadline:
-            self._serve(_POLL_S)
-        self._abandon("the appender was closed before the acknowledgement came")
+            with self._polling:
+                self._serve(_POLL_S if self._taken > self._settled else 0)
+                while self._taken > self._settled and self._fatal is None and not self._closed.is_set():
+                    self._serve(_POLL_S)
+                if self._fatal is not None:
+                    self._replace_producer()
+            self._sleep()
+        with self._polling:
+            self._poll_until(self._deadline)
+            self._abandon("the appender was closed before the acknowledgement came")
+
+    def _sleep(self) -> None:
+        """Until there is something to wait for."""
+        self._work.wait(_IDLE_POLL_S)
+        self._work.clear()
 
     def _serve(self, timeout_s: float) -> None:
         self._producer.poll(timeout_s)
@@ -199,6 +245,7 @@ class KafkaAppender:
             if not self._closed.is_set():
                 self._deadline = time.monotonic() + timeout_s
                 self._closed.set()
+                self._work.set()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
