@@ -9,7 +9,8 @@ The order of the steps of a turn is the correctness argument:
   6 act       only now an effect starts whose `NodeStarted` is confirmed
 
 Memory ahead of the confirmed log is provisional: any doubt (`lose`) ends the epoch and drops it; nothing is resent.
-Steps 4 and 5 are in `outbox`, handlers in `attempts`, the way of a run into memory in `live`.
+Steps 4 and 5 are in `outbox`, handlers in `attempts`, the way of a run into memory in `live`, what keeps recovery short
+in `checkpoints`.
 One event loop; blocking reads go to threads.
 """
 
@@ -31,7 +32,6 @@ from libs.events.ids import form_token
 from libs.events.log import Ack, LogError, LogTruncated, Record, Topic
 from libs.events.model import (
     RUN_END_TYPES,
-    CheckpointWritten,
     Event,
     Mark,
     NodeStopped,
@@ -43,11 +43,9 @@ from libs.events.model import (
     RunFailed,
     RunReleased,
     RunSetAside,
-    RunSnapshotted,
     RunStopped,
     StopRequested,
 )
-from libs.events.positions import Pointer, Position, pointer_entry
 from libs.workflow.catalog import DefinitionMissing
 from libs.workflow.conversation import opening, recall
 from libs.workflow.definition import DefinitionInvalid
@@ -68,9 +66,10 @@ from libs.workflow.machine import (
     next_timer_us,
 )
 from libs.workflow.outcome import Asked, Outcome
-from libs.workflow.state import PAUSED, Key, RunState, dump_state
+from libs.workflow.state import Key, RunState
 from services.executor.answers import recordable
 from services.executor.attempts import SLOT_KINDS, Plan, perform, plan
+from services.executor.checkpoints import Checkpoints
 from services.executor.fair import FairQueue
 from services.executor.live import LiveRun, load_run
 from services.executor.outbox import Outbox, Outgoing
@@ -87,10 +86,6 @@ TURN_BUDGET_S = 0.005
 
 RUN_BUDGET_EVENTS = 64
 """Events one run may cause before another run of the partition has its turn."""
-
-SNAPSHOT_SHARE = 4
-"""A run is written again when a quarter of what is written has come. States grow with their runs (rounds leave their
-results), and at a fixed distance a long run would be written over and over. Checkpoints bound what is read anyway."""
 
 COMMANDS_PER_TURN = 1_000
 """A backlog of commands must not keep acknowledgements waiting, nor the loop from ticking."""
@@ -134,12 +129,7 @@ class PartitionOwner:
         self._outcomes: deque[tuple[LiveRun, Plan, Outcome]] = deque()
         self._runnable: FairQueue[LiveRun] = FairQueue()
         self._scheduled = False
-        self._checkpointing = False
-        self._checkpoints = 0
-        self._checkpoint_from = 0
-        """Bytes written when the last checkpoint began; `_checkpoint_at`: when the next one does."""
-        self._checkpoint_at = 0
-        self._last_checkpoint_offset = 0
+        self._checkpoints: Checkpoints
         self._claim_ack: asyncio.Future[Ack] | None = None
         self._over: asyncio.Future[bool] = self._loop.create_future()
         self._unbegun: set[Plan] = set()
@@ -205,8 +195,6 @@ class PartitionOwner:
 
     def _activate(self, reader: PartitionReader, claimed_at: float, first_command: int) -> None:
         self.phase = Phase.ACTIVE
-        self._checkpointing, self._checkpoint_at = False, self._x.checkpoint_bytes
-        self._last_checkpoint_offset = self._fold.claim_offset
         self._outbox = Outbox(
             partition=self.partition,
             epoch=self._epoch,
@@ -222,6 +210,17 @@ class PartitionOwner:
             wake=self.wake,
             roomier=self._on_room,
             appended=self._x.appended,
+        )
+        self._checkpoints = Checkpoints(
+            self.partition,
+            self._epoch,
+            self._fold,
+            self._outbox,
+            self._runs,
+            self._x,
+            emit=self._emit,
+            spawn=self._spawn,
+            active=lambda: self.phase is Phase.ACTIVE,
         )
         unreadable: list[str] = []
         for run_id, entry in self._fold.runs.items():
@@ -291,7 +290,7 @@ class PartitionOwner:
         for run in self._runs.values():
             run.let_go()
         deadline = self._loop.time() + RELEASE_CONFIRM_S
-        self._write_checkpoint()
+        self._checkpoints.write()
         released = self._emit("", PartitionReleased(owner=self._x.owner_id), "owner")
         done = self._loop.create_task(self._outbox.confirmed(released))
         either: list[asyncio.Future[Any]] = [done, self._over]
@@ -360,8 +359,7 @@ class PartitionOwner:
                 break
         self._x.slots.pump()
         self._outbox.flush()
-        if self._outbox.bytes_written > self._checkpoint_at and not self._checkpointing:
-            self._checkpoint()
+        self._checkpoints.begin_if_due()
         if self._commands or (self._runnable and self._outbox.ahead < MAX_AHEAD):
             self.wake()
 
@@ -429,7 +427,7 @@ class PartitionOwner:
         if state is None:
             return
         if run.released is not None:
-            self._snapshot(run, state, run.released)
+            self._checkpoints.snapshot(run, state, run.released)
             run.released = None
         budget = state.seq + RUN_BUDGET_EVENTS
         now_us = self._x.now_us()
@@ -446,12 +444,7 @@ class PartitionOwner:
                 break
         else:
             self._queue(run)
-        if state.status == PAUSED and not run.queued:
-            self._park(run, state)
-        elif not copying(state) and state.seq - run.snapshot_seq >= max(
-            self._x.snapshot_events, run.snapshot_seq // SNAPSHOT_SHARE
-        ):  # what is still to be copied would be in every snapshot
-            self._snapshot(run, state)
+        self._checkpoints.keep_up(run, state)
 
     def _follow(self, run: LiveRun, state: RunState, now_us: int) -> bool:
         """The next fact that follows without anybody's doing: derived, admission, expiry of a form, time limit."""
@@ -763,76 +756,6 @@ class PartitionOwner:
                 if task is not None:
                     task.cancel()
         return out
-
-    # --- checkpoints -------------------------------------------------------------------------------------------------
-
-    def _snapshot(self, run: LiveRun, state: RunState, cause: str = "owner") -> None:
-        seq = run.snapshot_seq = state.seq
-        out = self._emit("", RunSnapshotted(run_id=run.run_id, seq=seq, state=dump_state(state)), cause, of=run)
-        self._outbox.when_confirmed(out, partial(self._snapshot_confirmed, run, seq, out))
-
-    def _snapshot_confirmed(self, run: LiveRun, seq: int, out: Outgoing) -> None:
-        offset = self._outbox.before(out).offset
-        self._fold.snapshotted(run.run_id, seq, offset, Position(offset + 1, self._epoch, out.n))
-        state = run.state
-        if state is not None and state.status == PAUSED and not run.queued and self._lives(run):
-            self._park(run, state)
-
-    def _park(self, run: LiveRun, state: RunState) -> None:
-        """A paused run may wait for days: it leaves memory once a snapshot of its state is confirmed."""
-        entry = self._fold.runs[run.run_id]
-        if entry.snapshot_seq == state.seq and entry.snapshot_offset is not None:
-            run.park(entry.snapshot_offset)
-        elif run.snapshot_seq < state.seq:
-            self._snapshot(run, state)
-
-    def _checkpoint(self) -> None:
-        """Snapshot the runs whose events reach back furthest, then write the table of unfinished runs."""
-        self._checkpointing = True
-        for run_id, run in self._runs.items():
-            entry = self._fold.runs[run_id]
-            behind = entry.seq > entry.snapshot_seq and entry.since.offset < self._last_checkpoint_offset
-            if behind and run.state is not None:
-                self._snapshot(run, run.state)
-        barrier = self._emit("", OwnerConfirmed(), "owner")
-        self._outbox.when_confirmed(barrier, self._barrier_passed)
-        self._outbox.flush()
-
-    def _barrier_passed(self) -> None:
-        if self.phase is Phase.ACTIVE:  # who leaves writes one anyway
-            self._write_checkpoint()
-
-    def _write_checkpoint(self) -> None:
-        fold = self._fold
-        fold.forget_old_keys(self._x.now_us())
-        scan = fold.scan_from(self._outbox.position)
-        parts = fold.dump()
-        self._checkpoints += 1
-        self._checkpoint_from = self._outbox.bytes_written
-        name = f"{self._epoch}-{self._checkpoints}"
-        outs = [
-            self._emit("", CheckpointWritten(checkpoint_id=name, part=i, parts=len(parts), data=part), "owner")
-            for i, part in enumerate(parts)
-        ]
-        self._outbox.when_confirmed(outs[-1], partial(self._point_at, outs[0], scan))
-        self._outbox.flush()
-
-    def _point_at(self, first: Outgoing, scan: Position) -> None:
-        before = self._outbox.before(first)
-        self._last_checkpoint_offset = before.offset
-        self._checkpointing = False
-        # A large table takes more than the interval itself: it is not written more often than it has grown old.
-        written = self._outbox.bytes_written
-        self._checkpoint_at = written + max(self._x.checkpoint_bytes, written - self._checkpoint_from)
-        self._spawn(self._send_pointer(before, scan))
-
-    async def _send_pointer(self, before: Position, scan: Position) -> None:
-        """A pointer that does not arrive costs the next owner time, nothing else."""
-        try:
-            pointer = await self._x.blocking(pointer_entry, self._x.log, self.partition, Pointer(before, scan))
-            await asyncio.wrap_future(self._x.log.send(Topic.INDEX, 0, pointer))
-        except LogError as error:
-            logger.warning("checkpoint_pointer_failed", extra={"partition": self.partition, "problem": str(error)})
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
