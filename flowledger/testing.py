@@ -14,7 +14,7 @@ reach outside fails its node with a text that says to pin it, so that a test nev
 import asyncio
 import selectors
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -364,6 +364,9 @@ class _Blobs:
     def get(self, ref: JsonValue) -> bytes:
         stored: Any = ref
         return self._kept[stored["$blob"]["id"]]
+
+    def pieces(self, ref: JsonValue, start: int = 0) -> Iterator[bytes]:
+        yield self.get(ref)[start:]
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +25,9 @@ from libs.events.log import Entry, Log, LogError, Topic
 
 PIECE_BYTES = 512 * 1024
 """Size of a blob's pieces in the topic: under every broker's default limit of 1 MB a record."""
+
+_BATCH: Final = 8
+"""Pieces that are read at once: 4 MB."""
 
 BlobRef = dict[str, JsonValue]
 
@@ -45,6 +48,13 @@ class Blobs(Protocol):
 
     def get(self, ref: JsonValue) -> bytes:
         """The bytes of a reference. Blocking. Raises BlobLost, BlobError, LogError."""
+
+    def pieces(self, ref: JsonValue, start: int = 0) -> Iterator[bytes]:
+        """The bytes from `start` on, piece by piece, so that a large blob is never in memory whole. Blocking.
+
+        Raises as `get`; that the bytes are not those of the reference is known at their end, and from a later start
+        only by their number.
+        """
 
     def close(self) -> None:
         """Idempotent."""
@@ -130,6 +140,17 @@ class FolderBlobs:
             raise BlobError(f"cannot read blob {digest} in {self._folder}: {error.strerror}") from error
         return checked(data, digest, size)
 
+    def pieces(self, ref: JsonValue, start: int = 0) -> Iterator[bytes]:
+        digest, size, _ = parse_ref(ref)
+        try:
+            with open(self._path(digest), "rb") as file:
+                file.seek(start)
+                yield from measured(iter(lambda: file.read(PIECE_BYTES), b""), digest, size, start)
+        except FileNotFoundError as error:
+            raise BlobLost(f"cannot read blob {digest} in {self._folder}: it is not there") from error
+        except OSError as error:
+            raise BlobError(f"cannot read blob {digest} in {self._folder}: {error.strerror}") from error
+
     def _path(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest
 
@@ -174,21 +195,31 @@ class LogBlobs:
 
     def get(self, ref: JsonValue) -> bytes:
         digest, size, place = parse_ref(ref)
+        return checked(b"".join(self._pieces(digest, place, 0)), digest, size)
+
+    def pieces(self, ref: JsonValue, start: int = 0) -> Iterator[bytes]:
+        digest, size, place = parse_ref(ref)
+        found = self._pieces(digest, place, start // PIECE_BYTES)
+        yield from measured(without_first(found, start % PIECE_BYTES), digest, size, start)
+
+    def _pieces(self, digest: str, place: str, number: int) -> Iterator[bytes]:
+        """Those from `number` on, in order."""
         try:
             partition, first, count = (int(part) for part in place.split(":"))
         except ValueError as error:
             raise BlobLost(f"blob {digest}: its place {place!r} is not partition:offset:pieces") from error
-        pieces: dict[int, bytes] = {}
+        early: dict[int, bytes] = {}
         # Batches are small: the pieces follow each other unless several large values are written at once.
-        for batch in self._log.read(Topic.BLOBS, partition, first, batch=max(count, 2)):
+        for batch in self._log.read(Topic.BLOBS, partition, first, batch=max(min(count, _BATCH), 2)):
             for record in batch:
-                if record.headers.get("blob") == digest.encode():
-                    pieces[int(record.headers["piece"])] = record.value or b""
-            if len(pieces) == count:
-                return checked(b"".join(pieces[number] for number in range(count)), digest, size)
-        raise BlobLost(
-            f"blob {digest}: {len(pieces)} of {count} pieces are in {Topic.BLOBS}[{partition}] from {first} on"
-        )
+                if record.headers.get("blob") == digest.encode() and int(record.headers["piece"]) >= number:
+                    early[int(record.headers["piece"])] = record.value or b""
+            while number in early:
+                yield early.pop(number)
+                number += 1
+            if number >= count:
+                return
+        raise BlobLost(f"blob {digest}: {number} of {count} pieces are in {Topic.BLOBS}[{partition}] from {first} on")
 
     def close(self) -> None:
         """The log belongs to who opened it."""
@@ -239,10 +270,33 @@ def _is_digest(text: str) -> bool:
     return len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
 
 
+def measured(pieces: Iterable[bytes], digest: str, size: int, start: int) -> Iterator[bytes]:
+    """The pieces of a blob from `start` on. Raises BlobLost behind the last one when they are not what they should."""
+    seen, found = hashlib.sha256(), start
+    for piece in pieces:
+        seen.update(piece)
+        found += len(piece)
+        yield piece
+    if found != max(size, start) or (start == 0 and seen.hexdigest() != digest):
+        raise _damaged(digest, size, found)
+
+
+def without_first(pieces: Iterable[bytes], count: int) -> Iterator[bytes]:
+    """The pieces without their first `count` bytes."""
+    for piece in pieces:
+        if count < len(piece):
+            yield piece[count:] if count else piece
+        count = max(0, count - len(piece))
+
+
 def checked(data: bytes, digest: str, size: int) -> bytes:
     if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
-        raise BlobLost(f"blob {digest} of {size} bytes is damaged: it has {len(data)} bytes or another hash")
+        raise _damaged(digest, size, len(data))
     return data
+
+
+def _damaged(digest: str, size: int, found: int) -> BlobLost:
+    return BlobLost(f"blob {digest} of {size} bytes is damaged: it has {found} bytes or another hash")
 
 
 def _sync(folder: Path) -> None:

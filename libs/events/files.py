@@ -111,6 +111,10 @@ class Files:
         """Raises LogError."""
         return self._blobs.get(file.blob)
 
+    def pieces(self, file: StoredFile, start: int = 0) -> Iterator[bytes]:
+        """The content from `start` on, as `Blobs.pieces`. Raises LogError."""
+        return self._blobs.pieces(file.blob, start)
+
     def _look_up(self, file_id: str, partition: int, at_ms: int) -> StoredFile | None:
         wanted = file_id.encode()
         first = self._log.offset_at(Topic.BLOBS, partition, max(at_ms - _EARLIER_MS, 0))

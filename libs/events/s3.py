@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -17,7 +17,18 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import JsonValue
 
-from libs.events.blobs import BlobError, BlobLost, BlobRef, Blobs, checked, make_ref, parse_ref
+from libs.events.blobs import (
+    PIECE_BYTES,
+    BlobError,
+    BlobLost,
+    BlobRef,
+    Blobs,
+    checked,
+    make_ref,
+    measured,
+    parse_ref,
+    without_first,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -74,6 +85,24 @@ class S3Blobs:
             raise self._refused("read", digest, answer)
         return checked(answer.content, digest, size)
 
+    def pieces(self, ref: JsonValue, start: int = 0) -> Iterator[bytes]:
+        digest, size, place = parse_ref(ref)
+        if place != PLACE:
+            yield from self._others.pieces(ref, start)
+            return
+        import httpx
+
+        answer = self._ask("GET", digest, b"", {"Range": f"bytes={start}-"} if start else {}, stream=True)
+        try:
+            if not answer.is_success:
+                raise self._refused("read", digest, answer)
+            skipped = start if answer.status_code == 200 else 0  # a store may give all of it, whatever was asked for
+            yield from measured(without_first(answer.iter_bytes(PIECE_BYTES), skipped), digest, size, start)
+        except httpx.HTTPError as error:
+            raise BlobError(f"blob {digest} in bucket {self._bucket.name} breaks off: {error}") from error
+        finally:
+            answer.close()
+
     def close(self) -> None:
         self._pool.shutdown()
         with self._lock:
@@ -82,8 +111,13 @@ class S3Blobs:
                 self._opened = None
         self._others.close()
 
-    def _ask(self, method: str, digest: str, data: bytes) -> "httpx.Response":
-        """The answer; asked again when the store does not answer or says that it has trouble. Raises BlobError."""
+    def _ask(
+        self, method: str, digest: str, data: bytes, more: Mapping[str, str] | None = None, *, stream: bool = False
+    ) -> "httpx.Response":
+        """The answer; asked again when the store does not answer or says that it has trouble. Raises BlobError.
+
+        `more`: headers that are not signed. `stream`: the body is not read yet; close the answer.
+        """
         import httpx  # here: the embedded mode and the command line use no bucket
 
         problem = ""
@@ -93,12 +127,15 @@ class S3Blobs:
             url = self._bucket.url(f"{digest[:2]}/{digest}")
             headers = signed(self._bucket, method, url, hashlib.sha256(data).hexdigest(), {}, self._now_s())
             try:
-                answer = self._client().request(method, url, content=data or None, headers=headers)
+                client = self._client()
+                request = client.build_request(method, url, content=data or None, headers=headers | dict(more or {}))
+                answer = client.send(request, stream=stream)
             except httpx.HTTPError as error:
                 problem = str(error) or type(error).__name__
                 continue
             if answer.status_code < 500 and answer.status_code != 429:
                 return answer
+            answer.close()
             problem = f"status {answer.status_code}"
         raise BlobError(
             f"{method} of blob {digest} in bucket {self._bucket.name} at {self._bucket.endpoint}: {problem}. "

@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from libs.events.files import StoredFile
 from services.api import schemas
@@ -119,7 +119,6 @@ async def _found(parts: Parts, file_id: str) -> StoredFile:
 
 
 async def _sent(parts: Parts, request: Request, file: StoredFile) -> Response:
-    content = await parts.uploads.content(file)
     headers = {
         "Cache-Control": "public, max-age=3600",
         "X-Content-Type-Options": "nosniff",
@@ -131,15 +130,15 @@ async def _sent(parts: Parts, request: Request, file: StoredFile) -> Response:
     if wanted or media_type.lower() in _MARKUP:
         media_type = "application/octet-stream"
         headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(file.name, safe='')}"
-    status = 200
+    status, span = 200, range(file.size)
     if file.mime_type.startswith(("audio/", "video/")):
         headers["Accept-Ranges"] = "bytes"
-        span = _span(request.headers.get("range", ""), len(content))
-        if span is not None:
-            status = 206
-            headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{len(content)}"
-            content = content[span.start : span.stop]
-    return Response(content, status, headers, media_type)
+        asked = _span(request.headers.get("range", ""), file.size)
+        if asked is not None:
+            status, span = 206, asked
+            headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{file.size}"
+    headers["Content-Length"] = str(len(span))
+    return StreamingResponse(await parts.uploads.content(file, span), status, headers, media_type)
 
 
 def _span(header: str, size: int) -> range | None:

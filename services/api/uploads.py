@@ -6,7 +6,7 @@ for that user of that app; what nodes made is for the whole app.
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -114,12 +114,25 @@ class Uploads:
         except LogError as error:
             raise unavailable("files cannot be looked up now. Try again") from error
 
-    async def content(self, file: StoredFile) -> bytes:
-        """Raises ApiError 503."""
+    async def content(self, file: StoredFile, span: range) -> AsyncIterator[bytes]:
+        """These bytes of the file, piece by piece; the first one is there when this returns. Raises ApiError 503."""
+        pieces = self.files.pieces(file, span.start)
         try:
-            return await self.threads.run(self.files.content, file)
+            first = await self.threads.following(pieces)
         except LogError as error:
             raise unavailable("the file cannot be read now. Try again") from error
+        return self._rest(pieces, first, len(span))
+
+    async def _rest(self, pieces: Iterator[bytes], piece: object, left: int) -> AsyncIterator[bytes]:
+        """`piece`: the first one, or DONE. An error breaks the connection off: the client knows the length.
+
+        A piece leaves when the next one is there, so a blob that turns out to be damaged is never whole at the client.
+        """
+        while isinstance(piece, bytes) and left > 0:
+            following = await self.threads.following(pieces)
+            yield piece[:left]
+            left -= len(piece)
+            piece = following
 
     # --- files in the inputs of a run ---
 

@@ -30,6 +30,23 @@ class Suite:
         assert ref["$blob"] == {"id": sha(data), "size": len(data), "place": place_of(ref)}
         assert blobs.get(ref) == data
 
+    @pytest.mark.parametrize("start", [0, 1, PIECE_BYTES - 1, PIECE_BYTES, 2 * PIECE_BYTES + 7, len(LARGE) - 1])
+    def test_it_comes_in_pieces_from_any_place_on(self, blobs: Blobs, start: int) -> None:
+        pieces = list(blobs.pieces(stored(blobs, LARGE), start))
+        assert b"".join(pieces) == LARGE[start:]
+        assert max(map(len, pieces)) <= PIECE_BYTES
+
+    def test_nothing_is_in_the_pieces_of_an_empty_blob(self, blobs: Blobs) -> None:
+        assert b"".join(blobs.pieces(stored(blobs, b""))) == b""
+
+    def test_pieces_that_are_not_those_of_the_reference_end_with_an_error(self, blobs: Blobs) -> None:
+        place = place_of(stored(blobs, b"four"))
+        for start in (0, 2):
+            with pytest.raises(BlobError, match="damaged"):
+                list(blobs.pieces(make_ref(sha(b"four"), 5, place), start))
+        with pytest.raises(LogError, match=sha(b"else")):
+            list(blobs.pieces(make_ref(sha(b"else"), 4, place)))
+
     def test_the_same_data_twice_has_two_good_references(self, blobs: Blobs) -> None:
         first, second = stored(blobs, b"same"), stored(blobs, b"same")
         assert blobs.get(first) == blobs.get(second) == b"same"

@@ -4,8 +4,10 @@ import http.client
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
+from libs.events.blobs import PIECE_BYTES, BlobLost, LogBlobs
 from libs.events.memory import MemoryLog, MemoryStore
 from services.api import Limits
 from services.api.access import end_user_id
@@ -220,6 +222,40 @@ def test_a_piece_of_a_recording(server: Server, app: dict[str, Any], asked: str,
     answer = server.http.get(f"/v1/files/{file_id}/preview", headers=bearer(app) | {"Range": asked})
     assert (answer.status_code, answer.content) == (status, content)
     assert answer.headers["accept-ranges"] == "bytes"
+
+
+LARGE = bytes(range(256)) * (5 * PIECE_BYTES // 512)
+"""Two and a half pieces."""
+
+
+@pytest.mark.parametrize(
+    ("asked", "first", "last"),
+    [
+        ("", 0, len(LARGE)),
+        (f"bytes=7-{PIECE_BYTES - 1}", 7, PIECE_BYTES),
+        (f"bytes={PIECE_BYTES - 2}-", PIECE_BYTES - 2, len(LARGE)),
+    ],
+)
+def test_a_large_file_is_sent_piece_by_piece(
+    server: Server, app: dict[str, Any], monkeypatch: pytest.MonkeyPatch, asked: str, first: int, last: int
+) -> None:
+    file_id = upload(server, app, "a.mp4", LARGE, "video/mp4").json()["id"]
+    monkeypatch.setattr(LogBlobs, "get", None)  # nobody asks for all of it at once
+    headers = bearer(app) | ({"Range": asked} if asked else {})
+    answer = server.http.get(f"/v1/files/{file_id}/preview", headers=headers)
+    assert answer.content == LARGE[first:last]
+    assert answer.headers["content-length"] == str(last - first)
+
+
+def test_a_damaged_file_breaks_off(server: Server, app: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(blobs: LogBlobs, ref: Any, start: int = 0) -> Iterator[bytes]:
+        yield LARGE
+        raise BlobLost("it has another hash")
+
+    file_id = upload(server, app, "a.mp4", LARGE, "video/mp4").json()["id"]
+    monkeypatch.setattr(LogBlobs, "pieces", damaged)
+    with pytest.raises(httpx.RemoteProtocolError):
+        server.http.get(f"/v1/files/{file_id}/preview", headers=bearer(app))
 
 
 def test_a_signed_link_needs_no_key_and_cannot_be_changed(server: Server, app: dict[str, Any]) -> None:
