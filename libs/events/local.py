@@ -13,6 +13,7 @@ Chunks are never stored: they get offsets for as long as the process lives and r
 """
 
 import heapq
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from queue import SimpleQueue
 from libs.events.local_store import EPHEMERAL, Batch, Store, truncated
 from libs.events.local_tail import LocalTail
 from libs.events.log import Ack, AppendRefused, Entry, LogError, Placement, Record, Topic
+
+_logger = logging.getLogger(__name__)
 
 WAITING_LIMIT = 200_000
 """Entries that may wait for the writer before `append` refuses: seconds of work, not minutes."""
@@ -178,6 +181,9 @@ class LocalLog:
                 self._work.clear()
                 with self._writing:
                     self._write_waiting()
+            # Nothing is taken any more; what was taken last may have come between the two looks.
+            with self._writing:
+                self._write_waiting()
         finally:
             self._ended = True
 
@@ -347,7 +353,10 @@ class LocalAppender:
             self._log.collect(timeout_s)
 
     def acknowledge(self, acks: list[Ack]) -> None:
-        self._on_acks(acks)
+        try:
+            self._on_acks(acks)
+        except Exception:  # the owner's bug must not keep what was written from others; it is its own to see
+            _logger.exception("acknowledgements_not_taken")
         with self._counted:
             self._outstanding -= len(acks)
             if self._closed:

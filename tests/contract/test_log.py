@@ -185,6 +185,24 @@ def test_closing_an_appender_collects_what_nobody_has_collected(log: Log) -> Non
     assert [ack.n for ack in acks.items()] == list(range(2000))
 
 
+def test_who_does_not_take_its_acknowledgements_keeps_nothing_from_others(log: Log) -> None:
+    inbox, refused = Inbox[Record](), threading.Event()
+
+    def refuse(acks: Sequence[Ack]) -> None:
+        refused.set()
+        raise ValueError("the owner's own mistake")
+
+    tail = log.tail(Topic.EVENTS, {0: 0}, inbox.put, fail)
+    appender = log.open_appender(refuse, collects=True)
+    appender.append(0, [entry(1)])
+    appender.collect(PATIENCE_S)
+    assert refused.wait(PATIENCE_S)
+    append(log, 0, 1, first=2)
+    assert numbers(inbox.wait_for(2)) == [1, 2]
+    appender.close(PATIENCE_S)
+    tail.close()
+
+
 def test_collecting_without_anything_under_way_returns_at_once(log: Log) -> None:
     acks = Inbox[Ack]()
     appender = log.open_appender(acks.put, collects=True)
