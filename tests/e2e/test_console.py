@@ -12,6 +12,7 @@ import pytest
 from tests import servers
 from tests.documents import document, edges, end, start, template
 from tests.e2e.deployment import ADMIN_TOKEN, Deployment, deployment, frames
+from tests.integration.test_console_runs import COUNTED, ROUNDS, check_loop
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -82,5 +83,41 @@ def test_an_editor_goes_on_at_another_api_when_its_own_is_killed(deployed: Deplo
         assert answer.json()["data"]["outputs"] == {"answer": "live!"}
         days = editor.get(f"/{app}/workflow/statistics/daily-conversations")["data"]
         assert sum(day["runs"] for day in days) == 1
+    finally:
+        editor.http.close()
+
+
+def test_parts_of_a_draft_run_at_any_api_with_what_the_other_ones_runs_have_left(deployed: Deployment) -> None:
+    executor = deployed.start("executor")
+    deployed.start("projector")
+    first, second = deployed.start("api"), deployed.start("api")
+    editor = Editor(first.url)
+    try:
+        app = editor.post("/imports", {"mode": "yaml-content", "yaml_content": COUNTED})["app_id"]
+        whole = editor.run(app, {"q": "left"})
+        assert whole["data"]["status"] == "succeeded", whole
+        editor.move(second.url)
+        loop = f"/console/api/apps/{app}/workflows/draft/loop/nodes/round/run"
+        with editor.http.stream("POST", loop, json={"inputs": {}}) as answer:
+            seen = []
+            for frame in frames(answer):
+                seen.append(frame)
+                if frame["event"] == "loop_next" and executor.alive:
+                    executor.kill()
+                    deployed.start("executor")
+        check_loop(seen, "left!")
+        one = editor.post(f"/{app}/workflows/draft/nodes/shout/run", {"inputs": {"#start.q#": "alone"}})
+        assert (one["status"], one["outputs"]) == ("succeeded", {"output": "alone!"})
+        editor.move(first.url)
+        assert editor.get(f"/{app}/workflows/draft/nodes/shout/last-run")["id"] == one["id"]
+        with editor.http.stream("POST", loop, json={"inputs": {}}) as answer:
+            check_loop(list(frames(answer)), "alone!")
+        rounds = editor.post("/imports", {"mode": "yaml-content", "yaml_content": ROUNDS})["app_id"]
+        iteration = f"/console/api/apps/{rounds}/workflows/draft/iteration/nodes/each/run"
+        body = {"inputs": {"each.input_selector": ["a", "b"]}}
+        with editor.http.stream("POST", iteration, json=body) as answer:
+            told = list(frames(answer))
+        done = next(frame["data"] for frame in told if frame["event"] == "iteration_completed")
+        assert done["outputs"] == {"output": ["<a>", "<b>"]}
     finally:
         editor.http.close()

@@ -54,6 +54,41 @@ ROUNDS = document(
 )
 
 
+COUNTED = document(
+    [
+        start("q"),
+        template("shout", "{{ q }}!", q="start.q"),
+        node(
+            "round",
+            "loop",
+            start_node_id="roundstart",
+            loop_count=9,
+            break_conditions=[
+                {"variable_selector": ["round", "count"], "comparison_operator": "≥", "value": "3", "varType": "number"}
+            ],
+            logical_operator="and",
+            loop_variables=[
+                {"id": "c", "label": "count", "var_type": "number", "value_type": "constant", "value": 0},
+                {"id": "t", "label": "said", "var_type": "string", "value_type": "variable",
+                 "value": ["shout", "output"]},
+            ],
+        ),
+        inside("round", node("roundstart", "loop-start"), "loop"),
+        inside(
+            "round",
+            node("add", "assigner", version="2", items=[
+                {"variable_selector": ["round", "count"], "input_type": "constant", "operation": "+=", "value": 1}
+            ]),
+            "loop",
+        ),
+        inside("round", template("word", "{{ said }}{{ count }}", said="round.said", count="round.count"), "loop"),
+        end(count="round.count"),
+    ],
+    edges("start > shout > round > end", "roundstart > add > word"),
+)  # fmt: skip
+"""A loop that counts to three, with the text of a node before it."""
+
+
 @pytest.fixture(scope="module")
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     folder = tmp_path_factory.mktemp("console")
@@ -250,6 +285,39 @@ def test_a_single_iteration_streams_its_rounds(console: httpx.Client) -> None:
     assert code_of(console.post(other, json={"inputs": {}})) == (400, "invalid_param")
     chat = f"{app}/advanced-chat/workflows/draft/iteration/nodes/each/run"
     assert code_of(console.post(chat, json={"inputs": {}})) == (404, "app_not_found")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_single_loop_streams_its_rounds(console: httpx.Client, chat: bool) -> None:
+    text = json.loads(COUNTED)
+    if chat:
+        text["app"]["mode"] = "advanced-chat"
+        text["workflow"]["graph"]["nodes"][-1]["data"] = {"type": "answer", "title": "A", "answer": "{{#round.count#}}"}
+    app = imported(console, json.dumps(text))
+    path = f"{app}/{'advanced-chat/' if chat else ''}workflows/draft/loop/nodes/round/run"
+    assert code_of(console.post(path, json={"inputs": {}})) == (400, "invalid_param")
+    seen = frames(console.post(path, json={"inputs": {"#shout.output#": "given"}}))
+    check_loop(seen, "given")
+    wrong = f"{app}/workflows/draft/iteration/nodes/round/run"
+    assert code_of(console.post(wrong, json={"inputs": {}})) == (400, "invalid_param")
+
+
+def check_loop(seen: list[dict[str, Any]], text: str) -> None:
+    """Frames of a single run of COUNTED's loop, alone from its start to its end."""
+    names = [frame["event"] for frame in seen]
+    assert (names[0], names[-1]) == ("workflow_started", "workflow_finished")
+    assert seen[-1]["data"]["status"] == "succeeded", seen[-1]
+    assert names.count("loop_next") == 2
+    words = [
+        frame["data"]["outputs"]["output"]
+        for frame in seen
+        if frame["event"] == "node_finished" and frame["data"]["node_id"] == "word"
+    ]
+    assert words == [f"{text}1", f"{text}2", f"{text}3"]
+    done = next(frame["data"] for frame in seen if frame["event"] == "loop_completed")
+    assert (done["outputs"]["count"], done["outputs"]["loop_round"]) == (3, 3)
+    alone = {frame["data"]["node_id"] for frame in seen if frame["event"] == "node_started"}
+    assert not alone & {"start", "shout", "end"}
 
 
 # --- what runs of the draft leave ---
