@@ -133,7 +133,7 @@ class Submitter:
                     late = asyncio.ensure_future(self._late(partition, offset, on_late_refusal))
                     self._late_answers.add(late)
                     late.add_done_callback(self._late_answers.discard)
-                    await asyncio.sleep(0)  # let it begin to expect before this stops expecting
+                    await asyncio.sleep(0)  # let it begin to expect, and to count, before this stops
                     return Started(command.run_id)
                 raise unavailable(
                     "no executor has decided the start yet. Repeat the request with the same Idempotency-Key"
@@ -181,7 +181,7 @@ class Submitter:
             raise unavailable("the inputs could not be stored now. Try again") from error
 
     async def _late(self, partition: int, offset: int, on_refusal: Callable[[ApiError], None]) -> None:
-        with self._tail.expecting(partition):
+        with self._tail.expecting(partition), self._one_more():
             try:
                 answer = await self._tail.answer(partition, offset, self._lifetime_s * 2)
             except TimeoutError:

@@ -226,13 +226,34 @@ def test_forks_and_retries_are_runs_of_the_limit_of_all_apps() -> None:
         assert retried.status_code == 200, retried.text
 
 
-def test_a_webhook_is_told_of_a_limit_however_long_the_decision_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(starting, "STREAM_ANSWER_S", 0.0)
+@contextmanager
+def undecided(limits: Limits) -> Iterator[tuple[Server, ScriptedExecutor, MemoryStore]]:
+    """One partition, whose owner does not decide before it is told to."""
     store = MemoryStore(partitions=1)
     log = MemoryLog(store)
     executor = ScriptedExecutor(log, nothing, deciding=False)
-    server = Server(log, limits=Limits(max_app_runs=1))
-    try:
+    server = Server(log, limits=limits)
+    yield server, executor, store
+    server.close()
+    executor.close()
+    log.close()
+
+
+def test_a_start_counts_for_the_limit_of_all_apps_until_it_is_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "STREAM_ANSWER_S", 0.0)
+    with undecided(Limits(max_runs=2)) as (server, executor, _):
+        key = server.import_app()["api_key"]
+        for _ in range(2):
+            begin(server, key)
+        refused(server, key, "streaming")
+        executor.begin_deciding()
+        until(lambda: len(executor.accepted) == 2)
+        refused(server, key, "streaming")
+
+
+def test_a_webhook_is_told_of_a_limit_however_long_the_decision_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "STREAM_ANSWER_S", 0.0)
+    with undecided(Limits(max_app_runs=1)) as (server, executor, store):
         hook = node("hook", "trigger-webhook", method="post", content_type="application/json", status_code=202)
         app = server.import_app(document([hook, end(raw="hook._webhook_raw")], edges("hook > end")))
         console = f"/console/api/apps/{app['app_id']}/workflows/triggers/webhook?node_id=hook"
@@ -245,7 +266,3 @@ def test_a_webhook_is_told_of_a_limit_however_long_the_decision_takes(monkeypatc
         assert sorted(answer.status_code for answer in answers) == [202, 429]
         refused_one = next(answer for answer in answers if answer.status_code == 429)
         assert int(refused_one.headers["retry-after"]) >= 1
-    finally:
-        server.close()
-        executor.close()
-        log.close()
