@@ -1,15 +1,18 @@
-"""Files that values name by a URL, fetched through the guarded client and bounded while they arrive."""
+"""The content of files that values name: from a URL through the guarded client, bounded while it arrives, or kept."""
 
 import asyncio
 import base64
 import binascii
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
 import httpx
+from pydantic import JsonValue
 
 from libs.net import GuardedHttp, decoded
+from services.executor.files import FileReader
 
 FETCH_S: Final = 300.0
 _TIMEOUT: Final = {"connect": 10.0, "read": 300.0, "write": 60.0, "pool": None}
@@ -18,6 +21,26 @@ _HEADERS: Final = {"Accept": "*/*", "Accept-Encoding": "gzip, deflate", "User-Ag
 
 class NotFetched(Exception):
     """The file cannot be had. The text says why, without its name."""
+
+
+async def content_of(
+    file: Mapping[str, JsonValue], kept: FileReader | None, http: GuardedHttp | None, limit_bytes: int
+) -> tuple[bytes, str]:
+    """Content of a file value, and what its source says that it is, if it does. Raises NotFetched.
+
+    `limit_bytes`: of what comes from a URL.
+    """
+    inline = file.get("text")
+    if isinstance(inline, str):
+        return inline.encode("utf-8", "replace"), "text/plain"
+    if file.get("transfer_method") == "remote_url" and http is not None:
+        return await fetched(http, str(file.get("remote_url") or file.get("url") or ""), limit_bytes)
+    if kept is None:
+        raise NotFetched("it was uploaded, and this server keeps no uploaded files; pass it as a remote URL")
+    try:
+        return await kept.read(file), ""
+    except OSError as error:
+        raise NotFetched(f"it cannot be read: {error}") from error
 
 
 async def fetched(http: GuardedHttp, url: str, limit_bytes: int) -> tuple[bytes, str]:

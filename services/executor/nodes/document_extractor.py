@@ -19,7 +19,7 @@ from libs.workflow.pool import Pool
 from libs.workflow.segments import is_file
 from services.executor.documents.kinds import UnsupportedKind, extension_of_text
 from services.executor.documents.process import Unreadable, read_document
-from services.executor.download import NotFetched, fetched
+from services.executor.download import NotFetched, content_of
 from services.executor.files import FileReader, FileStore, reader
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.port import Attempt, Handler
@@ -77,32 +77,12 @@ class DocumentExtractorHandler(Handler):
     async def _text(self, document: File, kept: FileReader | None) -> str:
         label = f"file {document.get('filename') or document.get('related_id') or 'without a name'}"
         async with self._held:
-            content, media_type = await self._content(document, label, kept)
             try:
+                content, media_type = await content_of(document, kept, self._http, MAX_FILE_BYTES)
                 async with self._reading:
                     return await self._read(content, _extension(document), str(document.get("mime_type") or media_type))
-            except (Unreadable, UnsupportedKind) as error:
+            except (NotFetched, Unreadable, UnsupportedKind) as error:
                 raise _Refused(f"{label}: {error}") from error
-
-    async def _content(self, document: File, label: str, kept: FileReader | None) -> tuple[bytes, str]:
-        """The bytes of a file, and what its server says that they are."""
-        inline = document.get("text")
-        if isinstance(inline, str):
-            return inline.encode("utf-8", "replace"), "text/plain"
-        if document.get("transfer_method") == "remote_url":
-            url = str(document.get("remote_url") or document.get("url") or "")
-            try:
-                return await fetched(self._http, url, MAX_FILE_BYTES)
-            except NotFetched as error:
-                raise _Refused(f"{label}: {error}") from error
-        if kept is None:
-            raise _Refused(
-                f"{label}: it was uploaded, and this server keeps no uploaded files; pass it as a remote URL"
-            )
-        try:
-            return await kept.read(document), ""
-        except OSError as error:
-            raise _Refused(f"{label}: it cannot be read: {error}") from error
 
 
 def _documents(config: DocumentExtractorConfig, pool: Pool) -> tuple[list[File], bool]:

@@ -32,6 +32,7 @@ from libs.workflow.outcome import Failed, Outcome, Succeeded, Values
 from libs.workflow.pool import Pool
 from libs.workflow.segments import is_file
 from services.executor.documents.kinds import EXTENSIONS
+from services.executor.download import NotFetched, content_of
 from services.executor.files import FileReader, FileStore, reader
 from services.executor.lenient_json import parse_leniently
 from services.executor.nodes.masking import Masking
@@ -178,26 +179,11 @@ class HttpRequestHandler(Handler):
 
     async def _load(self, file: File, kept: FileReader | None) -> bytes:
         label = str(file.get("filename") or file.get("related_id") or "without a name")
-        if file.get("transfer_method") == "remote_url":
-            return await self._download(label, str(file.get("remote_url") or file.get("url") or ""))
-        if kept is None:
-            text = f"file {label}: it was uploaded, and this server keeps no uploaded files; pass it as a remote URL"
-            raise _Refused("FileFetchError", text)
         try:
-            return await kept.read(file)
-        except OSError as error:
-            raise _Refused("FileFetchError", f"file {label}: it cannot be read: {error}") from error
-
-    async def _download(self, label: str, url: str) -> bytes:
-        request = httpx.Request("GET", url, headers=_encoded({}), extensions={"timeout": _timeouts(None)})
-        try:
-            async with self._http.open(request) as response:
-                response.raise_for_status()
-                return await _read(response, MAX_FILE_BYTES, f"file {label}")
-        except httpx.InvalidURL as error:
-            raise _Refused("FileFetchError", f"file {label}: its URL cannot be used") from error
-        except httpx.HTTPError as error:
-            raise _Refused("FileFetchError", f"file {label}: {_transport_error(error)}") from error
+            content, _ = await content_of(file, kept, self._http, MAX_FILE_BYTES)
+        except NotFetched as error:
+            raise _Refused("FileFetchError", f"file {label}: {error}") from error
+        return content
 
     async def _receive(self, response: httpx.Response) -> tuple[bytes, bool]:
         """The body, and whether it is a file. Stops at the limit of its kind."""
@@ -431,15 +417,6 @@ def _transport_error(error: Exception) -> str:
 
 def _fails_on_status(node: Node) -> bool:
     return node.strategy is not None or node.retry is not None
-
-
-async def _read(response: httpx.Response, limit: int, what: str) -> bytes:
-    content = bytearray()
-    async with aclosing(decoded(response)) as pieces:
-        async for piece in pieces:
-            content += piece
-            _check_size(len(content), limit, what, response)
-    return bytes(content)
 
 
 def _check_size(size: int, limit: int, what: str, response: httpx.Response) -> None:

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from libs.events.files import extension_of
 from libs.net import GuardedHttp
 from libs.workflow.configs.models import ModelSettings
-from services.executor.download import NotFetched, fetched
+from services.executor.download import NotFetched, content_of
 from services.executor.files import FileReader, FileStore, reader
 from services.executor.models import Models
 from services.executor.models.parts import BY_CONTENT
@@ -69,7 +69,10 @@ class PromptFiles:
         if remote and self._parts[kind] not in BY_CONTENT:
             return str(url)
         label = f"{kind} {_name(file)}"
-        content, said = await self._content(file, str(url) if remote else None, label)
+        try:
+            content, said = await content_of(file, self._kept, self._http, MAX_BYTES)
+        except NotFetched as error:
+            raise FileUnavailable(f"{label}: {error}") from error
         self._size += len(content)
         if self._size > MAX_BYTES:
             raise FileUnavailable(
@@ -78,24 +81,6 @@ class PromptFiles:
         guessed = mimetypes.guess_type(f"x.{_extension(file)}")[0]
         mime_type = file.get("mime_type") or guessed or said.partition(";")[0].strip() or _UNKNOWN_TYPES[kind]
         return f"data:{mime_type};base64,{base64.b64encode(content).decode()}"
-
-    async def _content(self, file: File, url: str | None, label: str) -> tuple[bytes, str]:
-        """The bytes, and what their server says that they are."""
-        inline = file.get("text")
-        if isinstance(inline, str):
-            return inline.encode("utf-8", "replace"), "text/plain"
-        if url is not None and self._http is not None:
-            try:
-                return await fetched(self._http, url, MAX_BYTES)
-            except NotFetched as error:
-                raise FileUnavailable(f"{label}: {error}") from error
-        if self._kept is None:
-            text = f"{label}: it was uploaded, and this server keeps no uploaded files; pass it as a remote URL"
-            raise FileUnavailable(text)
-        try:
-            return await self._kept.read(file), ""
-        except OSError as error:
-            raise FileUnavailable(f"{label}: it cannot be read: {error}") from error
 
 
 def prompt_files(
