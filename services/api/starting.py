@@ -197,7 +197,7 @@ class RunStarter:
                 inputs = validate_inputs(definition, given, files=attached)
             else:
                 only = find_node(definition, wanted.only)
-                inputs, variables = await self._part(definition, wanted, only)
+                inputs, variables = await self._part(definition, wanted, only, user)
         except (InputInvalid, PartInvalid, RootInvalid) as error:
             raise invalid_param(str(error)) from error
         if wanted.pins is not None:
@@ -242,15 +242,16 @@ class RunStarter:
         )
 
     async def _part(
-        self, definition: Definition, wanted: Wanted, node_id: str
+        self, definition: Definition, wanted: Wanted, node_id: str, user: FileUser
     ) -> tuple[dict[str, JsonValue], dict[str, JsonValue]]:
-        """(inputs, variables) of a run of a part. Raises PartInvalid, ApiError."""
+        """(inputs, variables) of a run of a part. Raises InputInvalid, PartInvalid, ApiError."""
+        given = await self._uploads.among(wanted.request.inputs, user)
         earlier = wanted.kept
         skipped: set[str] = set()
         if wanted.from_run is not None:
             state = await self._folds.state(wanted.from_run, wanted.principal, sealed=True)
             earlier, skipped = state.pool.dump(), state.frames[ROOT].skipped
-        prepared = prepare(definition, node_id, wanted.request.inputs, earlier, skipped)
+        prepared = prepare(definition, node_id, given, earlier, skipped)
         if prepared.unused and not wanted.lenient:
             known = ", ".join(reads(definition, node_id)) or "nothing from other nodes"
             raise PartInvalid(f'{", ".join(prepared.unused)}: node "{node_id}" does not read that. It reads {known}')

@@ -146,28 +146,34 @@ class Uploads:
             name = variable.variable
             if variable.type == "file":
                 found[name] = await self._known(name, inputs.get(name), user, problems)
-            elif variable.type == "file-list":
-                given = inputs.get(name)
-                if isinstance(given, list):
-                    found[name] = [
-                        await self._known(f"{name}[{number}]", each, user, problems)
-                        for number, each in enumerate(given)
-                    ]
+            elif variable.type == "file-list" and isinstance(inputs.get(name), list):
+                found[name] = await self._each_known(name, inputs[name], user, problems)
         top = [await self._known(f"files[{number}]", each, user, problems) for number, each in enumerate(files)]
         if problems:
             raise InputInvalid(problems)
         return found, top
 
+    async def among(self, values: Mapping[str, JsonValue], user: "FileUser") -> dict[str, JsonValue]:
+        """Values of which any may be an uploaded file or a list of them. Raises InputInvalid, ApiError."""
+        problems: list[str] = []
+        found = {name: await self._each_known(name, value, user, problems) for name, value in values.items()}
+        if problems:
+            raise InputInvalid(problems)
+        return found
+
     async def mentioned(self, name: str, value: JsonValue, user: "FileUser") -> JsonValue:
         """A value of a form with what is known of the uploaded files in it. Raises FormInvalid, ApiError."""
         problems: list[str] = []
-        if isinstance(value, list):
-            found: JsonValue = [await self._known(name, each, user, problems) for each in value]
-        else:
-            found = await self._known(name, value, user, problems)
+        found = await self._each_known(name, value, user, problems)
         if problems:
             raise FormInvalid(f"{name}: invalid upload file. Upload it with the same `user` first")
         return found
+
+    async def _each_known(self, name: str, value: JsonValue, user: "FileUser", problems: list[str]) -> JsonValue:
+        """As `_known`; of a list, its elements."""
+        if not isinstance(value, list):
+            return await self._known(name, value, user, problems)
+        return [await self._known(f"{name}[{number}]", each, user, problems) for number, each in enumerate(value)]
 
     async def _known(self, where: str, given: JsonValue, user: "FileUser", problems: list[str]) -> JsonValue:
         """A mention of a file that is kept here, completed by what is known of it; anything else as it is."""

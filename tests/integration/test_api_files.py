@@ -286,6 +286,26 @@ def test_an_uploaded_file_becomes_a_value_that_says_what_is_known_of_it(
     assert executor.accepted[again.json()["workflow_run_id"]].inputs["f"] == value
 
 
+@pytest.mark.parametrize(("only", "name"), [("start", "f"), ("end", "start.f")])
+def test_a_node_that_runs_alone_gets_what_is_known_of_a_file(
+    server: Server, app: dict[str, Any], executor: ScriptedExecutor, only: str, name: str
+) -> None:
+    file_id = upload(server, app, "a.pdf", b"%PDF-", "application/pdf").json()["id"]
+    body = {"app_id": app["app_id"], "user": "u1", "response_mode": "blocking", "only": only}
+
+    def start(value: Any) -> Any:
+        return server.http.post("/v1/runs", headers=server.admin(), json=body | {"inputs": {name: value}})
+
+    answer = start(local(file_id))
+    assert answer.status_code == 200, answer.text
+    accepted = executor.accepted[answer.json()["workflow_run_id"]]
+    value: Any = accepted.inputs["f"] if only == "start" else (accepted.variables or {})["start"]["f"][0]  # type: ignore[index,call-overload]  # by node and name
+    assert (value["filename"], value["mime_type"], value["size"]) == ("a.pdf", "application/pdf", 5)
+    refused = start(local(NAMELESS))
+    assert refused.status_code == 400
+    assert "invalid upload file" in refused.json()["message"]
+
+
 def test_files_beside_the_inputs_are_looked_up_too(
     server: Server, app: dict[str, Any], executor: ScriptedExecutor
 ) -> None:
