@@ -120,6 +120,8 @@ def _start(there: Server, body: dict[str, Any], types: Mapping[str, str]) -> Sta
     try:
         return start(there, body)
     except Problem as problem:
+        if problem.message.startswith("pins"):
+            raise
         if problem.exit_code == USAGE and body.get("only"):
             hint = "Give values by -i NODE.NAME=VALUE, or take an earlier run's by --from-run RUN"
             raise Problem(f"{problem.message}\n{hint}", USAGE) from problem
@@ -211,8 +213,12 @@ def read_inputs(
 def _files(
     pairs: Iterable[str], types: Mapping[str, str], upload: Callable[[Path], str] | None = None
 ) -> dict[str, Any]:
-    """File values; an input that takes a list gets one, any other takes one file."""
+    """File values; an input that takes one file gets one, any other gets a list.
+
+    For a node alone, `start.scan` is the input `scan`: files of other nodes are hardly ever given by hand.
+    """
     found: dict[str, list[dict[str, str]]] = {}
+    single = {name for name, kind in types.items() if kind == "file"}
     for pair in pairs:
         name, _, place = pair.partition("=")
         if not name or not place:
@@ -225,10 +231,10 @@ def _files(
         kind = _FILE_KINDS.get(Path(place.partition("?")[0] if remote else place).suffix.lower(), "custom")
         found.setdefault(name, []).append({"type": kind, "place": place})
     for name, files in found.items():
-        if len(files) > 1 and types.get(name) == "file":
+        if len(files) > 1 and name.rpartition(".")[2] in single:
             raise Problem(f"--file {name}: this input takes one file, {len(files)} were given", USAGE)
     given = {name: [_file(one, upload) for one in files] for name, files in found.items()}
-    return {name: files[0] if types.get(name) == "file" else files for name, files in given.items()}
+    return {name: files[0] if name.rpartition(".")[2] in single else files for name, files in given.items()}
 
 
 def _file(found: Mapping[str, str], upload: Callable[[Path], str] | None) -> dict[str, str]:
