@@ -79,9 +79,10 @@ def test_for_a_node_alone_inputs_keep_their_types_and_values_of_other_nodes_are_
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     types = {"q": "paragraph", "scan": "file"}
-    read = read_inputs(["q=9", "count.n=9"], None, types, ["scan=https://files.example/a.png"], of_a_node=True)
+    files = ["scan=https://files.example/a.png", "start.scan=https://files.example/b.png"]
+    read = read_inputs(["q=9", "count.n=9"], None, types, files, of_a_node=True)
     assert (read["q"], read["count.n"]) == ("9", 9)
-    assert read["scan"]["type"] == "image"
+    assert read["scan"]["type"] == read["start.scan"]["type"] == "image"
     assert capsys.readouterr().err == ""
 
 
