@@ -42,7 +42,14 @@ from pydantic import (
 from libs.events.drafts import DraftBook, DraftFact, key_of_draft_fact
 from libs.events.log import Entry, Log, LogError, Record, Topic
 from libs.events.sealing import SealError, Vault
-from libs.events.triggers import ScheduleFired, TriggerBook, TriggerFact, WebhookCreated, key_of_trigger_fact
+from libs.events.triggers import (
+    ScheduleFired,
+    TriggerBook,
+    TriggerFact,
+    TriggerSwitched,
+    WebhookCreated,
+    key_of_trigger_fact,
+)
 
 REFRESH_EVERY_S = 0.1
 """Who asks for what does not exist must not make us ask the log each time."""
@@ -266,7 +273,7 @@ def _key_of(fact: Fact) -> str:
             return f"version-deleted/{fact.workflow_id}"
         case FactSealed():
             return fact.key
-        case WebhookCreated() | ScheduleFired():
+        case WebhookCreated() | ScheduleFired() | TriggerSwitched():
             return key_of_trigger_fact(fact)
         case _:
             return key_of_draft_fact(fact)
@@ -351,7 +358,7 @@ class Registry:
                 self._revoked.add(fact.key_id)
             case FactSealed():
                 self._unseal(fact)
-            case WebhookCreated() | ScheduleFired():
+            case WebhookCreated() | ScheduleFired() | TriggerSwitched():
                 self.triggers.evolve(fact)
             case _:
                 self.drafts.evolve(fact)

@@ -4,9 +4,10 @@
 |---|---|
 | `WebhookCreated` | `webhook/<webhook id>` |
 | `ScheduleFired` | `schedule/<app id>/<node id>` |
+| `TriggerSwitched` | `trigger/<app id>/<node id>` |
 
-A schedule's last instant is the one thing here that is not immutable: it only ever moves on, so the newest record says
-enough. Should an older one win a race of two replicas, the instant fires again and the log refuses the second run.
+Of a schedule's last instant and of a switch the newest record says enough. An instant only ever moves on: should an
+older one win a race of two replicas, it fires again and the log refuses the second run.
 """
 
 from typing import Literal
@@ -40,7 +41,17 @@ class ScheduleFired(_Fact):
     fired_at_us: int
 
 
-TriggerFact = WebhookCreated | ScheduleFired
+class TriggerSwitched(_Fact):
+    """A trigger begins runs, or does not, until it is switched again; one that never was does."""
+
+    type: Literal["TriggerSwitched"] = "TriggerSwitched"
+    app_id: str
+    node_id: str
+    enabled: bool
+    switched_at_us: int
+
+
+TriggerFact = WebhookCreated | ScheduleFired | TriggerSwitched
 
 
 def key_of_trigger_fact(fact: TriggerFact) -> str:
@@ -49,6 +60,8 @@ def key_of_trigger_fact(fact: TriggerFact) -> str:
             return f"webhook/{fact.webhook_id}"
         case ScheduleFired():
             return f"schedule/{fact.app_id}/{fact.node_id}"
+        case TriggerSwitched():
+            return f"trigger/{fact.app_id}/{fact.node_id}"
 
 
 class TriggerBook:
@@ -58,6 +71,7 @@ class TriggerBook:
         self._webhooks: dict[str, WebhookCreated] = {}
         self._addresses: dict[tuple[str, str], WebhookCreated] = {}
         self._fired: dict[tuple[str, str], ScheduleFired] = {}
+        self._switched: dict[tuple[str, str], TriggerSwitched] = {}
 
     def evolve(self, fact: TriggerFact) -> None:
         match fact:
@@ -68,6 +82,8 @@ class TriggerBook:
                 known = self._fired.get((fact.app_id, fact.node_id))
                 if known is None or fact.due_us > known.due_us:
                     self._fired[fact.app_id, fact.node_id] = fact
+            case TriggerSwitched():
+                self._switched[fact.app_id, fact.node_id] = fact
 
     def webhook(self, webhook_id: str) -> WebhookCreated | None:
         return self._webhooks.get(webhook_id)
@@ -79,3 +95,11 @@ class TriggerBook:
     def fired(self, app_id: str, node_id: str) -> ScheduleFired | None:
         """The newest instant of the schedule that is over."""
         return self._fired.get((app_id, node_id))
+
+    def switched(self, app_id: str, node_id: str) -> TriggerSwitched | None:
+        """How the trigger was switched last; None: it never was."""
+        return self._switched.get((app_id, node_id))
+
+    def enabled(self, app_id: str, node_id: str) -> bool:
+        switched = self.switched(app_id, node_id)
+        return switched is None or switched.enabled

@@ -175,8 +175,16 @@ class Scheduler:
 
     def _due(self, one: _Scheduled) -> int | None:
         """The newest instant that is due and not over. A version's schedule begins when it is published."""
-        fired = self._registry.triggers.fired(one.app.app_id, one.node_id)
-        after_us = max(one.version.published_at_us, fired.due_us if fired is not None else 0)
+        triggers = self._registry.triggers
+        fired = triggers.fired(one.app.app_id, one.node_id)
+        switched = triggers.switched(one.app.app_id, one.node_id)
+        if switched is not None and not switched.enabled:
+            return None
+        after_us = max(
+            one.version.published_at_us,
+            fired.due_us if fired is not None else 0,
+            switched.switched_at_us if switched is not None else 0,  # what it missed while it was off is lost
+        )
         now_us = self._now_us()
         next_us = self._next_us(one, after_us)
         if next_us is None or next_us > now_us:

@@ -102,6 +102,8 @@ async def _hook(parts: Parts, webhook_id: str) -> tuple[AppCreated, VersionPubli
     node = definition.nodes.get(hook.node_id)
     if node is None or node.id not in roots_of(definition) or not isinstance(node.config, WebhookConfig):
         raise not_found("the published workflow does not begin with this webhook. Publish one that does")
+    if not parts.registry.triggers.enabled(app.app_id, node.id):
+        raise not_found("the webhook is switched off")
     return app, version, hook.node_id, node.config
 
 

@@ -234,3 +234,25 @@ def test_every_schedule_of_a_document_fires_its_own_node(
         assert {run.root for run in runs(executor)[before:]} == due
         assert len(runs(executor)) == before + 2
     assert fired(replicas[0], app, "never") is None
+
+
+def test_a_schedule_that_is_switched_off_loses_its_instants(
+    serve: Callable[..., Server], executor: ScriptedExecutor, clock: Clock
+) -> None:
+    server = serve()
+    app, other = server.import_app(hourly()), server.import_app(hourly())
+
+    def switch(*, on: bool) -> None:
+        path = f"/console/api/apps/{app['app_id']}/trigger-enable"
+        answer = server.http.post(path, json={"trigger_id": "tick", "enable_trigger": on}, headers=server.admin())
+        assert answer.status_code == 200, answer.text
+
+    switch(on=False)
+    clock.us = (clock.us // HOUR_US + 1) * HOUR_US
+    rest(server, other, clock.us)
+    clock.us += 60_000_000
+    switch(on=True)
+    clock.us = (clock.us // HOUR_US + 1) * HOUR_US
+    rest(server, app, clock.us)
+    rest(server, other, clock.us)
+    assert sorted(run.app_id for run in runs(executor)) == sorted([app["app_id"], other["app_id"], other["app_id"]])

@@ -225,3 +225,27 @@ def test_a_file_of_a_form_becomes_a_file_of_the_run(http: httpx.Client, instance
         400,
         "invalid_param",
     )
+
+
+def test_a_webhook_that_is_switched_off_starts_nothing(http: httpx.Client, instance: Embedded) -> None:
+    hook = Hook(http, instance)
+
+    def switch(*, on: bool) -> httpx.Response:
+        body = {"trigger_id": "hook", "enable_trigger": on}
+        return http.post(f"{hook.app}/trigger-enable", json=body, headers=hook.admin)
+
+    def call() -> httpx.Response:
+        return http.post(hook.url, json={"who": "Ada"}, headers={"X-Kind": "order"})
+
+    off = switch(on=False)
+    assert (off.status_code, off.json()["status"]) == (200, "disabled")
+    assert code_of(call()) == (404, "not_found")
+    assert http.get(f"{hook.app}/triggers", headers=hook.admin).json()["data"][0]["status"] == "disabled"
+    assert switch(on=True).json()["status"] == "enabled"
+    assert call().status_code == 202
+    unknown = http.post(
+        f"{hook.app}/trigger-enable", json={"trigger_id": "end", "enable_trigger": True}, headers=hook.admin
+    )
+    assert code_of(unknown) == (404, "not_found")
+    wrong = http.post(f"{hook.app}/trigger-enable", json={"trigger_id": "hook"}, headers=hook.admin)
+    assert code_of(wrong) == (400, "invalid_param")

@@ -369,8 +369,13 @@ class Trigger(_Shape):
     trigger_type: str
     title: str
     node_id: str
-    status: str
+    status: Literal["enabled", "disabled"]
     last_due_at: str | None = Field(description="Of a schedule: its newest instant that is over")
+
+
+class TriggerEnableBody(_Shape):
+    trigger_id: str = Field(min_length=1)
+    enable_trigger: bool
 
 
 class Triggers(_Shape):

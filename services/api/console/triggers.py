@@ -5,16 +5,18 @@ from starlette.responses import JSONResponse, Response
 
 from libs.events.codec import rfc3339
 from libs.events.registry import AppCreated
-from libs.events.triggers import WebhookCreated
+from libs.events.triggers import TriggerSwitched, WebhookCreated
 from libs.workflow.definition import Node
 from libs.workflow.roots import roots_of
+from services.api.bodies import Body
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE
+from services.api.console.asked import boolean, text
 from services.api.console.session import App
-from services.api.errors import invalid_param
+from services.api.errors import invalid_param, not_found
 from services.api.frames import Json
 from services.api.parts import Parts
-from services.api.schemas import answers, parameters
+from services.api.schemas import answers, json_body, parameters
 
 KINDS = ("trigger-webhook", "trigger-schedule", "trigger-plugin")
 
@@ -54,12 +56,33 @@ def trigger_routes(parts: Parts) -> APIRouter:
         openapi_extra=CONSOLE,
     )
     async def list_triggers(app: App) -> Response:
-        latest = parts.registry.latest(app.app_id)
-        definition = None if latest is None else await parts.starter.definition(latest)
-        roots = () if definition is None else (definition.nodes[root] for root in roots_of(definition))
-        return JSONResponse({"data": [_trigger(parts, app, root) for root in roots if root.type in KINDS]})
+        return JSONResponse({"data": [_trigger(parts, app, node) for node in await _triggers(parts, app)]})
+
+    @router.post(
+        "/trigger-enable",
+        summary="Switch a trigger on or off",
+        description="A schedule that is switched on again goes on with its next instant.",
+        responses=answers(shapes.Trigger, 400, 401, 403, 404, 413, 415, 503),
+        openapi_extra=CONSOLE | json_body(shapes.TriggerEnableBody),
+    )
+    async def enable_trigger(app: App, body: Body) -> Response:
+        trigger_id, on = text(body, "trigger_id"), boolean(body, "enable_trigger")
+        node = next((each for each in await _triggers(parts, app) if each.id == trigger_id), None)
+        if node is None:
+            raise not_found(f'the published version has no trigger "{trigger_id[:64]}"')
+        fact = TriggerSwitched(app_id=app.app_id, node_id=node.id, enabled=on, switched_at_us=parts.now_us())
+        await parts.publisher.record([fact])
+        return JSONResponse(_trigger(parts, app, node))
 
     return router
+
+
+async def _triggers(parts: Parts, app: AppCreated) -> list[Node]:
+    """Nodes of the published version that begin it from outside."""
+    latest = parts.registry.latest(app.app_id)
+    definition = None if latest is None else await parts.starter.definition(latest)
+    roots = () if definition is None else (definition.nodes[root] for root in roots_of(definition))
+    return [root for root in roots if root.type in KINDS]
 
 
 def _trigger(parts: Parts, app: AppCreated, node: Node) -> Json:
@@ -69,7 +92,7 @@ def _trigger(parts: Parts, app: AppCreated, node: Node) -> Json:
         "trigger_type": node.type,
         "title": node.title,
         "node_id": node.id,
-        "status": "enabled",
+        "status": "enabled" if parts.registry.triggers.enabled(app.app_id, node.id) else "disabled",
         "last_due_at": rfc3339(fired.due_us) if fired is not None else None,
     }
 
