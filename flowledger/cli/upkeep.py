@@ -254,7 +254,14 @@ def doctor(data: Path | None, as_json: bool) -> int:
       flowledger doctor --json
     """
     given = settings(data)
-    checks = [_check_python(), _check_data(given), _check_server(given), _check_kafka(given), _check_database(given)]
+    checks = [
+        _check_python(),
+        _check_data(given),
+        _check_storage(given),
+        _check_server(given),
+        _check_kafka(given),
+        _check_database(given),
+    ]
     checks += [_check_models(given), _check_sandbox(given), _check_secrets(given)]
     if as_json:
         output.data(checks)
@@ -281,6 +288,44 @@ def _check_data(given: "Settings") -> dict[str, Any]:
     ok = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     seen = str(folder) if folder.exists() else f"{folder} (made at the first start)"
     return _result("data", ok, seen, f"{there} cannot be written to. Set FLOWLEDGER_DATA")
+
+
+LEAST_FREE_BYTES = 1_000_000_000
+"""Below it a disk counts as nearly full: a commit needs little, a large value or a rebuild of the tables does not."""
+
+
+def _check_storage(given: "Settings") -> dict[str, Any]:
+    """What the data folder holds, and what room there is; nothing in it is ever deleted by itself."""
+    import shutil
+
+    folder = given.data.absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    parts = [("log", size_of(folder, "log.db*")), ("tables", size_of(folder, "tables.db*"))]
+    parts.append(("large values and files", size_of(folder, "blobs/**/*")))
+    held = ", ".join(f"{name} {_size(size)}" for name, size in parts if size) or "nothing here"
+    hint = "Make room: see docs/architecture.md, What is kept"
+    return _result("storage", free >= LEAST_FREE_BYTES, f"{held}; {_size(free)} free", hint)
+
+
+def size_of(folder: Path, pattern: str) -> int:
+    """Bytes of the files that match; one that vanishes meanwhile counts for nothing."""
+    total = 0
+    for path in folder.glob(pattern):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def _size(size_bytes: int) -> str:
+    size, unit = float(size_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
 
 
 def _check_server(given: "Settings") -> dict[str, Any]:
@@ -390,7 +435,9 @@ def _check_secrets(given: "Settings") -> dict[str, Any]:
     except SealError as error:
         return _result("secrets", False, str(error), "Documents with secrets cannot run here")
     except LogError as error:
-        return _result("secrets", True, f"not looked at, as the log cannot be read: {error}")
+        # Of a broker that does not answer its own check tells.
+        seen = f"not looked at, as the log cannot be read: {error}"
+        return _result("secrets", given.kafka is not None, seen, "Another copy of it: flowledger log import FILE")
     return _result("secrets", True, seen)
 
 

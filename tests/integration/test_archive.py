@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -191,3 +192,27 @@ def test_from_a_folder_through_kafka_into_another_folder(
     (there / "secret-key").write_bytes((folder / "secret-key").read_bytes())
     exit_code, _, err = cli("run", "examples/hello.yml", "-i", "name=Ada", "--offline", "--data", there)
     assert exit_code == 0, err
+
+
+def test_what_nothing_refers_to_stays_behind_and_doctor_says_what_is_there(
+    source: tuple[Path, str, str], cli: Cli, tmp_path: Path
+) -> None:
+    folder, there = source[0], tmp_path / "there"
+    with closing(FolderBlobs(folder / "blobs")) as blobs:
+        orphan: Any = blobs.put("", b"nobody names me" * 10_000).result(10)
+    name = orphan["$blob"]["id"]
+    (tmp_path / "out").mkdir()
+    file = exported(cli, folder, tmp_path / "out")
+    assert cli("log", "import", file, "--yes", "--data", there)[0] == 0
+    assert (folder / "blobs" / name[:2] / name).is_file()
+    assert not (there / "blobs" / name[:2] / name).exists()
+    seen = {}
+    for each in (folder, there):
+        storage = next(
+            one for one in json.loads(cli("doctor", "--json", "--data", each)[1]) if one["check"] == "storage"
+        )
+        assert storage["ok"]
+        found = re.search(r"log [\d.]+ [kM]B, .*large values and files ([\d.]+) kB; .* free", storage["seen"])
+        assert found, storage
+        seen[each] = float(found[1])
+    assert seen[folder] - seen[there] >= 150

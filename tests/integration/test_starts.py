@@ -135,7 +135,7 @@ def test_doctor_finds_nothing_on_a_machine_that_has_all_and_gives_no_hints(typed
     said = typed("doctor", "--json")
     checks = _checks(said)
     assert said.code == (0 if checks["sandbox"]["ok"] else RUN_FAILED)
-    assert {"python", "data", "server", "kafka", "database", "models", "sandbox", "secrets"} == set(checks)
+    assert {"python", "data", "storage", "server", "kafka", "database", "models", "sandbox", "secrets"} == set(checks)
     assert all(one["hint"] == "" for one in checks.values() if one["ok"])
     assert "verbs open the data folder themselves" in checks["server"]["seen"]
 
