@@ -10,7 +10,7 @@ from libs.workflow.node_configs import NODE_TYPES, NodeKind
 from services.executor.nodes import NodeHandlers
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "docs" / name for name in ("architecture.md", "behaviours.md", "compatibility.md")]
+PAGES = [ROOT / "docs" / name for name in ("architecture.md", "behaviours.md", "compatibility.md", "faults.md")]
 _CITED = re.compile(r"`([\w/]*test_\w+|\.\.\.(?=::))(?:\.py)?(?:::(test_\w+))?`")
 _FILES = {str(file.relative_to(ROOT / "tests").with_suffix("")): file for file in ROOT.glob("tests/**/test_*.py")}
 
@@ -33,6 +33,14 @@ def test_every_test_that_is_cited_exists(page: Path) -> None:
     ]
     assert missing == []
     assert len(cited(page)) > 20
+
+
+def test_every_fault_has_its_row() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text("utf-8")
+    numbers = [
+        number for found in re.findall(r"^\| (\d[\d, ]*) \|", page, re.MULTILINE) for number in found.split(", ")
+    ]
+    assert numbers == [str(number) for number in range(1, 77)]
 
 
 def test_the_table_of_node_types_is_what_the_code_does() -> None:
