@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
@@ -78,9 +78,10 @@ class OpenAICompatible:
         waits = 0
         while True:
             wait_s: float | None = None
+            body = await _encoded(payload, request)
             try:
                 async with self._client.stream(
-                    "POST", url, json=payload, headers=self._headers(request), timeout=self._timeout
+                    "POST", url, content=body, headers=self._headers(request), timeout=self._timeout
                 ) as response:
                     if response.is_success:
                         reader = AnswerReader(sound_asked_for(payload))
@@ -107,7 +108,7 @@ class OpenAICompatible:
                 raise self._about_files(refusal, request)
 
     def _headers(self, request: ModelRequest) -> dict[str, str]:
-        headers = {"Accept": "text/event-stream, application/json"}
+        headers = {"Accept": "text/event-stream, application/json", "Content-Type": "application/json"}
         if self._key:
             name, value = ("Authorization", f"Bearer {self._key}") if self._auth == "bearer" else ("api-key", self._key)
             headers[name] = value
@@ -202,6 +203,19 @@ class OpenAICompatible:
         # Before it is cut: half a key is much of a key.
         clean = message.replace(self._key, "***") if self._key else message
         return ModelError(kind, f"{self._name}: {clean[:_MAX_ERROR_CHARS]}", retryable=retryable)
+
+
+async def _encoded(payload: dict[str, Any], request: ModelRequest) -> bytes:
+    """The body; with files in it, which may be tens of megabytes, in a thread: the loop does not wait for it."""
+
+    def encode() -> bytes:
+        return json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(
+            "utf-8", "replace"
+        )
+
+    if any(message.media for message in request.messages):
+        return await asyncio.to_thread(encode)
+    return encode()
 
 
 async def _start(pieces: AsyncIterator[bytes]) -> bytes:

@@ -5,6 +5,7 @@ uploaded here, goes with its content. Types that the operator's settings, or wha
 it does not take are left out, and `left_out` names them.
 """
 
+import asyncio
 import base64
 import mimetypes
 from collections.abc import Iterable, Mapping
@@ -80,7 +81,8 @@ class PromptFiles:
             )
         guessed = mimetypes.guess_type(f"x.{_extension(file)}")[0]
         mime_type = file.get("mime_type") or guessed or said.partition(";")[0].strip() or _UNKNOWN_TYPES[kind]
-        return f"data:{mime_type};base64,{base64.b64encode(content).decode()}"
+        encoded = await asyncio.to_thread(base64.b64encode, content)
+        return f"data:{mime_type};base64,{encoded.decode()}"
 
 
 def prompt_files(
