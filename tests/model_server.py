@@ -7,7 +7,7 @@
     thinking         <think> block in the text, then "done"; `reasoning` sends it in a field of its own
     drawing          answers with a picture between two words; `drawing-blocking` without streaming, `drawing-beside`
                      with the picture beside the text, `drawing-url` with the address of a picture of this server,
-                     `drawing-lost` with one that is not there
+                     `drawing-lost` with one that is not there, `drawing-file` with a document that has a name
     speaking         answers with a sound, in pieces, and its words beside it
     blocking         never streams: one JSON answer
     no-usage         streams without usage
@@ -261,6 +261,9 @@ def _drawing(name: str, server: str) -> list[dict[str, Any]]:
     if name in ("drawing-url", "drawing-lost"):
         url = f"{server}/{'cat' if name == 'drawing-url' else 'lost'}.png"
     picture = {"type": "image_url", "image_url": {"url": url}}
+    if name == "drawing-file":
+        named = {"filename": "../plan\n.pdf", "file_data": "data:application/pdf;base64,MTIz"}
+        return [{"content": [{"type": "file", "file": named}]}]
     if name == "drawing-beside":
         return [{"content": "a "}, {"content": "", "images": [picture]}, {"content": " b"}]
     return [{"content": [{"type": "text", "text": "a "}, picture]}, {"content": " b"}]

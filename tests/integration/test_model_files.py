@@ -239,6 +239,15 @@ def test_a_picture_in_an_answer_is_kept_and_shown_in_its_place(model: str) -> No
     assert outcome.output_types == {"files": "array[file]"}
 
 
+def test_the_name_that_a_model_gives_a_file_is_a_name_and_no_path() -> None:
+    store, _ = kept_files()
+    outcome, _ = ask([], store=store, model="drawing-file")
+    assert isinstance(outcome, Succeeded), outcome
+    (file,) = cast(list[dict[str, Any]], outcome.outputs["files"])
+    assert (file["filename"], file["type"], file["mime_type"]) == (".._plan_.pdf", "document", "application/pdf")
+    assert asyncio.run(store.of("app-1").read(file)) == b"123"
+
+
 def test_a_picture_that_cannot_be_fetched_stays_where_it_is() -> None:
     store, _ = kept_files()
     outcome, _ = ask([], store=store, model="drawing-lost")

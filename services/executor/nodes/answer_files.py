@@ -2,6 +2,7 @@
 
 import asyncio
 import mimetypes
+import re
 from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -19,6 +20,9 @@ MAX_BYTES: Final = 50 * 1024 * 1024
 
 _EXTENSIONS: Final = {"audio/mpeg": "mp3", "audio/wav": "wav", "audio/x-wav": "wav", "image/jpeg": "jpg"}
 """Where the table of the system has another one, or none."""
+_UNFIT: Final = re.compile(r"[\x00-\x1f/\\]")
+"""What no name of a file has; who chose the name is a model, or who wrote to it."""
+_LONGEST_NAME: Final = 200
 _USUAL: Final = {"image": "png", "audio": "wav", "video": "mp4", "document": "bin"}
 
 
@@ -57,11 +61,14 @@ class AnswerFiles:
             except NotFetched:
                 pass
         given = {"transfer_method": "remote_url", "url": media.url, "type": media.kind}
-        return file_value(given | ({"filename": media.name} if media.name else {}))
+        try:
+            return file_value(given | ({"filename": media.name} if media.name else {}))
+        except ValueError as error:
+            raise NotKept(f"the model answered with a file whose address cannot be used: {error}") from error
 
     async def _saved(self, store: FileStore, media: Media, content: bytes, said: str) -> Values:
         mime_type = said.partition(";")[0].strip().lower()
-        name = media.name or _name_at(media.url)
+        name = _UNFIT.sub("_", media.name or _name_at(media.url))[-_LONGEST_NAME:]
         if not extension_of(name):
             extension = media.format or _extension_of(mime_type) or _USUAL[media.kind]
             name = f"{name or f'{media.kind}-{self._count}'}.{extension}"
