@@ -8,7 +8,9 @@ import gc
 import importlib
 import os
 import sys
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import click
 
@@ -55,8 +57,28 @@ VERBS: dict[str, Verb] = {
 }
 
 
+class _ReaderGone(Exception):
+    """Who read our output has left (`| head`). click would end with 1, as if a run had failed."""
+
+
+@contextmanager
+def _told_of_a_reader_gone() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _ReaderGone from error
+
+
 class _Verbs(click.Group):
     """Knows its verbs and their one-line help without importing them."""
+
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        with _told_of_a_reader_gone():
+            return super().make_context(*arguments, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _told_of_a_reader_gone():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -100,9 +122,20 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `flowledger` script."""
+    _open_standard_streams()
     code = run(sys.argv[1:])
     gc.freeze()  # the interpreter would search all that was imported for garbage, and only then end: 0.2 s
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Those that are closed (`>&-`) lead nowhere from here: a socket that got such a number would be written into."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # open as long as the process
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # as above
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # as above
 
 
 def run(arguments: list[str]) -> int:
@@ -114,8 +147,8 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): no complaint, and none at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _ReaderGone:
+        # No complaint, and none at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     return result if isinstance(result, int) else 0

@@ -1,7 +1,11 @@
 """Starts that cannot succeed say why in a sentence and end with the exit code of it; `doctor` names the same."""
 
 import json
+import os
+import shlex
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,6 +24,8 @@ from libs.events.sqlite import SqliteLog
 from libs.serving import HealthServer, PortTaken, in_url, listen
 from libs.settings import Settings
 from libs.tables import TablesError, open_engine
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "hello.yml"
 
 
 @dataclass
@@ -179,3 +185,23 @@ def test_dev_answers_for_all_its_services(tmp_path: Path) -> None:
         } <= names
     finally:
         instance.stop()
+
+
+FLOWLEDGER = [sys.executable, "-c", "from flowledger.cli import main; main()"]
+
+
+def test_a_reader_that_goes_away_is_no_failure(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        said = subprocess.run(
+            [*FLOWLEDGER, "run", "--help"], stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (said.returncode, said.stderr) == (0, b"")
+
+
+def test_a_verb_works_without_standard_streams(tmp_path: Path) -> None:
+    verb = shlex.join([*FLOWLEDGER, "run", str(EXAMPLE), "--offline", "--data", str(tmp_path / "data")])
+    assert subprocess.run(["sh", "-c", f"{verb} <&- >&- 2>&-"], timeout=60, check=False).returncode == 0
