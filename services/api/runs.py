@@ -34,7 +34,7 @@ from services.api.starting import Wanted
 from services.api.tail import Answer
 from services.api.uploads import FileUser
 from services.api.views import listed, show
-from services.api.workflows import last_event_id
+from services.api.workflows import chosen_version, last_event_id
 
 STATUSES = ("pending", "running", "paused", "succeeded", "partial-succeeded", "failed", "stopped")
 MAX_PAGE = 100
@@ -168,9 +168,7 @@ async def _start(parts: Parts, request: Request) -> Response:
     app = await _app_to_run(parts, principal, body)
     wanted = RunRequest.parse(request, {"inputs": {}} | body)
     pins = asked_pins(principal, body)
-    version = parts.registry.latest(app.app_id)
-    if version is None:
-        raise invalid_param("the app has no published version")
+    version = await chosen_version(parts, app, None)
     query = body.get("query")
     if query is not None and not isinstance(query, str):
         raise invalid_param("query: expected a string", "query")

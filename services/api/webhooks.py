@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from libs.events.ids import task_id_of
 from libs.events.registry import AppCreated, VersionPublished
+from libs.events.triggers import WebhookCreated
 from libs.workflow.configs.flow import WebhookConfig, WebhookField
 from libs.workflow.roots import roots_of
 from services.api.access import Principal
@@ -90,14 +91,13 @@ async def _receive(parts: Parts, request: Request, webhook_id: str) -> Response:
 
 async def _hook(parts: Parts, webhook_id: str) -> tuple[AppCreated, VersionPublished, str, WebhookConfig]:
     """What the address leads to, in the app's newest version. Raises ApiError 404."""
-    hook = parts.registry.triggers.webhook(webhook_id)
-    if hook is None:
+    found = _published(parts, webhook_id)
+    if found is None:  # another replica may have made or published it just now
         await parts.access.refresh()
-        hook = parts.registry.triggers.webhook(webhook_id)
-    app = parts.registry.app(hook.app_id) if hook is not None else None
-    version = parts.registry.latest(app.app_id) if app is not None else None
-    if hook is None or app is None or version is None:
+        found = _published(parts, webhook_id)
+    if found is None:
         raise not_found("there is no such webhook, or its workflow is not published")
+    hook, app, version = found
     definition = await parts.starter.definition(version)
     node = definition.nodes.get(hook.node_id)
     if node is None or node.id not in roots_of(definition) or not isinstance(node.config, WebhookConfig):
@@ -105,6 +105,13 @@ async def _hook(parts: Parts, webhook_id: str) -> tuple[AppCreated, VersionPubli
     if not parts.registry.triggers.enabled(app.app_id, node.id):
         raise not_found("the webhook is switched off")
     return app, version, hook.node_id, node.config
+
+
+def _published(parts: Parts, webhook_id: str) -> tuple[WebhookCreated, AppCreated, VersionPublished] | None:
+    hook = parts.registry.triggers.webhook(webhook_id)
+    app = parts.registry.app(hook.app_id) if hook is not None else None
+    version = parts.registry.latest(app.app_id) if app is not None else None
+    return None if hook is None or app is None or version is None else (hook, app, version)
 
 
 def _key(request: Request, node_id: str) -> str | None:

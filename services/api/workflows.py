@@ -98,10 +98,13 @@ async def _run(parts: Parts, request: Request, workflow_id: str | None) -> Respo
 async def chosen_version(parts: Parts, app: AppCreated, workflow_id: str | None) -> VersionPublished:
     """The version that a request names, or the newest one. Raises ApiError."""
     if workflow_id is None:
-        version = parts.registry.latest(app.app_id)
-        if version is None:
+        newest = parts.registry.latest(app.app_id)
+        if newest is None:  # another replica may have published the first one just now
+            await parts.access.refresh()
+            newest = parts.registry.latest(app.app_id)
+        if newest is None:
             raise invalid_param("the app has no published version")
-        return version
+        return newest
     if not is_uuid(workflow_id):
         raise bad_request("workflow_id must be a UUID")
     if workflow_id == draft_workflow_id(app.app_id):

@@ -1,12 +1,14 @@
 """Apps, keys, documents, authentication, errors and operation over real HTTP."""
 
-from collections.abc import Iterator
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from libs.events.log import Topic
+from libs.events.log import Log, Record, Tail, Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from services.api import Beside, Limits
 from services.api.drafting import draft_workflow_id
@@ -54,6 +56,48 @@ def server(log: MemoryLog) -> Iterator[Server]:
     yield made
     made.close()
     executor.close()
+
+
+class Late:
+    """A log that tells of definitions only when it is asked how far they go."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._lock = threading.Lock()
+        self._deliver: Callable[[list[Record]], None] = lambda _: None
+        self._held: list[Record] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def tail(
+        self, topic: Topic, starts: Mapping[int, int], deliver: Callable[[list[Record]], None], *more: Any, **named: Any
+    ) -> Tail:
+        if topic is not Topic.DEFINITIONS:
+            return self._log.tail(topic, starts, deliver, *more, **named)
+        self._deliver = deliver
+        return self._log.tail(topic, starts, self._hold, *more, **named)
+
+    def bounds(self, topic: Topic, partition: int) -> tuple[int, int]:
+        found = self._log.bounds(topic, partition)
+        if topic is Topic.DEFINITIONS:
+            until(lambda: self._told() >= found[1])
+        return found
+
+    def _hold(self, records: list[Record]) -> None:
+        with self._lock:
+            self._held += records
+
+    def _told(self) -> int:
+        """Hand over what was held; up to where that is."""
+        with self._lock:
+            if self._held:
+                self._deliver(self._held)
+                self._end = self._held[-1].offset + 1
+                self._held = []
+            return self._end
+
+    _end = 0
 
 
 @pytest.fixture
@@ -479,3 +523,21 @@ def test_the_openapi_document_names_every_route_with_its_answers(server: Server)
 
 def test_the_root_of_the_api_needs_no_key(server: Server) -> None:
     assert server.http.get("/v1/").json()["api_version"] == "v1"
+
+
+def test_a_first_version_that_another_replica_has_published_runs_at_once(server: Server, log: MemoryLog) -> None:
+    behind = Server(Late(log))  # type: ignore[arg-type]  # stands in for a log
+    try:
+        console = "/console/api/apps"
+        body = {"name": "new", "mode": "workflow"}
+        app = server.http.post(console, json=body, headers=server.admin()).json()["id"]
+        key = server.http.post(f"{console}/{app}/api-keys", headers=server.admin()).json()["token"]
+        assert behind.start(key).json()["message"] == "the app has no published version"
+        draft = {"graph": json.loads(ECHO)["workflow"]["graph"]}
+        server.http.post(f"{console}/{app}/workflows/draft", json=draft, headers=server.admin())
+        published = server.http.post(f"{console}/{app}/workflows/publish", headers=server.admin())
+        assert published.json()["result"] == "success", published.text
+        answer = behind.start(key)
+        assert (answer.status_code, answer.json()["data"]["outputs"]) == (200, {"answer": "hi"}), answer.text
+    finally:
+        behind.close()
