@@ -17,7 +17,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from libs.events.blobs import Blobs
+from libs.events.blobs import BlobLost, Blobs
 from libs.events.codec import CodecError
 from libs.events.files import Files
 from libs.events.log import Log, LogError
@@ -272,6 +272,13 @@ def _handle_errors(app: FastAPI) -> None:
     async def on_log_error(_: Request, error: LogError) -> Response:
         logger.warning("log_unavailable", extra={"problem": str(error)})
         return unavailable("the log cannot be read now. Try again").response()
+
+    @app.exception_handler(BlobLost)
+    async def on_blob_lost(_: Request, error: BlobLost) -> Response:
+        # Its text names folders of this machine: for the log, not for clients.
+        logger.error("value_lost", extra={"problem": str(error)})
+        text = "a large value of the run is not there any more, so its history cannot be shown. Put the blobs back"
+        return ApiError(500, "internal_server_error", text).response()
 
     @app.exception_handler(CodecError)
     async def on_codec_error(_: Request, error: CodecError) -> Response:

@@ -8,7 +8,7 @@ from typing import Any
 from libs.events.blobs import Blobs
 from libs.events.claim_check import restore
 from libs.events.codec import decode_event
-from libs.events.log import Log, LogTruncated, Record, Topic
+from libs.events.log import Log, LogError, LogTruncated, Record, Topic
 from libs.events.model import RunEvent, RunSnapshotted
 from libs.events.positions import Position
 from libs.events.sealed_values import read_copied
@@ -100,6 +100,11 @@ class LiveRun:
             if task is not None:
                 task.cancel()
         self.tasks.clear()
+
+
+def why_unfoldable(error: Exception) -> str:
+    """What people are told when `load_run`, or a later fold, has raised."""
+    return str(error) if isinstance(error, LogError) else f"its history cannot be folded: {error!r}"
 
 
 Ahead = list[tuple[RunEvent, int]]

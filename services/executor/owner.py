@@ -71,7 +71,7 @@ from services.executor.answers import recordable
 from services.executor.attempts import SLOT_KINDS, Plan, perform, plan
 from services.executor.checkpoints import Checkpoints
 from services.executor.fair import FairQueue
-from services.executor.live import LiveRun, load_run
+from services.executor.live import LiveRun, load_run, why_unfoldable
 from services.executor.outbox import Outbox, Outgoing
 from services.executor.partition import COMMAND_BYTES, NEEDS_BODY, SHOWN, PartitionFold
 from services.executor.recovery import PartitionReader, read_marked, read_to, recover
@@ -524,7 +524,7 @@ class PartitionOwner:
         logger.error("run_unfoldable", extra={"run_id": run.run_id}, exc_info=error)
         self._finish(run)
         if self.phase is not Phase.LEAVING:
-            self._quarantine(run.run_id, f"its history cannot be folded: {error!r}", run)
+            self._quarantine(run.run_id, why_unfoldable(error), run)
 
     def _quarantine(self, run_id: str, reason: str, run: LiveRun | None = None) -> None:
         reason = reason[:SHOWN]

@@ -6,12 +6,12 @@ Looks at the log as a new owner does, and owns nothing: no claim, no record. Blo
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from libs.events.blobs import Blobs
-from libs.events.log import Log, LogTruncated
+from libs.events.blobs import BlobLost, Blobs
+from libs.events.log import Log, LogError, LogTruncated
 from libs.events.sealing import Vault
 from libs.workflow.catalog import DefinitionMissing
 from libs.workflow.definition import Definition, DefinitionInvalid
-from services.executor.live import LiveRun, load_run
+from services.executor.live import LiveRun, load_run, why_unfoldable
 from services.executor.recovery import recover
 
 
@@ -47,8 +47,10 @@ def _problem(
         load_run(run, [], log, blobs, vault, partition, definition)
     except (DefinitionMissing, DefinitionInvalid):
         return None  # such a run is ended as failed, with the reason
-    except LogTruncated as error:
-        return str(error)
+    except (BlobLost, LogTruncated) as error:
+        return why_unfoldable(error)
+    except LogError:
+        raise  # cannot be asked at the moment, which says nothing about the run
     except Exception as error:  # a broken history may do anything to the fold
-        return f"its history cannot be folded: {error!r}"
+        return why_unfoldable(error)
     return None

@@ -174,7 +174,12 @@ def prefixed(kafka_server: servers.Kafka, kafka_prefix: str, monkeypatch: pytest
 
 @pytest.mark.kafka
 def test_from_a_folder_through_kafka_into_another_folder(
-    source: tuple[Path, str, str], cli: Cli, prefixed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: tuple[Path, str, str],
+    cli: Cli,
+    prefixed: None,
+    kafka_server: servers.Kafka,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, _, file_id = source
     assert cli("log", "export", "--yes", "--data", folder)[0] == 0
@@ -190,6 +195,12 @@ def test_from_a_folder_through_kafka_into_another_folder(
     with closing(open_archive(file)) as archive:
         assert found_file(archive, LogBlobs(archive), file_id) == CONTENT
     (there / "secret-key").write_bytes((folder / "secret-key").read_bytes())
+    with servers.fresh_topics(kafka_server.bootstrap) as prefix, monkeypatch.context() as other:
+        other.setenv("FLOWLEDGER_KAFKA", kafka_server.bootstrap)
+        other.setenv("FLOWLEDGER_TOPIC_PREFIX", prefix)
+        for skipped in (False, True):
+            exit_code, out, err = cli("log", "import", file, "--yes", "--json", "--data", tmp_path / "none")
+            assert (exit_code, json.loads(out)["skipped"] > 0) == (0, skipped), err
     exit_code, _, err = cli("run", "examples/hello.yml", "-i", "name=Ada", "--offline", "--data", there)
     assert exit_code == 0, err
 

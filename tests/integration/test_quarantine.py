@@ -64,6 +64,9 @@ def test_a_run_whose_value_is_gone_waits_for_its_release(tmp_path: Path, cli: Cl
     assert exit_code == 2
     assert "stays set aside" in err
     assert "cannot read blob" in err
+    for verb in ("show", "why", "history"):
+        exit_code, _, err = cli(verb, held.id)
+        assert (exit_code, "a large value of the run is not there any more" in err) == (2, True), err
     instance.stop()
     shutil.rmtree(tmp_path / "blobs", ignore_errors=True)
     shutil.move(tmp_path / "elsewhere", tmp_path / "blobs")
