@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import tempfile
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -30,7 +31,7 @@ from libs.events.sealing import Vault
 from libs.events.sqlite import SqliteLog
 from libs.workflow.catalog import Catalog
 from libs.workflow.outcome import Outcome, Succeeded
-from services.executor.executor import Executor
+from services.executor.executor import PATIENCE_S, Executor
 from services.executor.nodes.end import EndHandler
 from services.executor.nodes.port import Attempt, Handler
 from services.executor.nodes.start import StartHandler
@@ -141,10 +142,22 @@ async def raw(log: Log, writers: int, seconds: float) -> dict[str, object]:
             if future is not None:
                 future.set_result(None)
 
-    def hand_over(acks: list[Ack]) -> None:
-        loop.call_soon_threadsafe(acked, acks)
+    here = threading.get_ident()
 
-    appender = log.open_appender(hand_over)
+    def hand_over(acks: list[Ack]) -> None:
+        if threading.get_ident() == here:
+            acked(acks)
+        else:
+            loop.call_soon_threadsafe(acked, acks)
+
+    appender = log.open_appender(hand_over, collects=True)
+    collecting = False
+
+    def collect() -> None:
+        nonlocal collecting
+        collecting = False
+        appender.collect(PATIENCE_S)
+
     event = NodeSucceeded(node_id="n1", outputs={"output": "x" * 200}, inputs={"q": "y"})
     run_id = new_run_id(0, 1, 1)
     numbers = [0] * log.partitions
@@ -152,7 +165,7 @@ async def raw(log: Log, writers: int, seconds: float) -> dict[str, object]:
     until = time.perf_counter() + seconds
 
     async def writer(index: int) -> None:
-        nonlocal done
+        nonlocal done, collecting
         partition = index % log.partitions
         while time.perf_counter() < until:
             entries = []
@@ -172,6 +185,9 @@ async def raw(log: Log, writers: int, seconds: float) -> dict[str, object]:
                 )
             waiting[partition, numbers[partition]] = future = loop.create_future()
             appender.append(partition, entries)
+            if not collecting:
+                collecting = True
+                loop.call_soon(collect)
             await future
             done += 1
 
