@@ -37,6 +37,7 @@ ANSWERS = {
     ("post", "/v1/files/upload"): "201",
     ("post", "/api/files/upload"): "201",
     ("delete", "/v1/conversations/{conversation_id}"): "204",
+    ("delete", "/api/conversations/{conversation_id}"): "204",
 }
 """Of the others: 200."""
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000009"
