@@ -44,7 +44,10 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # uvicorn's way to say so: it would end the process with 3, which means "not found"
+            self.should_exit = True
         if not self.should_exit:
             print(self._ready, flush=True)  # noqa: T201  # the ready line is data
 
@@ -68,7 +71,7 @@ def main(host: str = "127.0.0.1", port: int = 5001) -> int:
     except PortTaken as error:
         return refuse(str(error), 2)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, settings.kafka, engine, listener, host))
     except LogError as error:
         return refuse(str(error), 7)
@@ -114,6 +117,8 @@ async def _serve(settings: Settings, kafka: str, engine: Engine, listener: socke
         server.should_exit = True
         asked.cancel()
         await serving
+        if not server.started:
+            raise LogError("the API could not start; the log lines before this one say why")
     finally:
         if registry is not None:
             registry.close()

@@ -19,7 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from flowledger.cli import run as command_line
 from flowledger.cli.exits import RUN_FAILED, UNREACHABLE, USAGE
 from flowledger.dev import start_embedded
+from libs.events.kafka import KafkaLog
 from libs.events.log import LogInUse
+from libs.events.registry import RegistryTail
 from libs.events.sqlite import SqliteLog
 from libs.serving import HealthServer, PortTaken, in_url, listen
 from libs.settings import Settings
@@ -78,6 +80,19 @@ def test_services_refuse_a_database_url_before_they_look_for_a_broker(typed: Typ
         said = typed(verb, "--port", "0", KAFKA="127.0.0.1:1", DATABASE_URL="flowledger")
         assert said.code == USAGE
         assert "FLOWLEDGER_DATABASE_URL: not a database URL" in said.err
+
+
+def test_an_api_whose_broker_leaves_at_its_start_says_that_it_could_not_start(
+    typed: Type, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(KafkaLog, "check_partitions", lambda _: None)
+    monkeypatch.setattr(RegistryTail, "__init__", lambda *_: None)
+    monkeypatch.setattr(RegistryTail, "close", lambda _: None)
+    monkeypatch.setattr(RegistryTail, "document", None, raising=False)
+    monkeypatch.setattr(KafkaLog, "topic_id", lambda *_: "t")
+    said = typed("api", "--port", "0", KAFKA="127.0.0.1:1", DATABASE_URL=f"sqlite:///{tmp_path}/tables.db")
+    assert (said.code, said.out) == (UNREACHABLE, "")
+    assert "could not start" in said.err
 
 
 def test_a_data_folder_that_cannot_be_one_is_named_at_once(typed: Type, tmp_path: Path) -> None:
