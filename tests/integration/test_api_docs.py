@@ -23,6 +23,7 @@ REFUSED = {
     ("POST", "/v1/text-to-audio"),
     ("POST", "/v1/completion-messages"),
     ("POST", "/console/api/apps/{app_id}/convert-to-workflow"),
+    ("POST", "/console/api/apps/{app_id}/workflows/draft/human-input/nodes/{node_id}/delivery-test"),
 }
 """What no app here can do, and what only a damaged run needs: the examples show the refusal."""
 

@@ -109,3 +109,11 @@ def test_a_single_run_of_a_node_that_asks_is_answered_as_paused(api: Api) -> Non
     body = {"inputs": {"draft.output": "a draft"}}
     execution = _post(api, f"{path}/workflows/draft/nodes/ask/run", body).json()
     assert (execution["status"], execution["node_id"]) == ("paused", "ask")
+
+
+def test_nothing_is_delivered(api: Api) -> None:
+    path = f"{_draft(api)}/workflows/draft/human-input/nodes/ask/delivery-test"
+    for body in ({"delivery_method_id": "mail", "inputs": {}}, {"delivery_method_id": ""}):
+        answer = _post(api, path, body)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_param")
+        assert answer.json()["params"] == "delivery_method_id"

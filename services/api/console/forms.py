@@ -20,6 +20,7 @@ from services.api.access import ADMIN_ID, Principal
 from services.api.bodies import Body
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE
+from services.api.console.asked import text
 from services.api.console.draft_runs import SINGLE_STEP, wanted_part
 from services.api.console.session import CHAT_PREFIX, Account, App
 from services.api.console.variables import kept_variables
@@ -64,6 +65,19 @@ def form_routes(parts: Parts) -> APIRouter:
     async def submit_form(request: Request, form_token: str, principal: Account) -> Response:
         body = await read_json(request, min(MAX_BYTES, parts.limits.max_body_bytes))
         return await submitted(parts, form_token, principal, body, ADMIN_ID)
+
+    @router.post(
+        "/apps/{app_id}/workflows/draft/human-input/nodes/{node_id}/delivery-test",
+        summary="Try how a form is delivered: forms are not delivered here",
+        responses=schemas.errors(400, 401, 403, 404, 413, 415, 503),
+        openapi_extra=CONSOLE | json_body(shapes.DeliveryTestBody),
+    )
+    async def try_delivery(app: App, node_id: str, body: Body) -> Response:
+        text(body, "delivery_method_id")
+        raise invalid_param(
+            f'node "{node_id[:64]}" delivers nothing: whoever has the token of its form answers it',
+            "delivery_method_id",
+        )
 
     for prefix in ("", CHAT_PREFIX):
         _drafts(router, parts, _DRAFT % prefix)

@@ -373,6 +373,11 @@ class Trigger(_Shape):
     last_due_at: str | None = Field(description="Of a schedule: its newest instant that is over")
 
 
+class DeliveryTestBody(_Shape):
+    delivery_method_id: str = Field(min_length=1)
+    inputs: Values | None = None
+
+
 class TriggerEnableBody(_Shape):
     trigger_id: str = Field(min_length=1)
     enable_trigger: bool
