@@ -4,6 +4,7 @@ PYTHON ?= python3
 PORT ?= 5001
 DATA ?= .flowledger
 ARGS ?=
+WORKERS ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -36,8 +37,8 @@ setup: $(TESTING)  ## everything for development
 run: $(RUNTIME)  ## import and run the sample offline, keep serving; PORT= and DATA= override
 	@exec $(BIN)/flowledger dev examples/hello.yml --run --offline --port $(PORT) --data $(DATA)
 
-test: $(TESTING)  ## the suite, with a real broker and database where they can be had; ARGS= goes to pytest
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(TESTING)  ## the suite, with a real broker and database where they can be had; ARGS= goes to pytest; WORKERS=2: two at a time
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(TESTING)  ## style, types, import rules; changes nothing
 	$(BIN)/ruff check .

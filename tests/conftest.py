@@ -4,6 +4,7 @@ Without a broker or a database the tests that need one are skipped and say how t
 because a suite that silently tests less is worse than a red one.
 """
 
+import contextlib
 import os
 from collections.abc import Generator, Iterator
 from typing import NoReturn
@@ -35,6 +36,28 @@ def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, py
     if call.excinfo is not None and isinstance(call.excinfo.value, _NoServer):
         report.longrepr = ("tests/conftest.py", 0, f"Skipped: {call.excinfo.value}")
     return report
+
+
+_for_workers: list[servers.Kafka | servers.Postgres] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """With several workers: start the servers here, once, and hand them over through the environment.
+
+    What cannot be had is left to the workers, whose tests say how to get it.
+    """
+    with contextlib.suppress(servers.Unavailable):
+        _for_workers.append(kafka := servers.open_kafka())
+        os.environ["FLOWLEDGER_TEST_KAFKA"] = kafka.bootstrap
+    with contextlib.suppress(servers.Unavailable):
+        _for_workers.append(postgres := servers.open_postgres())
+        os.environ["FLOWLEDGER_TEST_POSTGRES"] = postgres.url
+
+
+def pytest_unconfigure() -> None:
+    while _for_workers:
+        _for_workers.pop().close()
 
 
 @pytest.fixture(scope="session")
