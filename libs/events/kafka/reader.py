@@ -59,23 +59,31 @@ class Readers:
         self, consumer: Consumer, what: str, topic: Topic, partition: int, timeout_s: float = _REQUEST_TIMEOUT_S
     ) -> tuple[int, int]:
         place = TopicPartition(topic_name(self._prefix, topic), partition)
-        answer = self._ask(what, timeout_s, lambda left: consumer.get_watermark_offsets(place, left, cached=False))
+
+        def question(left: float) -> tuple[int, int] | None:
+            return consumer.get_watermark_offsets(place, left, cached=False)
+
+        answer = self._ask(what, consumer, place.topic, timeout_s, question)
         if answer is None:
             raise LogError(f"{what}: no answer from Kafka at {self._bootstrap}. Start the broker or try again")
         low, high = answer
         return low, high
 
-    def _ask(self, what: str, timeout_s: float, question: Callable[[float], T]) -> T:
+    def _ask(self, what: str, consumer: Consumer, name: str, timeout_s: float, question: Callable[[float], T]) -> T:
         """The answer; a cluster that is electing leaders is asked again until the time is over."""
         deadline = time.monotonic() + timeout_s
         while True:
             try:
                 return question(max(0.1, deadline - time.monotonic()))
             except KafkaException as error:
-                # A broker that comes back answers for a moment as if it had no such partition.
-                passing = heals(error.args[0]) or error.args[0].code() == KafkaError._UNKNOWN_PARTITION  # noqa: SLF001
-                if not passing or time.monotonic() + _ASK_AGAIN_S > deadline:
+                unknown = error.args[0].code() == KafkaError._UNKNOWN_PARTITION  # noqa: SLF001 (the client's own name)
+                if not (unknown or heals(error.args[0])) or time.monotonic() + _ASK_AGAIN_S > deadline:
                     raise failure(error, what, self._bootstrap) from error
+                if unknown:
+                    # A broker that comes back may answer for a moment as if it had no such partition, and the client
+                    # would believe that for minutes.
+                    with suppress(KafkaException):
+                        consumer.list_topics(name, max(0.1, deadline - time.monotonic()))
             time.sleep(_ASK_AGAIN_S)  # there is nothing to be told by; leaders change within milliseconds
 
     def offset_at(self, topic: Topic, partition: int, timestamp_ms: int) -> int:
@@ -89,7 +97,7 @@ class Readers:
             return found.offset
 
         with self._consumer() as consumer:
-            offset = self._ask(what, _REQUEST_TIMEOUT_S, question)
+            offset = self._ask(what, consumer, place.topic, _REQUEST_TIMEOUT_S, question)
             return offset if offset >= 0 else self._bounds(consumer, what, topic, partition)[1]
 
     def read(self, topic: Topic, partition: int, start: int, stop: int | None, batch: int) -> Iterator[list[Record]]:
