@@ -111,6 +111,7 @@ async def steps(log: Log, folder: Path, runs: int, seconds: float) -> dict[str, 
         {p: log.bounds(Topic.EVENTS, p)[1] for p in range(log.partitions)},
         seen,
         lambda error: None,
+        prompt=True,  # as the API's
     )
     begin = time.perf_counter()
     cpu = time.process_time()

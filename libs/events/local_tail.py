@@ -175,9 +175,10 @@ class LocalTail:
                 if self._closed:
                     return
             # Not on the condition: what comes meanwhile needs no wake-up, and close() waits a millisecond at most.
-            if (pause_s := self._pause_s()) > 0:
+            if (pause_s := self._pause_s()) > 0:  # the writer was here meanwhile
                 time.sleep(pause_s)
             self.turn()
+            time.sleep(PACE_S)
 
     def _ready(self) -> bool:
         return any(
