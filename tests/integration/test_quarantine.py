@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from flowledger import Client
@@ -43,6 +44,12 @@ def _embedded(folder: Path) -> Embedded:
     return start_embedded(folder, "127.0.0.1", 0, Settings(models="offline", data=folder))
 
 
+def _refusal(instance: Embedded, run_id: str, verb: str, **body: str) -> tuple[int, str]:
+    headers = {"Authorization": f"Bearer {instance.admin_token}"}
+    answer = httpx.post(f"{instance.url}/v1/runs/{run_id}/{verb}", json=body, headers=headers, timeout=20)
+    return answer.status_code, answer.json()["code"]
+
+
 def _listed(cli: Cli) -> list[dict[str, Any]]:
     _, out, _ = cli("quarantine", "list", "--json")
     return [json.loads(line) for line in out.splitlines()]
@@ -53,6 +60,9 @@ def test_a_run_whose_value_is_gone_waits_for_its_release(tmp_path: Path, cli: Cl
     with Client(instance.url, instance.admin_token) as client:
         held = client.start(client.import_document(FLOW)["app_id"], {"q": "1"}, pins=PINS)
         next(event for event in held.events() if event.event == "node_started" and event.data["node_id"] == "slow")
+        assert _refusal(instance, held.id, "release") == (409, "not_set_aside")
+        assert _refusal(instance, held.id, "resume") == (409, "not_paused")
+        assert _refusal(instance, held.id, "resume", action="ok") == (409, "not_paused")
     instance.stop()
     assert _listed(cli) == []
     shutil.move(tmp_path / "blobs", tmp_path / "elsewhere")
@@ -60,6 +70,7 @@ def test_a_run_whose_value_is_gone_waits_for_its_release(tmp_path: Path, cli: Cl
     assert (would_be["run_id"], would_be["recorded"], would_be["foldable"]) == (held.id, False, False)
     instance = _embedded(tmp_path)
     until(lambda: [one["recorded"] for one in _listed(cli)] == [True])
+    assert _refusal(instance, held.id, "release") == (409, "unfoldable")
     exit_code, _, err = cli("quarantine", "release", held.id)
     assert exit_code == 2
     assert "stays set aside" in err

@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 RAISED = re.compile(r"ApiError\(\s*(\d{3}),\s*\"([a-z_]+)\"")
+CONFLICT = re.compile(r"\b_conflict\(\s*\"([a-z_]+)\"")
 NEVER = {
     "archive_storage_not_configured": "every run is in the log: nothing is archived elsewhere",
     "completion_request_error": "a model's failure is its node's failure, in the record of the run",
@@ -27,13 +28,14 @@ def read(folder: str) -> str:
 
 API = read("services/api")
 TESTS = read("tests")
+ERRORS = {*RAISED.findall(API), *(("409", code) for code in CONFLICT.findall(API))}
 
 
 def test_there_are_errors_to_look_for() -> None:
-    assert len(set(RAISED.findall(API))) > 35
+    assert len(ERRORS) > 40
 
 
-@pytest.mark.parametrize(("status", "code"), sorted(set(RAISED.findall(API))))
+@pytest.mark.parametrize(("status", "code"), sorted(ERRORS))
 def test_an_error_is_asked_for_by_a_test(status: str, code: str) -> None:
     assert re.search(rf'\b{status}, "{code}"', TESTS), f"no test expects ({status}, {code!r})"
 
