@@ -5,8 +5,10 @@ because a suite that silently tests less is worse than a red one.
 """
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import hypothesis
@@ -53,6 +55,25 @@ def pytest_xdist_setupnodes() -> None:
     with contextlib.suppress(servers.Unavailable):
         _for_workers.append(postgres := servers.open_postgres())
         os.environ["FLOWLEDGER_TEST_POSTGRES"] = postgres.url
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of the time limit of a test: waiting is not its fault
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    if "PYTEST_XDIST_WORKER" not in os.environ or item.config.cache is None:
+        return (yield)
+    alone = "e2e" in item.path.parts or item.get_closest_marker("alone") is not None
+    with _among_workers(item.config.cache.mkdir("workers"), alone=alone):
+        return (yield)
+
+
+@contextlib.contextmanager
+def _among_workers(place: Path, *, alone: bool) -> Iterator[None]:
+    """A test that measures time or fills the machine runs while no other worker's test does."""
+    with (place / "gate").open("w") as gate, (place / "room").open("w") as room:
+        fcntl.flock(gate, fcntl.LOCK_EX)  # who waits for the room keeps others from coming in
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
 
 
 def pytest_unconfigure() -> None:

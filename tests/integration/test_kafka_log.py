@@ -24,7 +24,7 @@ from libs.events.topics import create_topics
 from libs.events.validity import Validity
 from tests import servers
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.alone]
 
 PATIENCE_S = 30.0
 Headers = list[tuple[str, str | bytes | None]]

@@ -33,7 +33,10 @@ NESTED = "FLOWLEDGER_TEST_NESTED"
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="containment is a part of Linux")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="containment is a part of Linux"),
+    pytest.mark.alone,
+]
 
 
 class Loop:

@@ -13,6 +13,8 @@ from benchmarks.engine import document, run_once
 from libs.workflow.definition import Definition, compile_document
 from tests.calls import calls_of
 
+pytestmark = pytest.mark.alone
+
 GROWTH = 1.2
 """A node in a large graph may cost this much of a node in a graph of ten."""
 

@@ -10,6 +10,8 @@ from libs.workflow.definition import compile_document
 from libs.workflow.state import Key
 from tests.calls import calls_of
 
+pytestmark = pytest.mark.alone
+
 GROWTH = 1.2
 """A round among many may cost this much of a round among 100."""
 
