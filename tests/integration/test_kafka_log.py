@@ -15,6 +15,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
+import libs.events.kafka as kafka_module
 from libs.events.codec import encode_event, stamp_of
 from libs.events.kafka import KafkaLog
 from libs.events.kafka.appender import KafkaAppender
@@ -405,3 +406,23 @@ def test_a_member_that_leaves_hands_over_at_once(
     assert mine.wait_for(4) < 2
     assert others.partitions == set()
     second.close()
+
+
+def test_a_client_that_failed_to_describe_a_topic_is_not_asked_again(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may wait for a controller that it will never see."""
+    asked: list[object] = []
+    real = kafka_module.describe_topic
+
+    def stuck(admin: AdminClient, name: str, bootstrap: str, timeout_s: float) -> object:
+        asked.append(admin)
+        if admin is asked[0]:
+            raise LogError("Failed while waiting for controller")
+        return real(admin, name, bootstrap, timeout_s)
+
+    monkeypatch.setattr(kafka_module, "describe_topic", stuck)
+    with pytest.raises(LogError, match="controller"):
+        log.topic_id(Topic.EVENTS)
+    assert log.topic_id(Topic.EVENTS) == log.topic_id(Topic.EVENTS)
+    assert len(set(map(id, asked))) == 2

@@ -59,8 +59,14 @@ class KafkaLog:
             if self._admin is None:
                 self._admin = open_admin(self._bootstrap, self._options)
             admin = self._admin
-        name = topic_name(self._prefix, topic)
-        return describe_topic(admin, name, self._bootstrap, _ADMIN_TIMEOUT_S)
+        try:
+            return describe_topic(admin, topic_name(self._prefix, topic), self._bootstrap, _ADMIN_TIMEOUT_S)
+        except LogError:
+            # A client that met a cluster without a controller may wait for one for ever: the next call makes another.
+            with self._lock:
+                if self._admin is admin:
+                    self._admin = None
+            raise
 
     def check_partitions(self) -> None:
         """That the topics have the partitions of the settings. Raises LogError.
