@@ -553,6 +553,9 @@ def test_of_two_editors_at_two_replicas_one_wins_and_the_other_is_told(
     app_id = make_app(console)
     hashed = save(console, app_id).json()["hash"]
     replicas = [Server(log, now_us=clock) for _ in range(2)]
+    for server in replicas:  # the first request makes an application's routes, and two of one process not at once
+        path = f"{server.url}/console/api/apps/{app_id}/workflows/draft"
+        assert httpx.get(path, headers=server.admin(), trust_env=False, timeout=20).status_code == 200
     statuses: list[int] = []
     together = threading.Barrier(8)
 
