@@ -14,8 +14,10 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic_core import from_json
 
 from libs.events.blobs import BlobRef, Blobs
 from libs.events.ids import created_at_us, new_run_id, partition_of
@@ -169,10 +171,13 @@ def moved_files(log: Log) -> dict[int, tuple[int, int]]:
     topic_id = log.topic_id(Topic.BLOBS)
     for batch in log.read(Topic.INDEX, 0, *log.bounds(Topic.INDEX, 0)):
         for record in batch:
-            if (record.key or b"").startswith(_MOVED):
-                value = json.loads(record.value or b"{}")
-                if value.get("topic_id") == topic_id:
-                    found[int((record.key or b"").removeprefix(_MOVED))] = value["first"], value["end"]
+            key = record.key or b""
+            if not key.startswith(_MOVED):
+                continue
+            with suppress(ValueError, TypeError, KeyError, AttributeError):  # no record of ours
+                value = from_json(record.value or b"", allow_inf_nan=False)
+                if value["topic_id"] == topic_id:
+                    found[int(key.removeprefix(_MOVED))] = int(value["first"]), int(value["end"])
     return found
 
 

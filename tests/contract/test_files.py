@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from libs.events.blobs import Blobs, FolderBlobs, LogBlobs
-from libs.events.files import Files, extension_of
+from libs.events.files import Files, extension_of, move_in
 from libs.events.ids import created_at_us, new_run_id, partition_of
 from libs.events.log import Entry, Log, Topic
 from tests.contract.conftest import PARTITIONS
@@ -70,6 +70,29 @@ def test_an_id_that_names_no_file_is_not_found(log: Log) -> None:
         new_run_id(PARTITIONS, at_us, 1),
     ):
         assert files_of(log).find(unknown) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"files-2", b"\xff"),
+        (b"files-2", b""),
+        (b"files-2", b"[" * 100_000),
+        (b"files-2", b"[]"),
+        (b"files-2", b'"topic_id"'),
+        (b"files-2", b'{"topic_id": "@"}'),
+        (b"files-2", b'{"topic_id": "@", "first": null, "end": 1}'),
+        (b"files-\xd9", b'{"topic_id": "@", "first": 0, "end": 1}'),
+    ],
+)
+def test_a_foreign_record_of_moved_files_hides_none_of_ours(log: Log, key: bytes, value: bytes) -> None:
+    made = files_of(log).store(b"x", app_id="a", owner="u", name="a.txt", mime_type="text/plain")
+    moved = made.model_copy(update={"file_id": new_run_id(2, 1_000_000, 7)})
+    move_in(log, 2, [moved])
+    named = value.replace(b"@", log.topic_id(Topic.BLOBS).encode())
+    log.send(Topic.INDEX, 0, Entry(key, named)).result(PATIENCE_S)
+    found = files_of(log).find(moved.file_id)
+    assert found == moved
 
 
 def test_bytes_in_a_folder_and_what_is_known_of_them_in_the_log(log: Log, tmp_path: Path) -> None:
