@@ -4,6 +4,7 @@ Pure: `fact_of` makes the one fact from what a handler, a container or a person 
 """
 
 from dataclasses import replace
+from typing import Any
 
 from libs.events.ids import execution_id
 from libs.events.model import FormOpened, NodeExcepted, NodeFailed, NodeRetryScheduled, NodeSucceeded
@@ -70,19 +71,19 @@ def _failure(
     node: Node, execution: Execution, failed: Failed, elapsed_s: float, now_us: int
 ) -> NodeRetryScheduled | NodeExcepted | NodeFailed:
     """What a failed attempt leads to: another attempt, the node's error strategy, or a failed node."""
+    told: dict[str, Any] = {
+        "node_id": node.id,
+        "path": execution.path,
+        "attempt": execution.attempt,
+        "inputs": failed.inputs,
+        "process_data": failed.process_data,
+        "elapsed_s": elapsed_s,
+        "error_type": failed.error_type,
+    }
     if node.retry is not None and execution.attempt <= node.retry.max_retries:
+        due_us = now_us + node.retry.interval_ms * 1000
         return NodeRetryScheduled(
-            node_id=node.id,
-            path=execution.path,
-            attempt=execution.attempt,
-            inputs=failed.inputs,
-            process_data=failed.process_data,
-            outputs=failed.outputs,
-            metadata=failed.metadata,
-            elapsed_s=elapsed_s,
-            error=failed.error,
-            error_type=failed.error_type,
-            due_us=now_us + node.retry.interval_ms * 1000,
+            **told, outputs=failed.outputs, metadata=failed.metadata, error=failed.error, due_us=due_us
         )
     if node.strategy is not None:
         handle = FAIL_HANDLE if node.strategy == "fail-branch" else None
@@ -91,29 +92,12 @@ def _failure(
             details: Values = {"error_message": failed.error, "error_type": failed.error_type}
             defaults = dict(node.defaults) if node.strategy == "default-value" else {}
             return NodeExcepted(
-                node_id=node.id,
-                path=execution.path,
-                attempt=execution.attempt,
-                inputs=failed.inputs,
-                process_data=failed.process_data,
+                **told,
                 outputs=defaults | details,
                 metadata=(failed.metadata or {}) | {"error_strategy": node.strategy},
-                elapsed_s=elapsed_s,
                 error=failed.error,
-                error_type=failed.error_type,
                 strategy=node.strategy,
                 handle=handle,
             )
         failed = replace(failed, error=f"{failed.error} (Branch node {node.id} completed without selecting a branch)")
-    return NodeFailed(
-        node_id=node.id,
-        path=execution.path,
-        attempt=execution.attempt,
-        inputs=failed.inputs,
-        process_data=failed.process_data,
-        outputs=failed.outputs,
-        metadata=failed.metadata,
-        elapsed_s=elapsed_s,
-        error=failed.error,
-        error_type=failed.error_type,
-    )
+    return NodeFailed(**told, outputs=failed.outputs, metadata=failed.metadata, error=failed.error)
