@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeGuard
 
@@ -132,20 +132,19 @@ class FolderBlobs:
 
     def get(self, ref: JsonValue) -> bytes:
         digest, size, _ = parse_ref(ref)
-        try:
-            data = self._path(digest).read_bytes()
-        except FileNotFoundError as error:
-            raise BlobLost(f"cannot read blob {digest} in {self._folder}: it is not there") from error
-        except OSError as error:
-            raise BlobError(f"cannot read blob {digest} in {self._folder}: {error.strerror}") from error
-        return checked(data, digest, size)
+        with self._reading(digest) as path:
+            return checked(path.read_bytes(), digest, size)
 
     def pieces(self, ref: JsonValue, start: int = 0) -> Iterator[bytes]:
         digest, size, _ = parse_ref(ref)
+        with self._reading(digest) as path, path.open("rb") as file:
+            file.seek(start)
+            yield from measured(iter(lambda: file.read(PIECE_BYTES), b""), digest, size, start)
+
+    @contextmanager
+    def _reading(self, digest: str) -> Iterator[Path]:
         try:
-            with open(self._path(digest), "rb") as file:
-                file.seek(start)
-                yield from measured(iter(lambda: file.read(PIECE_BYTES), b""), digest, size, start)
+            yield self._path(digest)
         except FileNotFoundError as error:
             raise BlobLost(f"cannot read blob {digest} in {self._folder}: it is not there") from error
         except OSError as error:
