@@ -4,10 +4,9 @@ It is the file of an embedded log in which large values and uploaded files stand
 beside it. It is written by `libs.events.transfer`, and renamed to its name when it is whole.
 """
 
-import time
 from pathlib import Path
 
-from libs.events.local import LocalLog
+from libs.events.local import LocalLog, wall_ms
 from libs.events.log import LogError
 from libs.events.sqlite import SqliteLog, SqliteStore
 
@@ -20,7 +19,7 @@ def open_archive(path: Path) -> LocalLog:
     if not path.is_file():
         raise LogError(f"{path} is no file. Make one: flowledger log export -o FILE")
     try:
-        return LocalLog(SqliteStore(path, 1, read_only=True), now_ms=_now_ms, writable=False)
+        return LocalLog(SqliteStore(path, 1, read_only=True), now_ms=wall_ms, writable=False)
     except KeyError as error:
         raise LogError(f"{path} holds no log. Make one: flowledger log export -o FILE") from error
 
@@ -32,7 +31,7 @@ def partial(path: Path) -> Path:
 
 def make_archive(path: Path, partitions: int) -> LocalLog:
     """For writing; what was begun there goes on. Raises LogError."""
-    return LocalLog(SqliteStore(path, partitions, read_only=False), now_ms=_now_ms, writable=True)
+    return LocalLog(SqliteStore(path, partitions, read_only=False), now_ms=wall_ms, writable=True)
 
 
 def partitions_of(folder: Path) -> int:
@@ -48,7 +47,3 @@ def partitions_of(folder: Path) -> int:
 def import_under_way(folder: Path) -> bool:
     """Whether an import into the folder has begun and not ended."""
     return (folder / IMPORTING).exists() and not (folder / "log.db").exists()
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

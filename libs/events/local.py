@@ -3,9 +3,8 @@
 Promises what `libs.events.log` promises. All appends that wait when the writer is free go into one commit; those that
 arrive during a commit go into the next. Acknowledgements leave after the commit, on the writer's thread. The writer is
 whoever holds the lock `_writing`: a thread of its own, or the caller of `LocalAppender.collect`, who spares two changes
-of threads as long as the disk is quick. A tail has
-its own thread and a bounded window of what was just written, so a slow consumer blocks nobody: what does not fit into
-its window it reads from the store later.
+of threads as long as the disk is quick. A tail has its own thread and a bounded window of what was just written, so a
+slow consumer blocks nobody: what does not fit into its window it reads from the store later.
 
 Chunks are never stored: they get offsets for as long as the process lives and reach only live tails.
 
@@ -32,6 +31,10 @@ WAITING_LIMIT = 200_000
 
 POLL_S = 0.05
 """How often a read-only log looks for records that another process wrote."""
+
+
+def wall_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 class LocalLog:

@@ -12,11 +12,10 @@ Not for production: what it holds ends with the process.
 """
 
 import threading
-import time
 import uuid
 from collections.abc import Callable
 
-from libs.events.local import LocalLog
+from libs.events.local import LocalLog, wall_ms
 from libs.events.local_store import Batch
 from libs.events.log import LogError, Record, Topic
 
@@ -73,15 +72,11 @@ class MemoryStore:
         """Nothing to give back."""
 
 
-def _wall_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class MemoryLog(LocalLog):
     """See the module docstring. `land`, `lose` and `deliver` are for `threads=False`."""
 
     def __init__(
-        self, store: MemoryStore | None = None, *, threads: bool = True, now_ms: Callable[[], int] = _wall_ms
+        self, store: MemoryStore | None = None, *, threads: bool = True, now_ms: Callable[[], int] = wall_ms
     ) -> None:
         super().__init__(store or MemoryStore(), now_ms=now_ms, threads=threads)
         self._held: list[Batch] = []

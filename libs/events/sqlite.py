@@ -18,14 +18,13 @@ import fcntl
 import os
 import sqlite3
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from libs.events.local import LocalLog
+from libs.events.local import LocalLog, wall_ms
 from libs.events.local_store import EPHEMERAL, Batch
 from libs.events.log import LogError, LogInUse, Record, Topic
 
@@ -51,7 +50,7 @@ class SqliteLog(LocalLog):
         except LogError:
             _unlock(self._lock_file)
             raise
-        super().__init__(store, now_ms=lambda: time.time_ns() // 1_000_000, writable=not read_only)
+        super().__init__(store, now_ms=wall_ms, writable=not read_only)
 
     def close(self) -> None:
         super().close()
