@@ -106,6 +106,13 @@ def is_file(value: JsonValue) -> bool:
     return isinstance(value, dict) and value.get("dify_model_identity") == FILE_IDENTITY
 
 
+def files_in(value: JsonValue) -> list[dict[str, JsonValue]]:
+    """The file values that a value is, or is a list of."""
+    return [
+        each for each in (value if isinstance(value, list) else [value]) if isinstance(each, dict) and is_file(each)
+    ]
+
+
 def file_attribute(file: Mapping[str, JsonValue], attribute: str) -> JsonValue:
     """An attribute of a file value. Raises KeyError for a name outside FILE_ATTRIBUTES."""
     field = _FILE_FIELDS[attribute]

@@ -44,7 +44,7 @@ from libs.events.model import (
 )
 from libs.workflow.state import round_path, rounds_of
 from services.api.asked import Asked, AskedForm
-from services.api.from_models import TYPE, FromModels, files_in
+from services.api.from_models import TYPE, FromModels, files_of
 from services.api.shortening import shortened
 from services.api.usage import Usage
 
@@ -476,7 +476,7 @@ class FrameMaker:
         end |= {
             "id": end["message_id"],
             "metadata": self.metadata(),
-            "files": self._from_models.files_with(files_in(event.outputs)),
+            "files": self._from_models.files_with(files_of(event.outputs)),
         }
         return [*bodies, end, finished]
 
@@ -500,7 +500,7 @@ class FrameMaker:
             "created_at": self.accepted_us // 1_000_000,
             "finished_at": at_us // 1_000_000,
             "exceptions_count": event.exceptions_count,
-            "files": files_in(event.outputs),
+            "files": files_of(event.outputs),
         }
 
     def _node_common(self, path: str, node: _Node) -> Json:
@@ -542,7 +542,7 @@ class FrameMaker:
             "elapsed_time": event.elapsed_s,
             "execution_metadata": metadata or None,
             "finished_at": at_us // 1_000_000,
-            "files": files_in(event.outputs or {}),
+            "files": files_of(event.outputs or {}),
         }
 
     def _container(self, node: _Node, at_us: int) -> Json:

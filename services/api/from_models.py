@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
-from libs.workflow.segments import file_attribute, is_file
+from libs.workflow.segments import file_attribute, files_in
 
 Json = dict[str, Any]
 
@@ -26,7 +26,7 @@ class FromModels:
         self.resources: list[Json] = []
 
     def take(self, outputs: Mapping[str, Any] | None, process_data: Mapping[str, Any] | None) -> None:
-        self.files += files_in(outputs or {})
+        self.files += files_of(outputs or {})
         reported = (process_data or {}).get("retriever_resources")
         known = {_document(each) for each in self.resources}
         for each in reported if isinstance(reported, list) else ():
@@ -43,12 +43,9 @@ class FromModels:
         return list(found.values())
 
 
-def files_in(outputs: Mapping[str, JsonValue]) -> list[JsonValue]:
+def files_of(outputs: Mapping[str, JsonValue]) -> list[JsonValue]:
     """The file objects among the values of `outputs`, and in lists there."""
-    found: list[JsonValue] = []
-    for value in outputs.values():
-        found += [each for each in (value if isinstance(value, list) else [value]) if is_file(each)]
-    return found
+    return [file for value in outputs.values() for file in files_in(value)]
 
 
 def _document(resource: Mapping[str, Any]) -> tuple[Any, Any] | None:

@@ -20,7 +20,6 @@ from libs.workflow.pool import Pool, as_text
 from services.executor.files import FileStore
 from services.executor.lenient_json import first_object
 from services.executor.models import Function, ModelError, ModelRequest, Models
-from services.executor.models.context import tokens_of
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.model_answer import ModelAnswer, recorded
 from services.executor.nodes.port import Attempt, Handler
@@ -110,8 +109,7 @@ class ParameterExtractorHandler(Handler):
         schema = schema_of(config.parameters)
         by_function = config.reasoning_mode == "function_call" and not extra.completion
         alone = _prompt(schema, instruction, "", query, by_function=by_function)
-        room = extra.room - sum(tokens_of(text) for _, text in alone)
-        told = await told_history(attempt, config.memory, self._history, room=room)
+        told = await told_history(attempt, config.memory, self._history, extra, alone)
         prompt = _prompt(schema, instruction, told, query, by_function=by_function)
         return ModelRequest(
             model=config.model.name,

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from libs.workflow.configs.models import Context
 from libs.workflow.outcome import Values
 from libs.workflow.pool import Pool
-from libs.workflow.segments import is_file
+from libs.workflow.segments import files_in
 
 File = Mapping[str, JsonValue]
 
@@ -74,13 +74,6 @@ def context_of(context: Context, pool: Pool) -> ContextFound:
             if isinstance(metadata, dict) and metadata.get("_source") == "knowledge":
                 sources.append(_citation(item, metadata))
     return ContextFound("\n".join(lines).strip(), tuple(files), tuple(sources))
-
-
-def files_in(value: JsonValue) -> list[File]:
-    """The files that a value is, or is a list of."""
-    return [
-        each for each in (value if isinstance(value, list) else [value]) if isinstance(each, dict) and is_file(each)
-    ]
 
 
 def _citation(item: Mapping[str, JsonValue], metadata: Mapping[str, JsonValue]) -> Values:

@@ -25,12 +25,12 @@ from libs.workflow.configs.models import (
 )
 from libs.workflow.outcome import Values
 from libs.workflow.pool import Pool
-from libs.workflow.segments import as_text, for_display
-from services.executor.models.context import room_tokens, tokens_in
+from libs.workflow.segments import as_text, files_in, for_display
+from services.executor.models.context import room_tokens, tokens_in, tokens_of
 from services.executor.models.port import Media, Message
 from services.executor.nodes.memory import fitting
 from services.executor.nodes.port import Attempt
-from services.executor.nodes.prompt_context import PromptError, context_of, files_in
+from services.executor.nodes.prompt_context import PromptError, context_of
 from services.executor.nodes.prompt_files import KINDS, FileUnavailable, PromptFiles
 
 Role = Literal["system", "user", "assistant"]
@@ -191,14 +191,17 @@ async def finished(texts: Sequence[tuple[Role, str]], extra: Extras, files: Prom
     return tuple(_with_media(messages, await _media(extra.vision, files, extra.detail)))
 
 
-async def told_history(attempt: Attempt, memory: Memory | None, history: History | None, *, room: int) -> str:
+async def told_history(
+    attempt: Attempt, memory: Memory | None, history: History | None, extra: Extras, beside: Sequence[tuple[Role, str]]
+) -> str:
     """The conversation so far as text, a line per message; empty outside of chatflows and without memory.
 
-    `room`: tokens that it may fill.
+    It fills what `beside`, the texts of the prompt without it, leave of the room for the whole.
     """
     if memory is None or history is None or attempt.definition.mode != "advanced-chat":
         return ""
     past = await history.recent(attempt, memory.window.size if memory.window.enabled else None)
+    room = extra.room - sum(tokens_of(text) for _, text in beside)
     return _told(fitting(past, room), memory)
 
 

@@ -18,7 +18,6 @@ from libs.workflow.pool import as_text
 from services.executor.files import FileStore
 from services.executor.lenient_json import first_object, parse_leniently
 from services.executor.models import ModelError, ModelRequest, Models
-from services.executor.models.context import tokens_of
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.model_answer import ModelAnswer, recorded
 from services.executor.nodes.port import Attempt, Handler
@@ -79,8 +78,8 @@ class QuestionClassifierHandler(Handler):
                 raise PromptError("ModelNotExistError", "the node names no model; choose one in `model.name`")
             context = self._models.context_tokens(config.model.provider, config.model.name)
             extra = extras(config, pool, context_tokens=context)
-            room = extra.room - sum(tokens_of(text) for _, text in _prompt(classes, instruction, "", query))
-            told = await told_history(attempt, config.memory, self._history, room=room)
+            alone = _prompt(classes, instruction, "", query)
+            told = await told_history(attempt, config.memory, self._history, extra, alone)
             files = prompt_files(attempt, config.model, self._models, self._files, self._http)
             messages = await finished(_prompt(classes, instruction, told, query), extra, files)
             record |= recorded(messages, files, masked)
