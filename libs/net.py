@@ -12,7 +12,7 @@ import asyncio
 import ssl
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -78,6 +78,10 @@ _HARMLESS: Final = frozenset(
         "user-agent",
     }
 )
+
+
+class TooLarge(Exception):
+    """A body is larger than its reader takes."""
 
 
 class AddressRefused(httpx.RequestError):
@@ -209,6 +213,17 @@ async def decoded(response: httpx.Response) -> AsyncGenerator[bytes, None]:
                     waiting, unpack = unpack.unused_data, zlib.decompressobj(zlib.MAX_WBITS | 32)
     except zlib.error as error:
         raise httpx.DecodingError(f"the response is not valid {coding}: {error}", request=response.request) from error
+
+
+async def read_at_most(response: httpx.Response, limit_bytes: int) -> bytes:
+    """The whole body, `decoded`. Raises TooLarge as soon as more than `limit_bytes` have come."""
+    content = bytearray()
+    async with aclosing(decoded(response)) as pieces:
+        async for piece in pieces:
+            content += piece
+            if len(content) > limit_bytes:
+                raise TooLarge
+    return bytes(content)
 
 
 _PIECE: Final = 65_536

@@ -4,14 +4,13 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Mapping
-from contextlib import aclosing
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
 import httpx
 from pydantic import JsonValue
 
-from libs.net import GuardedHttp, decoded
+from libs.net import GuardedHttp, TooLarge, read_at_most
 from services.executor.files import FileReader
 
 FETCH_S: Final = 300.0
@@ -49,18 +48,14 @@ async def fetched(http: GuardedHttp, url: str, limit_bytes: int) -> tuple[bytes,
 
 
 async def _downloaded(http: GuardedHttp, url: str, limit_bytes: int) -> tuple[bytes, str]:
-    content = bytearray()
     try:
         request = httpx.Request("GET", url, headers=_HEADERS, extensions={"timeout": _TIMEOUT})
         async with asyncio.timeout(FETCH_S), http.open(request) as response:
             if not response.is_success:
                 raise NotFetched(f"its server answered with status {response.status_code}")
-            async with aclosing(decoded(response)) as pieces:
-                async for piece in pieces:
-                    content += piece
-                    if len(content) > limit_bytes:
-                        raise NotFetched(f"it is larger than {limit_bytes // 1024 // 1024} MB")
-            return bytes(content), response.headers.get("content-type", "")
+            return await read_at_most(response, limit_bytes), response.headers.get("content-type", "")
+    except TooLarge:
+        raise NotFetched(f"it is larger than {limit_bytes // 1024 // 1024} MB") from None
     except TimeoutError:
         raise NotFetched(f"it did not arrive within {FETCH_S:g} s") from None
     except httpx.InvalidURL:

@@ -6,7 +6,7 @@ from typing import Final
 
 import httpx
 
-from libs.net import GuardedHttp, decoded
+from libs.net import GuardedHttp, TooLarge, read_at_most
 
 FETCH_S: Final = 20.0
 _ON_GITHUB: Final = re.compile(r"https://github\.com/([^/]+/[^/]+)/blob/(.+)")
@@ -41,9 +41,8 @@ async def _fetched(http: GuardedHttp, url: str, limit_bytes: int) -> str:
     async with http.open(request) as response:
         if response.status_code != 200:
             raise FetchFailed(f"yaml_url: {response.url.host} answers with status {response.status_code}")
-        text = bytearray()
-        async for piece in decoded(response):
-            text += piece
-            if len(text) > limit_bytes:
-                raise FetchFailed(f"yaml_url: it is larger than {limit_bytes >> 20} MB, the most that is taken")
-    return text.decode("utf-8")
+        try:
+            return (await read_at_most(response, limit_bytes)).decode("utf-8")
+        except TooLarge:
+            text = f"yaml_url: it is larger than {limit_bytes >> 20} MB, the most that is taken"
+            raise FetchFailed(text) from None
