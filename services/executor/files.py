@@ -1,8 +1,9 @@
 """What nodes need of the place where files are kept."""
 
 import asyncio
+import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pydantic import JsonValue
 
@@ -13,6 +14,15 @@ from libs.workflow.segments import FILE_IDENTITY, file_attribute
 
 if TYPE_CHECKING:
     from services.executor.nodes.port import Attempt
+
+
+_UNFIT: Final = re.compile(r"[\x00-\x1f/\\]")
+_LONGEST_NAME: Final = 200
+
+
+def fit_name(name: str) -> str:
+    """What names of files may be: who chose this one is a server, a model, or whoever wrote to it."""
+    return _UNFIT.sub("_", name)[-_LONGEST_NAME:]
 
 
 class FileReader(Protocol):

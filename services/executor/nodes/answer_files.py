@@ -2,7 +2,6 @@
 
 import asyncio
 import mimetypes
-import re
 from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -12,7 +11,7 @@ from libs.net import GuardedHttp
 from libs.workflow.inputs import file_value
 from libs.workflow.outcome import Values
 from services.executor.download import NotFetched, fetched, inlined
-from services.executor.files import FileStore
+from services.executor.files import FileStore, fit_name
 from services.executor.models import Media
 from services.executor.nodes.port import Attempt
 
@@ -20,9 +19,6 @@ MAX_BYTES: Final = 50 * 1024 * 1024
 
 _EXTENSIONS: Final = {"audio/mpeg": "mp3", "audio/wav": "wav", "audio/x-wav": "wav", "image/jpeg": "jpg"}
 """Where the table of the system has another one, or none."""
-_UNFIT: Final = re.compile(r"[\x00-\x1f/\\]")
-"""What no name of a file has; who chose the name is a model, or who wrote to it."""
-_LONGEST_NAME: Final = 200
 _USUAL: Final = {"image": "png", "audio": "wav", "video": "mp4", "document": "bin"}
 
 
@@ -68,7 +64,7 @@ class AnswerFiles:
 
     async def _saved(self, store: FileStore, media: Media, content: bytes, said: str) -> Values:
         mime_type = said.partition(";")[0].strip().lower()
-        name = _UNFIT.sub("_", media.name or _name_at(media.url))[-_LONGEST_NAME:]
+        name = fit_name(media.name or _name_at(media.url))
         if not extension_of(name):
             extension = media.format or _extension_of(mime_type) or _USUAL[media.kind]
             name = f"{name or f'{media.kind}-{self._count}'}.{extension}"

@@ -33,7 +33,7 @@ from libs.workflow.pool import Pool
 from libs.workflow.segments import is_file
 from services.executor.documents.kinds import EXTENSIONS
 from services.executor.download import NotFetched, content_of
-from services.executor.files import FileReader, FileStore, reader
+from services.executor.files import FileReader, FileStore, fit_name, reader
 from services.executor.lenient_json import parse_leniently
 from services.executor.nodes.masking import Masking
 from services.executor.nodes.port import Attempt, Handler
@@ -471,7 +471,7 @@ def _named(response: httpx.Response) -> tuple[str, str]:
     head["Content-Disposition"] = response.headers.get("content-disposition", "")
     given = head.get_filename() or ""
     declared = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    name = re.sub(r"[\x00-\x1f/\\]", "_", (given or response.url.path.rpartition("/")[2]).strip())[-200:] or "response"
+    name = fit_name((given or response.url.path.rpartition("/")[2]).strip()) or "response"
     known = _MEDIA_TYPES.guess_type(name, strict=False)[0]
     media_type = (known if given else None) or declared or known or "application/octet-stream"
     if "." not in name.strip("."):
