@@ -7,10 +7,10 @@ the document. All other roots are skipped, with what only they reach. Pure.
 from dataclasses import replace
 from functools import lru_cache
 
-from libs.workflow.definition import Definition
+from libs.workflow.definition import Definition, Node
 from libs.workflow.problems import WorkflowError
 
-__all__ = ["RootInvalid", "default_root", "named_root", "rooted", "roots_of"]
+__all__ = ["RootInvalid", "default_root", "named_root", "root_nodes", "rooted", "roots_of"]
 
 
 class RootInvalid(WorkflowError):
@@ -23,6 +23,11 @@ def roots_of(definition: Definition) -> tuple[str, ...]:
         return (definition.root,)
     roots = {definition.root, *definition.inactive_roots}
     return tuple(node_id for node_id in definition.nodes if node_id in roots)
+
+
+def root_nodes(definition: Definition) -> tuple[Node, ...]:
+    """The nodes of `roots_of`."""
+    return tuple(definition.nodes[root] for root in roots_of(definition))
 
 
 def default_root(definition: Definition) -> str:

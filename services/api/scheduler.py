@@ -21,7 +21,7 @@ from libs.events.sealing import SealError
 from libs.events.triggers import ScheduleFired
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import DefinitionInvalid
-from libs.workflow.roots import roots_of
+from libs.workflow.roots import root_nodes
 from libs.workflow.schedules import Schedule, ScheduleInvalid, schedule_of
 from services.api.access import Principal
 from services.api.errors import ApiError
@@ -165,7 +165,7 @@ class Scheduler:
             logger.error("schedule_invalid", extra={"digest": digest, "problem": str(error)})
             return ()
         found: list[tuple[str, Schedule]] = []
-        for node in (definition.nodes[root] for root in roots_of(definition)):
+        for node in root_nodes(definition):
             try:
                 if node.type == KIND:
                     found.append((node.id, schedule_of(node.data)))

@@ -14,7 +14,7 @@ from libs.events.registry import AppCreated, VersionDeleted, VersionMarked, Vers
 from libs.workflow.definition import Definition
 from libs.workflow.node_configs import ROOT_TYPES
 from libs.workflow.problems import Findings
-from libs.workflow.roots import roots_of
+from libs.workflow.roots import root_nodes
 from libs.workflow.schedules import ScheduleInvalid, schedule_of
 from libs.workflow.variables import read_variables
 from services.api import schemas
@@ -322,7 +322,7 @@ def _check_roots(graph: Mapping[str, Any]) -> None:
 
 def _check_schedules(definition: Definition) -> None:
     """Raises ApiError 400 for a schedule that no clock can keep: it would be published and never run."""
-    for node in (definition.nodes[root] for root in roots_of(definition)):
+    for node in root_nodes(definition):
         if node.type == "trigger-schedule":
             try:
                 schedule_of(node.data)

@@ -7,7 +7,7 @@ from libs.events.codec import rfc3339
 from libs.events.registry import AppCreated
 from libs.events.triggers import TriggerSwitched, WebhookCreated
 from libs.workflow.definition import Node
-from libs.workflow.roots import roots_of
+from libs.workflow.roots import root_nodes
 from services.api.bodies import Body
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE
@@ -81,7 +81,7 @@ async def _triggers(parts: Parts, app: AppCreated) -> list[Node]:
     """Nodes of the published version that begin it from outside."""
     latest = parts.registry.latest(app.app_id)
     definition = None if latest is None else await parts.starter.definition(latest)
-    roots = () if definition is None else (definition.nodes[root] for root in roots_of(definition))
+    roots = () if definition is None else root_nodes(definition)
     return [root for root in roots if root.type in KINDS]
 
 
