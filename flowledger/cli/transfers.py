@@ -158,14 +158,9 @@ def _say_key(given: "Settings", source: "Log") -> None:
 
 def _kafka(given: "Settings", opened: ExitStack) -> "tuple[Log, Blobs]":
     from libs.events.blobs import LogBlobs
-    from libs.events.kafka import KafkaLog
     from libs.storage import blobs_by_setting
 
-    assert given.kafka is not None
-    log = opened.enter_context(
-        closing(KafkaLog(given.kafka, given.kafka_options, given.topic_prefix, given.partitions))
-    )
-    log.check_partitions()
+    log = opened.enter_context(closing(open_log(given)))
     return log, blobs_by_setting(given, LogBlobs(log))
 
 

@@ -283,11 +283,16 @@ def _check_python() -> dict[str, Any]:
 
 
 def _check_data(given: "Settings") -> dict[str, Any]:
-    folder = given.data.absolute()
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    folder, there = _data_folder(given)
     ok = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     seen = str(folder) if folder.exists() else f"{folder} (made at the first start)"
     return _result("data", ok, seen, f"{there} cannot be written to. Set FLOWLEDGER_DATA")
+
+
+def _data_folder(given: "Settings") -> tuple[Path, Path]:
+    """The data folder, and what of its path is there already."""
+    folder = given.data.absolute()
+    return folder, next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
 LEAST_FREE_BYTES = 1_000_000_000
@@ -298,8 +303,7 @@ def _check_storage(given: "Settings") -> dict[str, Any]:
     """What the data folder holds, and what room there is; nothing in it is ever deleted by itself."""
     import shutil
 
-    folder = given.data.absolute()
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    folder, there = _data_folder(given)
     free = shutil.disk_usage(there).free
     parts = [("log", size_of(folder, "log.db*")), ("tables", size_of(folder, "tables.db*"))]
     parts.append(("large values and files", size_of(folder, "blobs/**/*")))
