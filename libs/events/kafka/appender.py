@@ -70,11 +70,11 @@ class KafkaAppender:
         self._ended: dict[int, int] = {}  # partition -> epoch in which a record failed
         self._refused: deque[tuple[int, _Pending, str]] = deque()  # never handed over; reported by the poller
         self._acks: list[Ack] = []
-        # Each counter has one writer (append under the lock; the poller), so their difference needs no lock.
         self._collects = collects
         self._polling = threading.Lock()
         self._work = threading.Event()  # wakes the poller
         self._skip = self._skips = 0  # collects that are left out because the broker was slow
+        # Each counter is written under one lock (append; `_polling`), so their difference needs none.
         self._taken = self._taken_bytes = 0
         self._settled = self._settled_bytes = 0
         self._fatal: str | None = None
@@ -169,7 +169,7 @@ class KafkaAppender:
     def _poll_until_closed(self) -> None:
         while not self._closed.is_set():
             with self._polling:
-                self._serve(_POLL_S if self._taken > self._settled else 0)
+                self._serve(0)
                 while self._taken > self._settled and self._fatal is None and not self._closed.is_set():
                     self._serve(_POLL_S)
                 if self._fatal is not None:
