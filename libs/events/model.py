@@ -30,7 +30,7 @@ class PartitionClaimed(_Event):
     owner: str
     commands_topic_id: str
     requires: tuple[str, ...] = ()
-    """Features a reader or owner must know to go on behind this claim."""
+    """What an owner must know to go on behind this claim: an older release would fold wrongly what stands there."""
 
 
 class PartitionReleased(_Event):

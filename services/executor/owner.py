@@ -95,6 +95,10 @@ MAX_AHEAD = 20_000
 
 DUE_AT_ONCE = 32
 HYDRATE_AGAIN_S = 1.0
+FEATURES: tuple[str, ...] = ()
+"""What this release writes that older ones would fold wrongly; only grows. Every claim names it, and who finds a name
+that it does not know keeps away from the partition. The first release must ask already: later is too late."""
+
 RELEASE_CONFIRM_S = 1.0
 """What the last records of an epoch and the pointer to them get, together."""
 
@@ -162,6 +166,12 @@ class PartitionOwner:
         self._over = self._loop.create_future()
         reader = await self._x.blocking(recover, self._x.log, self.partition)
         self._fold, self._epoch = reader.fold, reader.fold.validity.epoch + 1
+        if unknown := sorted(set(self._fold.requires) - set(FEATURES)):
+            self.phase = Phase.OVER
+            problem = f"a newer release has owned it, and this one does not know: {', '.join(unknown)}. Upgrade it"
+            logger.error("release_too_old", extra={"partition": self.partition, "problem": problem})
+            self._x.alarm(self.partition, problem)
+            return False
         claimed_at = self._x.monotonic()
         ack = await self._claim()
         if self.phase is not Phase.CLAIMING:
@@ -183,6 +193,7 @@ class PartitionOwner:
         claim = PartitionClaimed(
             owner=self._x.owner_id,
             commands_topic_id=await self._x.blocking(self._x.log.topic_id, Topic.COMMANDS),
+            requires=FEATURES,
         )
         at_us = max(self._x.now_us(), self._fold.last_at_us)
         entry = encode_event(

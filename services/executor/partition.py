@@ -145,6 +145,8 @@ class PartitionFold:
     """Who made the last valid claim, and where it stands."""
     claim_offset: int = 0
     commands_topic_id: str = ""
+    requires: tuple[str, ...] = ()
+    """What the newest claim says that its successors must know."""
     next_command: int = 0
     last_at_us: int = 0
     runs: dict[str, RunEntry] = field(default_factory=dict)
@@ -311,7 +313,7 @@ class PartitionFold:
                 self.next_command = max(self.next_command, event.command_offset + 1)
                 return
             case PartitionClaimed():
-                self.owner, self.claim_offset = event.owner, before.offset
+                self.owner, self.claim_offset, self.requires = event.owner, before.offset, event.requires
                 if event.commands_topic_id != self.commands_topic_id:
                     # A new commands topic counts from 0 again.
                     self.commands_topic_id, self.next_command = event.commands_topic_id, 0
@@ -421,6 +423,7 @@ class PartitionFold:
         keys: list[JsonValue] = [[*key, *entry] for key, entry in self.keys.items()]
         head: dict[str, Any] = {
             "commands_topic_id": self.commands_topic_id,
+            "requires": list(self.requires),
             "next_command": self.next_command,
             "last_at_us": self.last_at_us,
         }
@@ -434,6 +437,7 @@ class PartitionFold:
         head, *rest = parts
         self.commands_topic_id, self.next_command = head["commands_topic_id"], head["next_command"]
         self.last_at_us = head["last_at_us"]
+        self.requires = tuple(head.get("requires", ()))
         self.runs, self.active, self.keys, self.conversations, self.ended = {}, {}, {}, Conversations(), {}
         for part in rest:
             for run_id, seq, app_id, digest, since, *more in part.get("runs", ()):

@@ -420,6 +420,36 @@ def test_records_that_vanished_before_recovery_stop_the_partition_and_raise_the_
     world.close()
 
 
+@pytest.mark.parametrize("checkpoint_bytes", [1 << 30, 1])
+def test_an_executor_keeps_away_from_a_partition_of_a_newer_release(
+    monkeypatch: pytest.MonkeyPatch, checkpoint_bytes: int
+) -> None:
+    """Also when the claim that says so lies before the checkpoint from which recovery reads."""
+    monkeypatch.setattr("services.executor.owner.FEATURES", ("timers",))
+    world = World(checkpoint_bytes=checkpoint_bytes)
+    digest = world.add("document", chain(3))
+    runs = [world.submit(digest)]
+    world.start_executor()
+    world.run()
+    world.crash()
+    runs.append(world.submit(digest))
+    end = world.log.bounds(Topic.EVENTS, 0)[1]
+
+    monkeypatch.setattr("services.executor.owner.FEATURES", ())
+    too_old = world.start_executor()
+    world.loop.advance(60)
+    world.loop.settle()
+    assert "does not know: timers. Upgrade it" in too_old.health.alarms[0]
+    assert (world.log.waiting(), world.log.bounds(Topic.EVENTS, 0)[1]) == (0, end), "it wrote"
+    world.crash()
+
+    monkeypatch.setattr("services.executor.owner.FEATURES", ("timers", "more"))
+    world.start_executor()
+    world.run()
+    assert _statuses(world, runs) == ["succeeded"] * 2
+    world.close()
+
+
 def test_a_partition_whose_owner_breaks_raises_the_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("recovery broke")
