@@ -21,6 +21,7 @@ from libs.events.log import Ack, Log, LogError, LogTruncated, Record, Topic
 from libs.events.sealing import Vault
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition
+from services.executor.measures import Measures
 from services.executor.nodes.port import Handler
 from services.executor.owner import RELEASE_CONFIRM_S, PartitionOwner
 from services.executor.slots import Slots
@@ -97,6 +98,7 @@ class Executor:
         self.monotonic = monotonic
         self.blocking = blocking
         self.health = Health()
+        self.measures = Measures()
         self._refresh_definitions = refresh_definitions
         self._group = group
         self._owners: dict[int, PartitionOwner] = {}
@@ -148,6 +150,14 @@ class Executor:
     def runs_in_memory(self) -> int:
         """Of the unfinished runs, those whose state is in memory: runs that wait for a person are not."""
         return sum(owner.runs_in_memory for owner in self._owners.values())
+
+    def lag_records(self) -> dict[int, int]:
+        """Partition -> commands that wait to be decided. Blocking: asks the log. Raises LogError."""
+        at = {partition: owner.next_command for partition, owner in tuple(self._owners.items()) if owner.active}
+        return {
+            partition: max(self.log.bounds(Topic.COMMANDS, partition)[1] - offset, 0)
+            for partition, offset in at.items()
+        }
 
     @property
     def quarantined(self) -> dict[str, str]:

@@ -1,10 +1,12 @@
 """What Prometheus sees of an executor."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from libs.events.log import LogError
 from services.executor.executor import Executor
 
 
@@ -28,3 +30,13 @@ class ExecutorMetrics(Collector):
             "Unfinished runs whose state is in memory; runs that wait for a person are not",
             value=self._executor.runs_in_memory,
         )
+        lag = GaugeMetricFamily(
+            "flowledger_executor_lag_records", "Commands that wait to be decided", labels=["partition"]
+        )
+        # Without the log there is no lag to tell; readiness says why.
+        with suppress(LogError):
+            for partition, records in self._executor.lag_records().items():
+                lag.add_metric([str(partition)], records)
+        yield lag
+        for measure in self._executor.measures.all():
+            yield from measure.collect()

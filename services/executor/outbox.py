@@ -70,10 +70,12 @@ class Outbox:
         wake: Callable[[], None],
         roomier: Callable[[], None],
         appended: Callable[[], None],
+        took: Callable[[float], None],
     ) -> None:
         """`wake` asks for another `flush`; `claimed_at`: when the claim was sent.
 
-        `roomier` is called when fewer records are ahead of the confirmed log, `appended` after each append.
+        `roomier` is called when fewer records are ahead of the confirmed log, `appended` after each append,
+        `took` with the seconds from an append to its confirmation.
         """
         self.partition = partition
         self.epoch = epoch
@@ -91,6 +93,7 @@ class Outbox:
         self._wake = wake
         self._roomier = roomier
         self._appended = appended
+        self._took = took
         self._queue: deque[Outgoing] = deque()
         self._refused: list[Entry] = []
         self._waiting: deque[tuple[Outgoing, Callable[[], None]]] = deque()
@@ -261,6 +264,7 @@ class Outbox:
         confirmed = self._confirmer.confirmed
         while self._sent and self._sent[0][0] <= confirmed:
             self.proven_at = self._sent.popleft()[1]
+            self._took(self._monotonic() - self.proven_at)
         while self._waiting and 0 < self._waiting[0][0].n <= confirmed:
             self._waiting.popleft()[1]()
 

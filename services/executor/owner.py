@@ -32,6 +32,7 @@ from libs.events.ids import form_token
 from libs.events.log import Ack, LogError, LogTruncated, Record, Topic
 from libs.events.model import (
     RUN_END_TYPES,
+    CommandRejected,
     Event,
     Mark,
     NodeStopped,
@@ -72,6 +73,7 @@ from services.executor.attempts import SLOT_KINDS, Plan, perform, plan
 from services.executor.checkpoints import Checkpoints
 from services.executor.fair import FairQueue
 from services.executor.live import LiveRun, load_run, why_unfoldable
+from services.executor.measures import OUTCOMES
 from services.executor.outbox import Outbox, Outgoing
 from services.executor.partition import COMMAND_BYTES, NEEDS_BODY, SHOWN, PartitionFold
 from services.executor.recovery import PartitionReader, read_marked, read_to, recover
@@ -139,6 +141,15 @@ class PartitionOwner:
         self._unbegun: set[Plan] = set()
         """Attempts that have a slot and do not run yet: their start is not confirmed, or their task had no step."""
         self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def active(self) -> bool:
+        return self.phase is Phase.ACTIVE
+
+    @property
+    def next_command(self) -> int:
+        """Offset of the next command to decide."""
+        return self._fold.next_command
 
     @property
     def unfinished_runs(self) -> int:
@@ -221,6 +232,7 @@ class PartitionOwner:
             wake=self.wake,
             roomier=self._on_room,
             appended=self._x.appended,
+            took=self._x.measures.append_seconds.observe,
         )
         self._checkpoints = Checkpoints(
             self.partition,
@@ -261,6 +273,8 @@ class PartitionOwner:
             return
         level = logging.INFO if self.phase in (Phase.DRAINING, Phase.LEAVING) else logging.WARNING
         logger.log(level, "epoch_over", extra={"partition": self.partition, "epoch": self._epoch, "reason": reason})
+        if level == logging.WARNING:
+            self._x.measures.epochs_lost.inc()
         if alarm:
             self._x.alarm(self.partition, reason)
         if self.phase is not Phase.CLAIMING:
@@ -387,6 +401,7 @@ class PartitionOwner:
             except CodecError as error:
                 decision = self._fold.reject_unreadable(record.offset, str(error))
             run_id, event = decision
+            self._x.measures.commands.labels("rejected" if isinstance(event, CommandRejected) else "accepted").inc()
             run = self._runs.get(run_id)
             out = self._emit(run_id, event, f"command:{record.offset}", run)
             if run is None and run_id in self._fold.runs and out.seq == 1:
@@ -762,6 +777,9 @@ class PartitionOwner:
                 run.ahead.append((event, at_us))  # type: ignore[arg-type]  # runs get run events only
             else:
                 apply(run.state, event, at_us, self._epoch)  # type: ignore[arg-type]  # same
+                if name in OUTCOMES and cause != "copied":
+                    node = run.state.definition.nodes[event.node_id]  # type: ignore[union-attr,index]  # they have one
+                    self._x.measures.attempts.labels(node.type, OUTCOMES[name]).inc()
             if isinstance(event, NodeStopped):
                 task = run.tasks.pop(Key(event.path, event.node_id), None)
                 if task is not None:

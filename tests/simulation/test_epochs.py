@@ -20,7 +20,7 @@ from services.executor.nodes.port import Attempt, Handler
 from services.executor.recovery import recover
 from services.executor.slots import Slots
 from tests.documents import chain, code, document, edges, end, fan_out, node, start, template
-from tests.simulation.world import World
+from tests.simulation.world import World, fails
 
 NARROW = {"wait": 1, "process": 1}
 
@@ -417,6 +417,43 @@ def test_records_that_vanished_before_recovery_stop_the_partition_and_raise_the_
     world.loop.settle()
     assert "Restore the topic" in executor.health.alarms[0]
     assert (world.log.waiting(), world.log.bounds(Topic.EVENTS, 0)[1]) == (0, end), "it wrote behind what is gone"
+    world.close()
+
+
+def test_an_executor_counts_attempts_commands_appends_and_lost_epochs() -> None:
+    retry = {"retry_enabled": True, "max_retries": 1, "retry_interval": 1}
+    text = document(
+        [start(), code("a", retry_config=retry), template("t", "x"), end(out="a.result")],
+        edges("start > a > t > end"),
+    )
+    world = World(script=fails(1))
+    run_id = world.submit(world.add("document", text))
+    world.stop("rubbish")
+    executor = world.start_executor()
+    world.run(until=lambda: world.log.waiting() > 0 and len(world.events(run_id)) >= 3)
+    _lose_epoch(world)
+    world.run()
+    counted = {
+        (sample.name, *sample.labels.values()): sample.value
+        for measure in executor.measures.all()
+        for metric in measure.collect()
+        for sample in metric.samples
+        if not sample.name.endswith(("_created", "_bucket", "_sum"))
+    }
+    appends = counted.pop(("flowledger_append_seconds_count",))
+    name = "flowledger_node_attempts_total"
+    assert counted == {
+        (name, "start", "succeeded"): 2,  # its first record was lost with the epoch
+        (name, "code", "retry"): 1,
+        (name, "code", "succeeded"): 1,
+        (name, "template-transform", "succeeded"): 1,
+        (name, "end", "succeeded"): 1,
+        ("flowledger_commands_total", "accepted"): 1,
+        ("flowledger_commands_total", "rejected"): 1,
+        ("flowledger_epochs_lost_total",): 1,
+    }
+    assert 3 <= appends < 30
+    assert executor.lag_records() == {0: 0}
     world.close()
 
 

@@ -60,6 +60,7 @@ class Bench:
             wake=lambda: None,
             roomier=lambda: None,
             appended=lambda: None,
+            took=lambda seconds: None,
         )
 
     async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
