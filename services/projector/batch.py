@@ -2,7 +2,8 @@
 
 Steps of a transaction: 1 move the positions (compare-and-set), 2 look up what node rows repeat of their runs, 3 fold,
 4 write. A record that cannot be decoded, or that the database refuses for what it holds, becomes a dead letter with
-its place and reason; the projector goes on behind it.
+its place and reason; the projector goes on behind it. So does a foreign record; records of owners that had lost their
+partition are only counted: what they say was done again by the next one.
 """
 
 from collections import ChainMap
@@ -37,6 +38,8 @@ from services.projector.writer import TableWriter
 DATABASE_ERRORS = (SQLAlchemyError, psycopg2.Error)
 """What a database operation here may raise; COPY goes past SQLAlchemy, so both families."""
 
+FOREIGN = "it has no epoch and number: no executor wrote it"
+
 _KNOWN_RUNS = 20_000
 """Run contexts kept in memory; a miss costs one look-up by primary key."""
 
@@ -63,6 +66,8 @@ class Batch:
 
     events: list[Recorded] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
+    foreign: list[DeadLetter] = field(default_factory=list)
+    """Records that no executor wrote. They get a row that keeps their place, and nothing more: nobody lost anything."""
     before: dict[int, Position] = field(default_factory=dict)
     after: dict[int, Position] = field(default_factory=dict)
 
@@ -121,7 +126,10 @@ def read(records: Sequence[Record], at: Mapping[int, Position]) -> Batch:
         position = at[partition]
         validity, last_at = position.validity(), position.last_at
         for record in mine:
-            if validity.admit(stamp_of(record)):
+            stamp = stamp_of(record)
+            if stamp is None:
+                batch.foreign.append(DeadLetter(record, FOREIGN))
+            if validity.admit(stamp):
                 try:
                     recorded = decode_event(record)
                 except CodecError as error:
@@ -167,7 +175,7 @@ class BatchWriter:
             if len(left) > 1:
                 return self._apply_halves(left, at)
             batch.dead = [DeadLetter(left[0], f"the database refused it: {_reason(error)}")]
-            batch.events = []
+            batch.events, batch.foreign = [], []
             self._commit(batch)
         at.update(batch.after)
         return batch
@@ -176,7 +184,13 @@ class BatchWriter:
         middle = len(records) // 2
         first = self.apply(records[:middle], at)
         second = self.apply(records[middle:], at)
-        return Batch(first.events + second.events, first.dead + second.dead, first.before, first.after | second.after)
+        return Batch(
+            first.events + second.events,
+            first.dead + second.dead,
+            first.foreign + second.foreign,
+            first.before,
+            first.after | second.after,
+        )
 
     def _commit(self, batch: Batch) -> None:
         with writing(self._engine) as connection:
@@ -186,7 +200,7 @@ class BatchWriter:
             changes = project(batch.events, ChainMap(looked_up, self._known))
             for name, rows in _rows(changes).items():
                 self._writers[name].write(connection, rows)
-            self._writers["dead"].write(connection, [letter.row() for letter in batch.dead])
+            self._writers["dead"].write(connection, [letter.row() for letter in (*batch.dead, *batch.foreign)])
         self._remember(looked_up | changes.contexts)
 
     def _look_up(self, connection: Connection, run_ids: set[str]) -> dict[str, RunContext]:

@@ -167,6 +167,10 @@ class Projector:
             self._dead += len(batch.dead)
             for letter in batch.dead:
                 self._announce(letter)
+            if batch.foreign:  # one line, however many a stranger writes
+                first = batch.foreign[0].record
+                facts = {"partition": first.partition, "offset": first.offset, "records": len(batch.foreign)}
+                _log.warning("foreign records in the events topic", extra=facts)
 
     def _explain(self, error: PositionTaken, at: dict[int, Position], made: int) -> None:
         """Raise _StartOver when the saved positions moved for a good reason, else `error`."""

@@ -13,9 +13,10 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
 from libs.events.ids import execution_id
-from libs.events.log import Topic
+from libs.events.log import Entry, Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.tables import create_tables, dead_letters, open_engine, positions, sqlite_url, workflow_runs
+from services.projector.batch import FOREIGN
 from services.projector.position import PositionTaken, RebuildNeeded
 from services.projector.projector import Projector
 from services.projector.rebuild import rebuild
@@ -153,6 +154,33 @@ def test_a_record_that_cannot_be_decoded_becomes_a_dead_letter_and_nothing_stick
     assert len(dump(engine)["workflow_node_executions"]) == 2
     letters = [one for batch in log.read(Topic.DEAD_LETTERS, 0, 0) for one in batch]
     assert [letter.headers["source"] for letter in letters] == [b"events[0]@%d" % poison.offset]
+
+
+def test_foreign_records_are_counted_and_keep_a_row_with_their_place(log: MemoryLog, engine: Engine) -> None:
+    owner = Owner()
+    run = run_id(1)
+    events = [entry(one) for one in interleaved(owner, {run: story(run)})]
+    foreign = [
+        Entry(None, b"\x00garbage"),
+        Entry(b"key", None, [("ce_type", b"somebody.else.1"), ("ce_subject", b"\xff\x00")]),
+        Entry(None, b"{}", [("ce_epoch", b"one"), ("ce_n", b"1"), ("ce_type", b"flowledger.NodeStarted.1")]),
+    ]
+    append(log, events[:3])
+    append(log, foreign)
+    append(log, events[3:])
+    project_all(log, engine)
+    with engine.begin() as connection:
+        found = connection.execute(select(dead_letters).order_by(dead_letters.c.offset)).mappings().all()
+        assert connection.execute(select(positions.c.ignored)).scalars().first() == 3
+    assert [(row["offset"], row["reason"], row["size_bytes"]) for row in found] == [
+        (3, FOREIGN, 8),
+        (4, FOREIGN, 0),
+        (5, FOREIGN, 2),
+    ]
+    assert [row["type"] for row in found] == [None, "else", "NodeStarted"]
+    with engine.begin() as connection:
+        assert connection.execute(select(workflow_runs.c.status)).scalars().all() == ["succeeded"]
+    assert [one for batch in log.read(Topic.DEAD_LETTERS, 0, 0) for one in batch] == []
 
 
 @pytest.mark.postgres
