@@ -30,6 +30,7 @@ from sqlalchemy import (
     TypeDecorator,
     create_engine,
     event,
+    inspect,
     select,
 )
 from sqlalchemy.engine import Connection, Dialect, Engine, make_url
@@ -348,17 +349,32 @@ def sqlite_url(path: Path) -> str:
 
 
 def create_tables(engine: Engine) -> None:
-    """Make what is missing. Raises TablesError when the tables were made by another schema version."""
+    """Make the tables in a database that has none.
+
+    Raises TablesError when they were made by another schema version, or when one of them is gone: made empty, it would
+    look as if its rows had never been, because the saved positions are behind them.
+    """
     with writing(engine) as connection:
-        metadata.create_all(connection)
-        found = connection.execute(select(schema.c.version)).scalar()
-        if found is None:
-            connection.execute(schema.insert().values(id=1, version=SCHEMA_VERSION, generation=1))
-        elif found != SCHEMA_VERSION:
+        there = inspect(connection).get_table_names()
+        found = connection.execute(select(schema.c.version)).scalar() if schema.name in there else None
+        if found not in (None, SCHEMA_VERSION):
             raise TablesError(
                 f"tables have schema version {found}, this process needs {SCHEMA_VERSION}. "
                 "Run the matching release, or make them anew from the log: flowledger rebuild"
             )
+        if any(table.name in there for table in FILLED):
+            check_complete(connection)
+        metadata.create_all(connection)
+        if found is None:
+            connection.execute(schema.insert().values(id=1, version=SCHEMA_VERSION, generation=1))
+
+
+def check_complete(connection: Connection) -> None:
+    """Raises TablesError when tables are missing."""
+    there = inspect(connection).get_table_names()
+    if gone := [table.name for table in FILLED if table.name not in there]:
+        problem = f"missing here: {', '.join(gone)}" if len(gone) < len(FILLED) else "there are no tables here yet"
+        raise TablesError(f"{problem}. Make the tables from the log: flowledger rebuild")
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

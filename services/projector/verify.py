@@ -11,14 +11,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Table, func, inspect, select, tuple_
+from sqlalchemy import ColumnElement, Table, func, select, tuple_
 from sqlalchemy.engine import Connection, Engine, RowMapping
 
 from libs.events.ids import partition_of
 from libs.events.log import Log, Topic
-from libs.tables import FILLED, create_tables, open_engine, positions, sqlite_url, workflow_runs
+from libs.tables import FILLED, check_complete, create_tables, open_engine, positions, sqlite_url, workflow_runs
 from services.projector.batch import BatchWriter
-from services.projector.position import Position, RebuildNeeded, check, load
+from services.projector.position import Position, check, load
 
 _BATCH = 4_000
 _COMPARED = 500
@@ -56,10 +56,11 @@ def verify(
 ) -> Verified:
     """Compare all rows, or those of one run, with a fold of the log. Blocking.
 
-    Raises RebuildNeeded when the tables are of another log, LogError, and what the database raises.
+    Raises TablesError when some are missing, RebuildNeeded when they are of another log, LogError, and what the
+    database raises.
     """
-    if not inspect(engine).has_table(positions.name):
-        raise RebuildNeeded("there are no tables in this database yet. Make them: flowledger rebuild")
+    with engine.connect() as connection:
+        check_complete(connection)
     with tempfile.TemporaryDirectory(prefix="flowledger-verify-") as folder:
         beside = open_engine(sqlite_url(Path(folder) / "tables.db"))
         try:
@@ -74,6 +75,7 @@ def find_runs(engine: Engine, prefix: str) -> list[str]:
     table = workflow_runs.c
     query = select(table.id).where(table.id.startswith(prefix, autoescape=True)).order_by(table.id).limit(6)
     with engine.connect() as connection:
+        check_complete(connection)
         return [str(row[0]) for row in connection.execute(query)]
 
 
