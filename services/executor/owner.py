@@ -271,7 +271,7 @@ class PartitionOwner:
         """The epoch is over: cancel handlers, drop what memory holds. `again`: claim anew at once."""
         if self.phase is Phase.OVER:
             return
-        level = logging.INFO if self.phase in (Phase.DRAINING, Phase.LEAVING) else logging.WARNING
+        level = logging.WARNING if self.phase is Phase.ACTIVE else logging.INFO
         logger.log(level, "epoch_over", extra={"partition": self.partition, "epoch": self._epoch, "reason": reason})
         if level == logging.WARNING:
             self._x.measures.epochs_lost.inc()
