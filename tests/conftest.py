@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 
 from tests import servers
+from tests.cluster import Cluster
 
 # What an example costs depends on who else is on the machine; a test that hangs meets pytest's own limit.
 hypothesis.settings.register_profile("flowledger", deadline=None)
@@ -142,6 +143,17 @@ def private_kafka(_private_kafka_or_problem: servers.Kafka | servers.Unavailable
 def private_prefix(private_kafka: servers.Kafka) -> str:
     """As `kafka_prefix`, on `private_kafka`."""
     return servers.create_test_topics(private_kafka.bootstrap)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Three brokers of the module's own; all of them run when the module begins."""
+    try:
+        made = Cluster(3)
+    except servers.Unavailable as problem:
+        _missing(problem)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -204,21 +205,37 @@ class GivenKafka:
         pass
 
 
-class LocalKafka:
-    """One broker (KRaft, combined) as a process of our own."""
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A broker's part in a cluster; ports of its listeners for clients and for controllers."""
 
-    def __init__(self) -> None:
+    number: int
+    port: int
+    controller: int
+    voters: str
+    replicas: int
+
+
+class LocalKafka:
+    """A broker (KRaft, combined) as a process of our own: a cluster by itself, or `member` of one."""
+
+    def __init__(self, member: Member | None = None) -> None:
         java, jars = _java(), _kafka_jars()
         self._folder = Path(tempfile.mkdtemp(prefix="flowledger-kafka-"))
         port, controller = free_port(), free_port()
-        self.bootstrap = f"127.0.0.1:{port}"
+        me = member or Member(1, port, controller, f"1@127.0.0.1:{controller}", 1)
+        self.bootstrap = f"127.0.0.1:{me.port}"
         properties = _BROKER | {
-            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+            "node.id": str(me.number),
+            "controller.quorum.voters": me.voters,
+            "listeners": f"PLAINTEXT://127.0.0.1:{me.port},CONTROLLER://127.0.0.1:{me.controller}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{me.port}",
             "log.dirs": str(self._folder / "data"),
+            "offsets.topic.replication.factor": str(me.replicas),
         }
         shutil.copytree(_formatted(java, jars), self._folder / "data")
+        if member is not None:
+            _rename_node(self._folder / "data" / "meta.properties", me.number)
         settings = _write_properties(self._folder / "server.properties", properties)
         self._command = [*_jvm(java, jars), "kafka.Kafka", str(settings)]
         self._process: subprocess.Popen[bytes] | None = None
@@ -350,6 +367,13 @@ def _formatted(java: str, jars: Path) -> Path:
                 words = ["format", "--cluster-id=MkU3OEVBNTcwNTJENDM2Qk", "-c", str(settings)]
                 _run([*_jvm(java, jars), "kafka.tools.StorageTool", *words], "formatting")
     return final
+
+
+def _rename_node(path: Path, number: int) -> None:
+    """Make a folder that was formatted for broker 1 another broker's."""
+    lines = path.read_text("utf-8").splitlines()
+    kept = [line for line in lines if not line.startswith(("node.id=", "directory.id="))]
+    path.write_text("\n".join([*kept, f"node.id={number}"]) + "\n", "utf-8")
 
 
 def create_test_topics(bootstrap: str, partitions: int = 4) -> str:
