@@ -316,6 +316,51 @@ def test_a_database_that_is_away_is_waited_for_and_readiness_says_since_when(log
     engine.dispose()
 
 
+@pytest.mark.postgres
+def test_a_deadlock_and_a_statement_that_takes_too_long_repeat_the_whole_batch(
+    log: MemoryLog, postgres_url: str
+) -> None:
+    owner = Owner()
+    run = run_id(1)
+    append(log, [entry(owner.claim()), entry(owner.record(run, accepted(run)))])
+    engine = open_engine(postgres_url)
+    project_all(log, engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE \"{engine.url.database}\" SET statement_timeout = '2s'")
+    impatient = open_engine(postgres_url)
+    projector = Projector(log, impatient)
+    projector.start()
+    try:
+        wait_until(lambda: caught_up(projector))
+        with engine.connect() as other:
+            other.execute(select(workflow_runs.c.id).with_for_update())  # what the projector will wait for
+            append(log, [entry(one) for one in map(partial(owner.record, run), story(run)[1:])])
+            wait_until(lambda: _waiters(engine) == 1)
+            told = False
+            try:
+                other.execute(select(positions).with_for_update())
+            except OperationalError:
+                told = True  # on a busy machine it is this one that the database breaks off
+            wait_until(lambda: told or projector.state().database_down_since_s is not None)
+            other.rollback()
+        wait_until(lambda: caught_up(projector))
+        assert projector.state().database_down_since_s is None
+    finally:
+        projector.stop()
+    assert verify(log, engine).differences == ()
+    with engine.begin() as connection:
+        assert connection.execute(select(workflow_runs.c.status)).scalars().all() == ["succeeded"]
+    engine.dispose()
+    impatient.dispose()
+
+
+def _waiters(engine: Engine) -> int:
+    """Connections to this database that wait for a lock."""
+    with engine.connect() as connection:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return int(connection.exec_driver_sql(query).scalar_one())
+
+
 def test_a_database_that_lost_its_last_commits_is_filled_again(log: MemoryLog, tmp_path: Path) -> None:
     engine = open_engine(sqlite_url(tmp_path / "tables.db"))
     owner = Owner()
