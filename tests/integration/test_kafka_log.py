@@ -408,6 +408,28 @@ def test_a_member_that_leaves_hands_over_at_once(
     second.close()
 
 
+def test_partitions_that_go_to_a_new_member_are_kept_until_it_can_take_them(
+    private_kafka: servers.Kafka, private_prefix: str, log: KafkaLog
+) -> None:
+    """Given up at the first word of the rebalance, they would belong to nobody for most of a second."""
+    given_up: list[float] = []
+    taken: list[float] = []
+    mine = Owned()
+    log.place("executors", mine.add, lambda _: given_up.append(time.monotonic()), lambda: True)
+    mine.wait_for(4)
+    second = KafkaLog(private_kafka.bootstrap, {}, private_prefix, 4)
+    others = Owned()
+
+    def take(partitions: set[int]) -> None:
+        taken.append(time.monotonic())
+        others.add(partitions)
+
+    second.place("executors", take, others.drop, lambda: True)
+    others.wait_for(2)
+    assert given_up[0] < taken[0] < given_up[0] + 0.6  # 0.93 s otherwise, 0.07 on a quiet machine
+    second.close()
+
+
 def test_a_client_that_failed_to_describe_a_topic_is_not_asked_again(
     log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
