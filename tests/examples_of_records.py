@@ -72,7 +72,7 @@ from libs.events.registry import (
     VersionMarked,
     VersionPublished,
 )
-from libs.events.triggers import ScheduleFired, TriggerSwitched, WebhookCreated
+from libs.events.triggers import ScheduleFired, TriggerAwaited, TriggerSwitched, WebhookCreated
 
 RUN = "019a3d3e-4d80-7003-8000-00000000002a"
 APP = "5f0c1f2e-7f0b-4a52-9d5e-0d8a3f1f8b11"
@@ -252,6 +252,7 @@ FACTS: tuple[Fact, ...] = (
     WebhookCreated(webhook_id="h1", app_id=APP, node_id="hook", created_at_us=13),
     ScheduleFired(app_id=APP, node_id="tick", due_us=14, run_id=RUN, fired_at_us=15),
     TriggerSwitched(app_id=APP, node_id="tick", enabled=False, switched_at_us=16),
+    TriggerAwaited(wait_id="w1", app_id=APP, node_id="hook", alone=True, since_us=17, until_us=18, run_id=RUN),
     ImportPending(import_id="i1", app_id=APP, document="kind: app", changes={"name": "x"}, pending_since_us=12),
 )
 

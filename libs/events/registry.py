@@ -44,6 +44,7 @@ from libs.events.log import Entry, Log, LogError, Record, Topic
 from libs.events.sealing import SealError, Vault
 from libs.events.triggers import (
     ScheduleFired,
+    TriggerAwaited,
     TriggerBook,
     TriggerFact,
     TriggerSwitched,
@@ -273,7 +274,7 @@ def _key_of(fact: Fact) -> str:
             return f"version-deleted/{fact.workflow_id}"
         case FactSealed():
             return fact.key
-        case WebhookCreated() | ScheduleFired() | TriggerSwitched():
+        case WebhookCreated() | ScheduleFired() | TriggerSwitched() | TriggerAwaited():
             return key_of_trigger_fact(fact)
         case _:
             return key_of_draft_fact(fact)
@@ -319,6 +320,7 @@ class Registry:
             key = record.key.decode("utf-8", "replace")
             self._closed.pop(key, None)
             self.drafts.forget(key)
+            self.triggers.forget(key)
         self.position = record.offset + 1
 
     def _evolve(self, fact: Fact) -> None:
@@ -358,7 +360,7 @@ class Registry:
                 self._revoked.add(fact.key_id)
             case FactSealed():
                 self._unseal(fact)
-            case WebhookCreated() | ScheduleFired() | TriggerSwitched():
+            case WebhookCreated() | ScheduleFired() | TriggerSwitched() | TriggerAwaited():
                 self.triggers.evolve(fact)
             case _:
                 self.drafts.evolve(fact)
