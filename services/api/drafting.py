@@ -25,6 +25,10 @@ DSL_VERSION = "0.6.0"
 DRAFT = "draft"
 """Version name of the draft and of its runs."""
 
+DEBUGGING = "debugging"
+SINGLE_STEP = "single-step"
+"""`triggered_from` of runs of the draft, and of a node of it alone: neither counts as a run of the app."""
+
 TRIES = 5
 """How often a save is made again because another one came first."""
 

@@ -170,6 +170,18 @@ class RunStarter:
             end.cancel()
         return started.run_id
 
+    async def ended(self, run_id: str) -> None:
+        """Wait for the end of a run that exists, however long that takes. Raises ApiError."""
+        end = self._tail.end_of(run_id)
+        try:
+            summary = await self._streams.reads.summary(run_id)
+            if summary is None:
+                raise unavailable("the run cannot be looked up now. Try again")
+            if not summary.ended:
+                await end
+        finally:
+            end.cancel()
+
     async def _submit(
         self, command: StartRun, answer_s: float, on_late_refusal: Callable[[ApiError], None] | None = None
     ) -> Started:

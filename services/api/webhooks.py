@@ -1,8 +1,9 @@
-"""Requests from outside that start runs: `/triggers/webhook/{id}`.
+"""Requests from outside that start runs: `/triggers/webhook/{id}`; of the draft: `/triggers/webhook-debug/{id}`.
 
 The address is the credential. What a request brings becomes the event that the workflow's webhook node takes apart;
 what the node requires is checked here, so that a caller learns at once what is missing. The answer is the node's own,
-and leaves when the log has the start: a caller that got it need not call again.
+and leaves when the log has the start: a caller that got it need not call again. The draft is run while an editor
+waits for a call (`services.api.awaited`), and by the first call only.
 """
 
 import json
@@ -22,7 +23,8 @@ from libs.events.registry import AppCreated, VersionPublished
 from libs.events.triggers import WebhookCreated
 from libs.workflow.configs.flow import WebhookConfig, WebhookField
 from libs.workflow.roots import roots_of
-from services.api.access import Principal
+from services.api.access import ADMIN_ID, Principal
+from services.api.awaited import awaited, begin
 from services.api.errors import ApiError, bad_request, invalid_param, not_found
 from services.api.frames import Json
 from services.api.multipart import MultipartInvalid, Part, parse_multipart
@@ -58,21 +60,29 @@ def webhook_routes(parts: Parts) -> APIRouter:
         openapi_extra={"security": []},
     )
     router.add_api_route("/webhook/{webhook_id}", receive, methods=list(METHODS), include_in_schema=False)
+
+    async def receive_for_draft(request: Request, webhook_id: str) -> Response:
+        return await _receive_for_draft(parts, request, webhook_id)
+
+    router.add_api_route(
+        "/webhook-debug/{webhook_id}",
+        receive_for_draft,
+        methods=["POST"],
+        summary="Run the draft by an event from outside, while an editor waits for one",
+        description="As the address of the published version; 409 while nobody waits.",
+        responses=answered | errors(400, 404, 409, 413, 422, 429, 503),
+        openapi_extra={"security": []},
+    )
+    router.add_api_route(
+        "/webhook-debug/{webhook_id}", receive_for_draft, methods=list(METHODS), include_in_schema=False
+    )
     return router
 
 
 async def _receive(parts: Parts, request: Request, webhook_id: str) -> Response:
     app, version, node_id, config = await _hook(parts, webhook_id)
-    if request.method.lower() != config.method:
-        allowed = config.method.upper()
-        message = f"this webhook is called by {allowed}, not by {request.method}"
-        raise ApiError(405, "method_not_allowed", message, headers={"Allow": allowed})
     principal = Principal(app, surface="trigger")
-    content = await _content(request)
-    event = await _event(parts, request, config, content, FileUser(app.app_id, principal, USER))
-    missing = _missing(config, event)
-    if missing:
-        raise invalid_param(f"the webhook requires {', '.join(missing)}. Send it")
+    content, event = await _call(parts, request, config, FileUser(app.app_id, principal, USER))
     wanted = Wanted(
         principal,
         app,
@@ -85,8 +95,54 @@ async def _receive(parts: Parts, request: Request, webhook_id: str) -> Response:
         root=node_id,
     )
     started = await parts.starter.begun(wanted)
-    headers = {"X-Workflow-Run-Id": started.run_id, "X-Task-Id": task_id_of(started.run_id)}
-    return _answer(config, headers)
+    return _answer(config, started.run_id)
+
+
+async def _receive_for_draft(parts: Parts, request: Request, webhook_id: str) -> Response:
+    hook = parts.registry.triggers.webhook(webhook_id)
+    await parts.access.refresh()  # whoever waits may have said so at another replica, this instant
+    hook = hook or parts.registry.triggers.webhook(webhook_id)
+    app = parts.registry.app(hook.app_id) if hook is not None else None
+    if hook is None or app is None:
+        raise not_found("there is no such webhook")
+    wait = awaited(parts, app, hook.node_id)
+    draft = await parts.drafting.find(app) if wait is not None else None
+    if wait is None or draft is None:
+        raise _nobody_waits("nobody waits for a call")
+    try:
+        version = await parts.drafting.runnable(app, draft)
+    except ApiError as error:
+        if error.code != "definition_invalid":
+            raise
+        # Its mistakes are told to whoever edits it, not to whoever calls.
+        raise _nobody_waits("the draft cannot run as it is") from error
+    definition = await parts.starter.definition(version)
+    node = definition.nodes.get(hook.node_id)
+    if node is None or node.id not in roots_of(definition) or not isinstance(node.config, WebhookConfig):
+        raise _nobody_waits("the draft does not begin with this webhook any more")
+    _, event = await _call(parts, request, node.config, FileUser(app.app_id, Principal(None), ADMIN_ID))
+    run_id, begun = await begin(parts, app, version, wait, {"webhook_data": event})
+    if not begun:
+        raise _nobody_waits("another call came first")
+    return _answer(node.config, run_id)
+
+
+def _nobody_waits(why: str) -> ApiError:
+    return ApiError(409, "trigger_not_awaited", f"{why}. Let the editor listen to the node, then call again")
+
+
+async def _call(parts: Parts, request: Request, config: WebhookConfig, user: FileUser) -> tuple["_Content", Json]:
+    """The request as the node takes it: content, and the event made of it. Keeps its files. Raises ApiError."""
+    if request.method.lower() != config.method:
+        allowed = config.method.upper()
+        message = f"this webhook is called by {allowed}, not by {request.method}"
+        raise ApiError(405, "method_not_allowed", message, headers={"Allow": allowed})
+    content = await _content(request)
+    event = await _event(parts, request, config, content, user)
+    missing = _missing(config, event)
+    if missing:
+        raise invalid_param(f"the webhook requires {', '.join(missing)}. Send it")
+    return content, event
 
 
 async def _hook(parts: Parts, webhook_id: str) -> tuple[AppCreated, VersionPublished, str, WebhookConfig]:
@@ -211,7 +267,8 @@ def _missing(config: WebhookConfig, event: Json) -> list[str]:
     ]
 
 
-def _answer(config: WebhookConfig, headers: dict[str, str]) -> Response:
+def _answer(config: WebhookConfig, run_id: str) -> Response:
+    headers = {"X-Workflow-Run-Id": run_id, "X-Task-Id": task_id_of(run_id)}
     status = config.status_code if 200 <= config.status_code < 600 else 200
     text = config.response_body.strip()
     if status in (204, 304):

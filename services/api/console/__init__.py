@@ -15,6 +15,7 @@ from services.api.console.forms import form_routes
 from services.api.console.imports import import_routes
 from services.api.console.runs import run_history_routes
 from services.api.console.session import session_routes
+from services.api.console.trigger_runs import trigger_run_routes
 from services.api.console.triggers import trigger_routes
 from services.api.console.variables import variable_routes
 from services.api.parts import Parts
@@ -28,6 +29,7 @@ def console_routes(parts: Parts) -> list[APIRouter]:
         import_routes(parts),
         console_app_routes(parts),
         draft_run_routes(parts),
+        trigger_run_routes(parts),
         variable_routes(parts),
         trigger_routes(parts),
         block_config_routes(),  # before the paths that have a version in this place

@@ -21,7 +21,7 @@ from services.api.console.queries import last_execution
 from services.api.console.runs import asked
 from services.api.console.session import CHAT_PREFIX, App, WorkflowApp
 from services.api.console.variables import kept_variables
-from services.api.drafting import draft_workflow_id
+from services.api.drafting import DEBUGGING, SINGLE_STEP, draft_workflow_id
 from services.api.errors import invalid_param, not_found
 from services.api.frames import Json, encode
 from services.api.parts import Parts
@@ -30,9 +30,6 @@ from services.api.runs import asked_pins
 from services.api.schemas import answers, errors, json_body, streamed
 from services.api.starting import Wanted
 from services.api.workflows import last_event_id
-
-DEBUGGING = "debugging"
-SINGLE_STEP = "single-step"
 
 
 def draft_run_routes(parts: Parts) -> APIRouter:
@@ -87,7 +84,7 @@ def _single(router: APIRouter, parts: Parts) -> None:
     async def run_node(request: Request, app: App, node_id: str, body: Body) -> Response:
         wanted = await wanted_part(parts, request, app, body, node_id, None)
         run_id = await parts.starter.finished(replace(wanted, triggered_from=SINGLE_STEP))
-        return _answer(await _execution(parts, run_id, node_id))
+        return execution_answer(await execution_of(parts, run_id, node_id))
 
     @router.get(
         "/workflows/draft/nodes/{node_id}/last-run",
@@ -100,7 +97,7 @@ def _single(router: APIRouter, parts: Parts) -> None:
         found = await asked(parts, lambda connection: last_execution(connection, app.app_id, workflow_id, node_id))
         if found is None:
             raise not_found(f'node "{node_id[:64]}" has not run in the draft')
-        return _answer(await _execution(parts, found[0], node_id, found[1]))
+        return execution_answer(await execution_of(parts, found[0], node_id, found[1]))
 
 
 async def _stream(parts: Parts, request: Request, wanted: Wanted) -> Response:
@@ -148,7 +145,7 @@ def _given(body: Json) -> Json:
     return {name: value for name, value in body.items() if value is not None}
 
 
-async def _execution(parts: Parts, run_id: str, node_id: str, execution_id: str | None = None) -> Json:
+async def execution_of(parts: Parts, run_id: str, node_id: str, execution_id: str | None = None) -> Json:
     history = await parts.folds.history(run_id, Principal(None))
     for one in executions(history):
         if one["node_id"] == node_id and execution_id in (None, one["id"]):
@@ -157,5 +154,5 @@ async def _execution(parts: Parts, run_id: str, node_id: str, execution_id: str 
     raise not_found(f'node "{node_id[:64]}" did not run')
 
 
-def _answer(execution: Json) -> Response:
+def execution_answer(execution: Json) -> Response:
     return Response(encode(execution), media_type="application/json")

@@ -21,9 +21,10 @@ from services.api.bodies import Body
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE
 from services.api.console.asked import text
-from services.api.console.draft_runs import SINGLE_STEP, wanted_part
+from services.api.console.draft_runs import wanted_part
 from services.api.console.session import CHAT_PREFIX, Account, App
 from services.api.console.variables import kept_variables
+from services.api.drafting import SINGLE_STEP
 from services.api.errors import ApiError, invalid_param, not_found
 from services.api.forms import MAX_BYTES, asking, shown, submitted
 from services.api.frames import Json, encode

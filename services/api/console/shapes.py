@@ -355,6 +355,19 @@ class EnvironmentVariables(_Shape):
     items: list[Values]
 
 
+class TriggerRunBody(_Shape):
+    node_id: str = Field(min_length=1)
+
+
+class TriggerRunAllBody(_Shape):
+    node_ids: list[str] = Field(min_length=1)
+
+
+class Waiting(_Shape):
+    status: Literal["waiting"]
+    retry_in: int = Field(description="Milliseconds until it should be asked again")
+
+
 class Webhook(_Shape):
     id: str
     webhook_id: str

@@ -43,7 +43,7 @@ def trigger_routes(parts: Parts) -> APIRouter:
                 "id": made.webhook_id,
                 "webhook_id": made.webhook_id,
                 "webhook_url": f"{base}/triggers/webhook/{made.webhook_id}",
-                "webhook_debug_url": "",
+                "webhook_debug_url": f"{base}/triggers/webhook-debug/{made.webhook_id}",
                 "node_id": made.node_id,
                 "created_at": rfc3339(made.created_at_us),
             }
