@@ -1,9 +1,9 @@
 """The SQL tables that the projector fills and the API reads: SQLAlchemy Core metadata, and how an engine is opened.
 
-Promises: every column of the tables of runs, node executions, conversations, messages, feedback, conversation variables
-and dead letters is a function of the log's records and their positions. No default, sequence or clock of the database
-takes part, so dropping the tables and reading the log again gives the same rows. Record shapes follow the reference's;
-JSON columns are text.
+Promises: every column of the tables of runs, node executions, conversations, messages, feedback, variables, end
+users and dead letters is a function of the log's records and their positions. No default, sequence or clock of the
+database takes part, so dropping the tables and reading the log again gives the same rows. Record shapes follow the
+reference's; JSON columns are text.
 
 Does not: know events. What a record means for a row is in `services/projector/projection.py`.
 
@@ -42,7 +42,7 @@ from libs.events.codec import from_rfc3339, rfc3339
 TENANT_ID = "00000000-0000-0000-0000-000000000001"
 """The only tenant there is; records carry it because the reference's do."""
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -256,6 +256,20 @@ workflow_conversation_variables = Table(
     Column("last_offset", BigInteger),
 )
 
+end_users = Table(
+    "end_users",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("tenant_id", Text),
+    Column("app_id", Text),
+    Column("invoke_from", Text),
+    Column("external_user", Text, comment="the caller's own name for its user"),
+    Column("created_at", Moment, comment="seen first, as far as no run tells"),
+    Column("updated_at", Moment),
+    Column("last_offset", BigInteger),
+)
+
 dead_letters = Table(
     "dead_letters",
     metadata,
@@ -295,6 +309,7 @@ FILLED = (
     messages,
     message_feedbacks,
     workflow_conversation_variables,
+    end_users,
     dead_letters,
     positions,
 )

@@ -14,6 +14,7 @@ from libs.events.log import Entry, Log, Topic
 from libs.events.model import (
     ConversationRenamed,
     ConversationVariableSet,
+    EndUserSeen,
     Event,
     MessageRated,
     NodeRestarted,
@@ -218,4 +219,7 @@ def conversation(owner: Owner) -> Iterator[Recorded]:
     for event in said(second, 2, "never")[:3]:
         yield owner.record(second, event)
     yield owner.record("", MessageRated(command_offset=6, conversation_id=TALK, rating=None, **rated))
+    other = Caller(id="v", user="bob\0by")
+    for offset in (7, 8):
+        yield owner.record("", EndUserSeen(command_offset=offset, app_id="app", caller=other, invoke_from="web-app"))
     yield owner.record(second, RunFailed(error="boom", node_id="n0", conversation_id=TALK))

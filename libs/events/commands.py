@@ -171,7 +171,24 @@ class RateMessage(_ConversationCommand):
     caller: Caller
 
 
+class NoteEndUser(BaseModel):
+    """Somebody did something in an app of which no run tells: uploaded a file, answered another's form."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["NoteEndUser"] = "NoteEndUser"
+    note_id: str
+    """Made like a run id, in the partition that belongs to this user of this app."""
+    app_id: str
+    caller: Caller
+    invoke_from: str = "service-api"
+
+    @property
+    def run_id(self) -> str:
+        return self.note_id
+
+
 ConversationCommand = RenameConversation | DeleteConversation | SetConversationVariable | RateMessage
-AnyCommand = StartRun | StopRun | PauseRun | ResumeRun | ReleaseRun | SubmitForm | ConversationCommand
+AnyCommand = StartRun | StopRun | PauseRun | ResumeRun | ReleaseRun | SubmitForm | ConversationCommand | NoteEndUser
 Command = Annotated[AnyCommand, Field(discriminator="type")]
 COMMAND: TypeAdapter[AnyCommand] = TypeAdapter(Command)

@@ -102,6 +102,16 @@ class RunReleased(_Event):
     by: str = ""
 
 
+class EndUserSeen(_Event):
+    """Somebody has done something in an app of which no run tells. May be said several times of one user."""
+
+    type: Literal["EndUserSeen"] = "EndUserSeen"
+    command_offset: int
+    app_id: str
+    caller: Caller
+    invoke_from: str = "service-api"
+
+
 # --- events of conversations -----------------------------------------------------------------------------------------
 
 
@@ -537,6 +547,7 @@ PartitionEvent = (
     | RunSnapshotted
     | RunSetAside
     | RunReleased
+    | EndUserSeen
     | ConversationEvent
 )
 Event = RunEvent | PartitionEvent
@@ -547,6 +558,8 @@ EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="ty
 CONVERSATION_EVENT_TYPES = frozenset(
     {"ConversationRenamed", "ConversationDeleted", "ConversationVariableSet", "MessageRated"}
 )
+CHANGE_EVENT_TYPES = CONVERSATION_EVENT_TYPES | {"EndUserSeen"}
+"""What answers a command that is about no run."""
 
 
 def _types(union: Any) -> dict[str, type[Any]]:

@@ -34,6 +34,7 @@ from services.api.console import console_routes
 from services.api.conversations import conversation_routes
 from services.api.drafting import Drafting
 from services.api.edge import Edge
+from services.api.end_users import EndUsers
 from services.api.errors import CODES, ApiError, invalid_param, unavailable
 from services.api.files import file_routes
 from services.api.folds import Folds
@@ -238,6 +239,7 @@ def _build(deps: ApiDependencies) -> Parts:
         starter=starter,
         folds=folds,
         uploads=uploads,
+        end_users=EndUsers(submitter),
         # Every replica has the admin token already; a link that was signed with another one is refused.
         signer=Signer(deps.admin_token, deps.now_us, deps.random_bits),
         publisher=publisher,

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from libs.events.files import StoredFile
 from services.api import schemas
-from services.api.access import ADMIN_ID, ANYBODY, end_user_id
+from services.api.access import ANYBODY, Principal
 from services.api.errors import ApiError, bad_request, forbidden, invalid_param
 from services.api.multipart import MultipartInvalid, Part, parse_multipart
 from services.api.parts import Parts
@@ -44,12 +44,11 @@ def file_routes(parts: Parts) -> APIRouter:
             if not app_id:
                 raise invalid_param("app_id is required with the admin token", "app_id")
             app = await parts.access.app(app_id, principal)
-        for_app = app.app_id
 
-        def owner(form: list[Part]) -> str:
-            return ADMIN_ID if principal.admin else end_user_id(for_app, field_of(form, "user") or ANYBODY)
+        def user(form: list[Part]) -> str:
+            return field_of(form, "user") or ANYBODY
 
-        file = await keep_upload(parts, request, for_app, owner)
+        file = await keep_upload(parts, request, app.app_id, principal, user)
         return JSONResponse(uploaded(file, parts.signer.link(file.file_id)), 201)
 
     @router.get(
@@ -80,13 +79,18 @@ def file_routes(parts: Parts) -> APIRouter:
     return router
 
 
-async def keep_upload(parts: Parts, request: Request, app_id: str, owner: Callable[[list[Part]], str]) -> StoredFile:
-    """The file of the request's form, kept for the app; `owner`: whose it is, by the form. Raises ApiError."""
+async def keep_upload(
+    parts: Parts, request: Request, app_id: str, principal: Principal, user_of: Callable[[list[Part]], str]
+) -> StoredFile:
+    """The file of the request's form, kept for the app and the user, whom the form may name. Raises ApiError."""
     declared = request.headers.get("content-length", "")
     size = min(int(declared), MAX_UPLOAD_BYTES) if declared.isdigit() else MAX_UPLOAD_BYTES
     with parts.uploads.room.taken(size):
         form = await read_form(request, MAX_UPLOAD_BYTES)
-        return await parts.uploads.take(form, app_id, owner(form))
+        user = user_of(form)
+        file = await parts.uploads.take(form, app_id, principal.caller(user).id)
+    await parts.end_users.seen(principal, user)
+    return file
 
 
 async def read_form(request: Request, limit_bytes: int, code: str = "file_too_large") -> list[Part]:

@@ -62,6 +62,7 @@ async def shown(parts: Parts, form_token: str, principal: Principal) -> Response
 async def submitted(parts: Parts, form_token: str, principal: Principal, body: Json, user: str) -> Response:
     """Answer the form. Raises ApiError."""
     maker, form = await form_by_token(parts, form_token, principal)
+    await parts.end_users.seen(principal, user)  # first: the answer to the submission must not hang on it
     await submit(parts, maker, form, body, FileUser(_app_id(maker), principal, user))
     return JSONResponse({})
 

@@ -64,7 +64,7 @@ def log_routes(parts: Parts) -> APIRouter:
         except RecordsUnavailable as error:
             raise unavailable("end users cannot be looked up now. Try again") from error
         if found is None:
-            raise ApiError(404, "end_user_not_found", f'end user "{end_user_id[:64]}" has not run this app')
+            raise ApiError(404, "end_user_not_found", f'end user "{end_user_id[:64]}" has done nothing in this app')
         return JSONResponse(
             {
                 "id": end_user_id,

@@ -12,6 +12,7 @@ from libs.net import GuardedHttp
 from libs.workflow.catalog import Catalog
 from services.api.access import Access
 from services.api.drafting import Drafting
+from services.api.end_users import EndUsers
 from services.api.folds import Folds
 from services.api.fresh import FreshTables
 from services.api.publishing import Publisher
@@ -78,6 +79,7 @@ class Parts:
     starter: RunStarter
     folds: Folds
     uploads: Uploads
+    end_users: EndUsers
     signer: Signer
     publisher: Publisher
     drafting: Drafting

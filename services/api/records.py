@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from libs.tables import positions, workflow_runs
+from libs.tables import end_users, positions, workflow_runs
 
 T = TypeVar("T")
 
@@ -145,17 +145,27 @@ class Records:
             return [dict(row) for row in connection.execute(rows).mappings()], total
 
     def end_user(self, app_id: str, user_id: str) -> EndUser | None:
-        """Who is known by its runs under this id. Raises RecordsUnavailable."""
-        table = workflow_runs.c
-        query = select(
-            func.max(table.created_by_user),
-            func.max(table.invoke_from),
-            func.min(table.created_at),
-            func.max(table.created_at),
-        ).where(table.app_id == app_id, table.created_by == user_id, table.created_by_role == "end_user")
+        """Who is known under this id by its runs, or by what it did without one. Raises RecordsUnavailable."""
+        runs, others = workflow_runs.c, end_users.c
+        ran = select(
+            func.max(runs.created_by_user),
+            func.max(runs.invoke_from),
+            func.min(runs.created_at),
+            func.max(runs.created_at),
+        ).where(runs.app_id == app_id, runs.created_by == user_id, runs.created_by_role == "end_user")
+        seen = select(
+            func.max(others.external_user),
+            func.max(others.invoke_from),
+            func.min(others.created_at),
+            func.max(others.updated_at),
+        ).where(others.app_id == app_id, others.id == user_id)
         with self._connected() as connection:
-            user, invoke_from, first, last = connection.execute(query).one()
-        return None if first is None else EndUser(user or "", invoke_from or "", first, last)
+            rows = [connection.execute(query).one() for query in (ran, seen)]
+        found = [row for row in rows if row[2] is not None]
+        if not found:
+            return None
+        user, invoke_from, _, _ = found[0]
+        return EndUser(user or "", invoke_from or "", min(row[2] for row in found), max(row[3] for row in found))
 
     def ask(self, question: Callable[[Connection], T]) -> T:
         """The answer to a question of somebody else's. Raises RecordsUnavailable."""

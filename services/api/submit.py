@@ -17,7 +17,9 @@ from libs.events.claim_check import offload, oversized
 from libs.events.codec import encode_body, encode_command
 from libs.events.commands import (
     AnyCommand,
+    Caller,
     ConversationCommand,
+    NoteEndUser,
     PauseRun,
     ReleaseRun,
     ResumeRun,
@@ -235,6 +237,13 @@ class Submitter:
                 raise unavailable("no executor has decided the change yet. Try again") from None
         if isinstance(answer, CommandRejected):
             raise _refused(answer)
+
+    async def note_end_user(self, app_id: str, caller: Caller, invoke_from: str, *, answer_s: float) -> None:
+        """Have it kept who has done something; the log has the wish when this returns. Raises ApiError (503)."""
+        partition = partition_for_key(app_id, caller.id, self._log.partitions)
+        note_id = new_run_id(partition, self._now_us(), self._random_bits(62))
+        note = NoteEndUser(note_id=note_id, app_id=app_id, caller=caller, invoke_from=invoke_from)
+        await self._ask(note, answer_s)
 
     async def _send(self, command: AnyCommand, partition: int) -> int:
         try:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from libs.events.chunks import decode_chunk
 from libs.events.codec import CodecError, decode_event, from_rfc3339, run_of, stamp_of, type_of
 from libs.events.log import Log, LogError, Record, Tail, Topic
-from libs.events.model import CONVERSATION_EVENT_TYPES, RUN_END_TYPES, CommandRejected, RunSetAside
+from libs.events.model import CHANGE_EVENT_TYPES, RUN_END_TYPES, CommandRejected, RunSetAside
 from libs.events.positions import Position, Waymarks, start_positions
 from libs.events.validity import Validity
 from services.api.live import LiveRun
@@ -220,7 +220,7 @@ class EventTail:
             self._on_rejected(partition, record)
         elif name in _OF_A_RELEASE and partition.expecting:
             self._on_release(partition, record)
-        elif name in CONVERSATION_EVENT_TYPES and partition.expecting:
+        elif name in CHANGE_EVENT_TYPES and partition.expecting:
             offset = _command_offset(record)
             if offset is not None:
                 self._answer(partition, offset, "")

@@ -96,8 +96,7 @@ def web_routes(parts: Parts) -> APIRouter:
         openapi_extra=BY_PASSPORT | file_body(),
     )
     async def upload(request: Request, visitor: FromPage) -> Response:
-        owner = visitor.principal.caller(visitor.user).id
-        file = await keep_upload(parts, request, visitor.app.app_id, lambda _: owner)
+        file = await keep_upload(parts, request, visitor.app.app_id, visitor.principal, lambda _: visitor.user)
         return JSONResponse(uploaded(file, parts.signer.link(file.file_id)), 201)
 
     @router.post(

@@ -16,6 +16,7 @@ from libs.events.commands import (
     AnyCommand,
     ConversationCommand,
     DeleteConversation,
+    NoteEndUser,
     PauseRun,
     RateMessage,
     ReleaseRun,
@@ -28,13 +29,14 @@ from libs.events.commands import (
 )
 from libs.events.ids import partition_of, task_id_of
 from libs.events.model import (
-    CONVERSATION_EVENT_TYPES,
+    CHANGE_EVENT_TYPES,
     RUN_END_TYPES,
     CommandRejected,
     ConversationDeleted,
     ConversationEvent,
     ConversationRenamed,
     ConversationVariableSet,
+    EndUserSeen,
     Event,
     FormExpired,
     FormOpened,
@@ -133,6 +135,7 @@ class Decision(NamedTuple):
         | RunReleased
         | FormSubmitted
         | CommandRejected
+        | EndUserSeen
         | ConversationEvent
     )
 
@@ -166,6 +169,9 @@ class PartitionFold:
             return self._reject(command, offset, "misrouted", f"partition {self.partition} does not hold this run")
         if isinstance(command, ConversationCommand):
             return self._decide_change(command, offset)
+        if isinstance(command, NoteEndUser):
+            about = {name: getattr(command, name) for name in ("app_id", "caller", "invoke_from")}
+            return Decision("", EndUserSeen(command_offset=offset, **about))
         if isinstance(command, StartRun):
             return self._decide_start(command, offset, now_us)
         entry = self.runs.get(command.run_id)
@@ -331,6 +337,9 @@ class PartitionFold:
                 self.next_command = max(self.next_command, event.command_offset + 1)
                 self.conversations.changed(event, at_us, before)
                 return
+            case EndUserSeen():
+                self.next_command = max(self.next_command, event.command_offset + 1)
+                return
             case StopRequested() | PauseRequested() | ResumeRequested() | FormSubmitted():
                 self.next_command = max(self.next_command, event.command_offset + 1)
         entry = self.runs.get(run_id)
@@ -475,7 +484,7 @@ NEEDS_BODY = frozenset(
         "FormSubmitted", "FormExpired", "PartitionClaimed", "CheckpointWritten", "RunSnapshotted", "RunSetAside",
         "RunReleased",
     }
-    | CONVERSATION_EVENT_TYPES
+    | CHANGE_EVENT_TYPES
 )  # fmt: skip
 """Event types whose body the fold reads; of the others it needs only type and run."""
 

@@ -22,6 +22,7 @@ from libs.tables import (
     FILLED,
     conversations,
     dead_letters,
+    end_users,
     message_feedbacks,
     messages,
     positions,
@@ -82,6 +83,7 @@ class TableSet:
     messages: Table
     feedbacks: Table
     variables: Table
+    end_users: Table
     dead: Table
     positions: Table
 
@@ -109,6 +111,7 @@ _LIVE = (
     messages,
     message_feedbacks,
     workflow_conversation_variables,
+    end_users,
     dead_letters,
     positions,
 )
@@ -234,6 +237,7 @@ def _rows(changes: Changes) -> dict[str, list[Row]]:
         "messages": list(talks.messages.values()),
         "feedbacks": list(talks.feedbacks.values()),
         "variables": list(talks.variables.values()),
+        "end_users": list(changes.end_users.values()),
     }
 
 

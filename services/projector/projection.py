@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from libs.events.codec import Recorded
 from libs.events.ids import execution_id
 from libs.events.model import (
+    EndUserSeen,
     FormOpened,
     NodeExcepted,
     NodeFailed,
@@ -65,6 +66,7 @@ class Changes:
     runs: dict[str, Row] = field(default_factory=dict)
     nodes: dict[str, Row] = field(default_factory=dict)
     talks: TalkChanges = field(default_factory=TalkChanges)
+    end_users: dict[tuple[str, int], Row] = field(default_factory=dict)
     contexts: dict[str, RunContext] = field(default_factory=dict)
     """Of the runs that were accepted in the batch."""
 
@@ -83,7 +85,25 @@ def project(events: Iterable[Recorded], contexts: Mapping[str, RunContext]) -> C
         project_talk(changes.talks, recorded)
         if recorded.seq:
             _project_one(changes, contexts, recorded)
+        elif isinstance(recorded.event, EndUserSeen):
+            _on_seen(changes, recorded.event, recorded)
     return changes
+
+
+def _on_seen(changes: Changes, event: EndUserSeen, recorded: Recorded) -> None:
+    # Of its own for each partition: a log that was brought into more of them may have the user in two.
+    row: Row = {
+        "id": clean(event.caller.id),
+        "partition": recorded.partition,
+        "tenant_id": TENANT_ID,
+        "app_id": clean(event.app_id),
+        "invoke_from": clean(event.invoke_from),
+        "external_user": clean(event.caller.user),
+        "created_at": recorded.at_us,
+        "updated_at": recorded.at_us,
+        "last_offset": recorded.offset,
+    }
+    fold(changes.end_users, row, frozenset(), (event.caller.id, recorded.partition))
 
 
 def _project_one(changes: Changes, contexts: Mapping[str, RunContext], recorded: Recorded) -> None:

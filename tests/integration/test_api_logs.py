@@ -15,6 +15,7 @@ from services.api import Limits
 from services.api.access import ADMIN_ID, end_user_id
 from services.api.records import Records
 from services.projector.projector import Projector
+from services.projector.rebuild import rebuild
 from tests.api_world import ECHO, ScriptedExecutor, Server, echo
 
 SHORT = Limits(tables_s=0.2)
@@ -202,3 +203,77 @@ def test_an_end_user_is_known_by_its_id_in_its_app(server: Server) -> None:
     for who, where in ((other, path), (app, "/v1/end-users/nonsense")):
         answer = server.http.get(where, headers={"Authorization": f"Bearer {who['api_key']}"})
         assert (answer.status_code, answer.json()["code"]) == (404, "end_user_not_found")
+
+
+def upload(server: Server, key: str, user: str) -> str:
+    answer = server.http.post(
+        "/v1/files/upload",
+        headers={"Authorization": f"Bearer {key}"},
+        files={"file": ("a.txt", b"x", "text/plain")},
+        data={"user": user},
+    )
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["created_by"])
+
+
+def seen(server: Server, key: str, user_id: str) -> Any:
+    answer = server.http.get(f"/v1/end-users/{user_id}", headers={"Authorization": f"Bearer {key}"})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_an_end_user_who_only_uploaded_is_known_everywhere_and_after_a_rebuild(tmp_path: Path) -> None:
+    with served(tmp_path) as (server, projector):
+        key = server.import_app()["api_key"]
+        user_id = upload(server, key, "only-uploads")
+        found = seen(server, key, user_id)
+        assert (found["external_user_id"], found["type"], found["is_anonymous"]) == (
+            "only-uploads", "service-api", False,
+        )  # fmt: skip
+        parts = server.parts
+        records = parts.tables._records  # noqa: SLF001  # the same tables
+        other = Server(parts.log, records)  # another replica, or this one after a restart
+        try:
+            assert seen(other, key, user_id) == found
+            projector.stop()
+            rebuild(parts.log, records._engine)  # noqa: SLF001
+            assert seen(other, key, user_id) == found
+        finally:
+            other.close()
+
+
+def test_an_end_user_is_said_once_and_runs_add_to_what_is_known(server: Server, key: str) -> None:
+    user_id = upload(server, key, "both")
+    first = seen(server, key, user_id)
+    upload(server, key, "both")
+    assert seen(server, key, user_id) == first  # nothing more was written
+    ran(server, key, user="both")
+    then = seen(server, key, user_id)
+    assert then["created_at"] == first["created_at"]
+    assert then["updated_at"] > first["updated_at"]
+
+
+def test_a_browser_that_only_uploaded_is_known_as_one(server: Server) -> None:
+    app = server.import_app()
+    detail = server.http.get(f"/console/api/apps/{app['app_id']}", headers=server.admin()).json()
+    code = {"X-App-Code": detail["site"]["code"]}
+    passport = server.http.get("/api/passport", params={"user_id": "ann"}, headers=code).json()["access_token"]
+    answer = server.http.post(
+        "/api/files/upload",
+        headers=code | {"X-App-Passport": passport},
+        files={"file": ("a.txt", b"x", "text/plain")},
+    )
+    found = seen(server, app["api_key"], answer.json()["created_by"])
+    assert (found["type"], found["session_id"]) == ("browser", "ann")
+
+
+def test_an_upload_is_kept_although_no_executor_is_there(tmp_path: Path) -> None:
+    log = MemoryLog(MemoryStore(partitions=1))
+    executor = ScriptedExecutor(log, script, deciding=False)
+    server = Server(log)
+    try:
+        upload(server, server.import_app()["api_key"], "early")
+    finally:
+        server.close()
+        executor.close()
+        log.close()

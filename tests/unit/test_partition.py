@@ -1,9 +1,10 @@
 """The partition fold: commands are decided once, in order, from the table of unfinished runs alone."""
 
-from libs.events.commands import AnyCommand, Caller, PauseRun, ResumeRun, StartRun, StopRun, SubmitForm
+from libs.events.commands import AnyCommand, Caller, NoteEndUser, PauseRun, ResumeRun, StartRun, StopRun, SubmitForm
 from libs.events.ids import new_run_id
 from libs.events.model import (
     CommandRejected,
+    EndUserSeen,
     Event,
     FormExpired,
     FormOpened,
@@ -131,6 +132,15 @@ def test_a_run_is_asked_to_stop_once() -> None:
     fold.apply(event, run_id, NOW, HERE)
     assert (fold.next_command, fold.runs[RUN].seq) == (6, 2)
     assert _rejection(fold, StopRun(run_id=RUN), 6).code == "not_running"
+
+
+def test_an_end_user_is_noted_and_the_command_counted() -> None:
+    fold = PartitionFold(2)
+    note = NoteEndUser(note_id=new_run_id(2, NOW, 5), app_id="app", caller=Caller(id="u", user="ann"))
+    run_id, event = fold.decide(note, 7, NOW)
+    assert (run_id, event) == ("", EndUserSeen(command_offset=7, app_id="app", caller=note.caller))
+    fold.apply(event, run_id, NOW, HERE)
+    assert (fold.next_command, fold.runs) == (8, {})
 
 
 def test_a_new_commands_topic_starts_the_count_again() -> None:

@@ -24,8 +24,8 @@ def console_file_routes(parts: Parts) -> APIRouter:
         responses=answers(schemas.UploadedFile, 400, 401, 403, 408, 413, 415, 503, status=201),
         openapi_extra=file_body() | CONSOLE,
     )
-    async def upload(request: Request, _: Account) -> Response:
-        file = await keep_upload(parts, request, EVERY_APP, lambda _: ADMIN_ID)
+    async def upload(request: Request, principal: Account) -> Response:
+        file = await keep_upload(parts, request, EVERY_APP, principal, lambda _: ADMIN_ID)
         return JSONResponse(uploaded(file, parts.signer.link(file.file_id)), 201)
 
     return router
