@@ -61,17 +61,19 @@ class AsyncClient:
         query: str | None = None,
         user: str | None = None,
         pins: Mapping[str, Any] | None = None,
+        root: str | None = None,
         idempotency_key: str | None = None,
     ) -> "AsyncRun":
         """Start a run; returns when it is accepted.
 
         `target`: a document's file (imported unless this very document is an app), an app's id or name; None: the
-        app of the key. `query`: the user's message, for chatflows. `pins`: pinned answers, with the admin token. The
+        app of the key. `query`: the user's message, for chatflows. `pins`: pinned answers, with the admin token.
+        `root`: the trigger or start node to begin at, by id or title; None: the start node, else the first trigger. The
         same `idempotency_key` gives the same run for 24 hours; without one the request has a key of its own.
 
         Raises Refused (wrong inputs, a document that cannot run, a key used for something else), Unreachable.
         """
-        ids = await self._do(self._asking.start(target, inputs or {}, query, user, pins, idempotency_key))
+        ids = await self._do(self._asking.start(target, inputs or {}, query, user, pins, root, idempotency_key))
         return AsyncRun(self, *ids, user=user)
 
     def run(self, run_id: str, *, user: str | None = None) -> "AsyncRun":

@@ -44,6 +44,7 @@ class Asking:
         query: str | None,
         user: str | None,
         pins: Mapping[str, Any] | None,
+        root: str | None,
         idempotency_key: str | None,
     ) -> Steps[tuple[str, str]]:
         """(run id, task id)."""
@@ -54,6 +55,8 @@ class Asking:
             body["query"] = query
         if pins is not None:
             body["pins"] = dict(pins)
+        if root is not None:
+            body["root"] = root
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex, "Accept": "text/event-stream"}
         call = json_call("POST", "/v1/runs", body, headers=headers, headers_only=True)
         answer = yield from ask(call, self.servers)

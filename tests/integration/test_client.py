@@ -485,6 +485,31 @@ def test_a_failed_run_is_tried_again_and_any_run_forked(connect: Any, real: tupl
         good.fork(999)
 
 
+TRIGGERED = document(
+    [
+        node("hook", "trigger-webhook", method="post", body=[{"name": "who", "type": "string"}]),
+        node("tick", "trigger-schedule", mode="cron", cron_expression="0 0 1 1 *", timezone="UTC"),
+        end(who="hook.who"),
+    ],
+    edges("hook > end", "tick > end"),
+)
+
+
+def test_a_run_begins_at_the_root_that_is_named(connect: Any, real: tuple[str, str]) -> None:
+    client = connect(real[0], token=real[1])
+    app = client.import_document(TRIGGERED)["app_id"]
+    assert client.start(app, {"who": "Ada"}).result(timeout_s=30).outputs == {"who": "Ada"}
+    ticked = client.start(app, root="tick", idempotency_key="root-1")
+    assert ticked.result(timeout_s=30).outputs == {"who": None}
+    assert [line.node_id for line in ticked.history() if line.type == "NodeStarted"] == ["tick", "end"]
+    with pytest.raises(Refused) as reused:
+        client.start(app, root="hook", idempotency_key="root-1")
+    assert reused.value.code == "idempotency_key_reused"
+    with pytest.raises(Refused, match="no run begins") as refused:
+        client.start(app, root="end")
+    assert refused.value.code == "invalid_param"
+
+
 def test_many_runs_are_counted_then_tried_again_or_stopped(connect: Any, real: tuple[str, str]) -> None:
     client = connect(real[0], token=real[1])
     app = client.import_document(FLOW)["app_id"]
