@@ -181,6 +181,7 @@ conversations = Table(
     Column("created_at", Moment),
     Column("updated_at", Moment, comment="last message or change of the name"),
     Column("deleted_at", Moment),
+    Column("pinned", Integer, comment="1: among the pinned ones of its user"),
     Column("changed_by", BigInteger, comment="offset of the last command that set a variable from outside"),
     Column("partition", Integer),
     Column("first_offset", BigInteger),

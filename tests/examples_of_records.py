@@ -9,6 +9,7 @@ from libs.events.commands import (
     NoteEndUser,
     Origin,
     PauseRun,
+    PinConversation,
     RateMessage,
     ReleaseRun,
     RenameConversation,
@@ -23,6 +24,7 @@ from libs.events.model import (
     CheckpointWritten,
     CommandRejected,
     ConversationDeleted,
+    ConversationPinned,
     ConversationRenamed,
     ConversationVariableSet,
     EndUserSeen,
@@ -94,6 +96,7 @@ EVENTS: tuple[Event, ...] = (
     EndUserSeen(command_offset=15, app_id=APP, caller=CALLER, invoke_from="web-app"),
     ConversationRenamed(command_offset=20, conversation_id=TALK, name="größe"),
     ConversationDeleted(command_offset=21, conversation_id=TALK),
+    ConversationPinned(command_offset=24, conversation_id=TALK, pinned=False),
     ConversationVariableSet(
         command_offset=22, conversation_id=TALK, name="topic", value={"a": None}, value_type="object"
     ),
@@ -218,6 +221,7 @@ COMMANDS: tuple[AnyCommand, ...] = (
     NoteEndUser(note_id=RUN, app_id=APP, caller=CALLER, invoke_from="web-app"),
     RenameConversation(conversation_id=TALK, name="größe"),
     DeleteConversation(conversation_id=TALK),
+    PinConversation(conversation_id=TALK, pinned=True),
     SetConversationVariable(conversation_id=TALK, name="topic", value=[None], value_type="array[string]"),
     RateMessage(conversation_id=TALK, app_id=APP, message_id="50750d43-df46-4a42-9f6b-70d5c92e4899", caller=CALLER),
 )

@@ -12,6 +12,7 @@ from libs.events.commands import Caller
 from libs.events.ids import RunId, message_id_of, new_conversation_id, new_run_id, task_id_of
 from libs.events.log import Entry, Log, Topic
 from libs.events.model import (
+    ConversationPinned,
     ConversationRenamed,
     ConversationVariableSet,
     EndUserSeen,
@@ -216,6 +217,8 @@ def conversation(owner: Owner) -> Iterator[Recorded]:
     yield owner.record(
         "", ConversationVariableSet(command_offset=5, conversation_id=TALK, name="count", value=40, value_type="number")
     )
+    for offset, pinned in ((9, True), (10, False)):
+        yield owner.record("", ConversationPinned(command_offset=offset, conversation_id=TALK, pinned=pinned))
     for event in said(second, 2, "never")[:3]:
         yield owner.record(second, event)
     yield owner.record("", MessageRated(command_offset=6, conversation_id=TALK, rating=None, **rated))

@@ -151,6 +151,13 @@ class DeleteConversation(_ConversationCommand):
     type: Literal["DeleteConversation"] = "DeleteConversation"
 
 
+class PinConversation(_ConversationCommand):
+    """Show a conversation among the pinned ones of its user, or not any more."""
+
+    type: Literal["PinConversation"] = "PinConversation"
+    pinned: bool
+
+
 class SetConversationVariable(_ConversationCommand):
     """Somebody outside of a run gives a conversation variable another value."""
 
@@ -188,7 +195,7 @@ class NoteEndUser(BaseModel):
         return self.note_id
 
 
-ConversationCommand = RenameConversation | DeleteConversation | SetConversationVariable | RateMessage
+ConversationCommand = RenameConversation | DeleteConversation | PinConversation | SetConversationVariable | RateMessage
 AnyCommand = StartRun | StopRun | PauseRun | ResumeRun | ReleaseRun | SubmitForm | ConversationCommand | NoteEndUser
 Command = Annotated[AnyCommand, Field(discriminator="type")]
 COMMAND: TypeAdapter[AnyCommand] = TypeAdapter(Command)

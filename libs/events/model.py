@@ -131,6 +131,13 @@ class ConversationDeleted(_ConversationEvent):
     type: Literal["ConversationDeleted"] = "ConversationDeleted"
 
 
+class ConversationPinned(_ConversationEvent):
+    """The conversation is among the pinned ones of its user, or, not `pinned`, it is not any more."""
+
+    type: Literal["ConversationPinned"] = "ConversationPinned"
+    pinned: bool
+
+
 class ConversationVariableSet(_ConversationEvent):
     """A conversation variable was given a value from outside; messages that are accepted later begin with it."""
 
@@ -537,7 +544,9 @@ RunEvent = (
     | RoundStarted
     | RoundFinished
 )
-ConversationEvent = ConversationRenamed | ConversationDeleted | ConversationVariableSet | MessageRated
+ConversationEvent = (
+    ConversationRenamed | ConversationDeleted | ConversationPinned | ConversationVariableSet | MessageRated
+)
 PartitionEvent = (
     PartitionClaimed
     | PartitionReleased
@@ -556,7 +565,7 @@ EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="ty
 
 
 CONVERSATION_EVENT_TYPES = frozenset(
-    {"ConversationRenamed", "ConversationDeleted", "ConversationVariableSet", "MessageRated"}
+    {"ConversationRenamed", "ConversationDeleted", "ConversationPinned", "ConversationVariableSet", "MessageRated"}
 )
 CHANGE_EVENT_TYPES = CONVERSATION_EVENT_TYPES | {"EndUserSeen"}
 """What answers a command that is about no run."""

@@ -12,7 +12,14 @@ from typing import Any, Final
 from pydantic import JsonValue
 from starlette.responses import Response
 
-from libs.events.commands import Caller, DeleteConversation, RateMessage, RenameConversation, SetConversationVariable
+from libs.events.commands import (
+    Caller,
+    DeleteConversation,
+    PinConversation,
+    RateMessage,
+    RenameConversation,
+    SetConversationVariable,
+)
 from libs.events.ids import run_id_of_message
 from libs.events.registry import AppCreated
 from libs.workflow.segments import NUMBER_TYPES
@@ -47,7 +54,9 @@ class Speaker:
 # --- conversations ----------------------------------------------------------------------------------------------------
 
 
-async def list_conversations(parts: Parts, speaker: Speaker, query: Mapping[str, str]) -> Response:
+async def list_conversations(
+    parts: Parts, speaker: Speaker, query: Mapping[str, str], *, pinned: bool | None = None
+) -> Response:
     """Raises ApiError."""
     sort = query.get("sort_by") or "-updated_at"
     if sort not in SORTS:
@@ -57,7 +66,7 @@ async def list_conversations(parts: Parts, speaker: Speaker, query: Mapping[str,
     if query.get("last_id"):
         _, last = await _found(parts, speaker, query["last_id"])
     tables = await parts.talks.tables()
-    page = ConversationPage(speaker.app.app_id, speaker.caller.id, sort, last, limit)
+    page = ConversationPage(speaker.app.app_id, speaker.caller.id, sort, last, limit, pinned)
     rows = await ask(tables, talk_records.conversation_page, page)
     return await _page(parts, limit, rows, _conversation)
 
@@ -67,6 +76,12 @@ async def delete_conversation(parts: Parts, speaker: Speaker, conversation_id: s
     await _found(parts, speaker, conversation_id)
     await parts.talks.change(DeleteConversation(conversation_id=conversation_id))
     return Response(status_code=204)
+
+
+async def pin_conversation(parts: Parts, speaker: Speaker, conversation_id: str, *, pinned: bool) -> None:
+    """Raises ApiError."""
+    await _found(parts, speaker, conversation_id)
+    await parts.talks.change(PinConversation(conversation_id=conversation_id, pinned=pinned))
 
 
 async def rename_conversation(parts: Parts, speaker: Speaker, conversation_id: str, body: Json) -> Response:

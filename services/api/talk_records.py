@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.engine import Connection
 
 from libs.tables import (
@@ -41,6 +41,8 @@ class ConversationPage:
     sort: str
     last: Row | None
     limit: int
+    pinned: bool | None = None
+    """Only those that are pinned, or only the others; None: all."""
 
 
 def conversation_page(connection: Connection, wanted: ConversationPage) -> Sequence[Row]:
@@ -51,6 +53,8 @@ def conversation_page(connection: Connection, wanted: ConversationPage) -> Seque
         table.created_by == wanted.caller_id,
         table.deleted_at.is_(None),
     ]
+    if wanted.pinned is not None:
+        conditions.append(func.coalesce(table.pinned, 0) == int(wanted.pinned))
     column = table[wanted.sort.removeprefix("-")]
     falling = wanted.sort.startswith("-")
     if wanted.last is not None:

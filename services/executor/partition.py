@@ -18,6 +18,7 @@ from libs.events.commands import (
     DeleteConversation,
     NoteEndUser,
     PauseRun,
+    PinConversation,
     RateMessage,
     ReleaseRun,
     RenameConversation,
@@ -34,6 +35,7 @@ from libs.events.model import (
     CommandRejected,
     ConversationDeleted,
     ConversationEvent,
+    ConversationPinned,
     ConversationRenamed,
     ConversationVariableSet,
     EndUserSeen,
@@ -256,6 +258,8 @@ class PartitionFold:
                 event = ConversationRenamed(**place, name=command.name)
             case DeleteConversation():
                 event = ConversationDeleted(**place)
+            case PinConversation():
+                event = ConversationPinned(**place, pinned=command.pinned)
             case SetConversationVariable():
                 given = {name: getattr(command, name) for name in ("name", "value", "value_type")}
                 event = ConversationVariableSet(**place, **given)
@@ -333,7 +337,13 @@ class PartitionFold:
                 self.next_command = max(self.next_command, event.command_offset + 1)
                 self._set_aside(event.run_id, None)
                 return
-            case ConversationRenamed() | ConversationDeleted() | ConversationVariableSet() | MessageRated():
+            case (
+                ConversationRenamed()
+                | ConversationDeleted()
+                | ConversationPinned()
+                | ConversationVariableSet()
+                | MessageRated()
+            ):
                 self.next_command = max(self.next_command, event.command_offset + 1)
                 self.conversations.changed(event, at_us, before)
                 return

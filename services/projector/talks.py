@@ -16,6 +16,7 @@ from libs.events.codec import Recorded
 from libs.events.ids import execution_id, message_id_of
 from libs.events.model import (
     ConversationDeleted,
+    ConversationPinned,
     ConversationRenamed,
     ConversationVariableSet,
     MessageRated,
@@ -61,6 +62,8 @@ def project_talk(changes: TalkChanges, recorded: Recorded) -> None:
             _change(changes, event.conversation_id, recorded, changed_by=event.command_offset)
         case ConversationRenamed():
             _change(changes, event.conversation_id, recorded, name=clean(event.name), updated_at=recorded.at_us)
+        case ConversationPinned():
+            _change(changes, event.conversation_id, recorded, pinned=int(event.pinned))
         case ConversationDeleted():
             _change(changes, event.conversation_id, recorded, deleted_at=recorded.at_us)
         case MessageRated():

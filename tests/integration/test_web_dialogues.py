@@ -81,11 +81,75 @@ def test_a_visitor_lists_names_and_deletes_its_conversations(pages: Pages) -> No
     page = ann.get("/conversations", limit=1, sort_by="-created_at")
     assert page["has_more"]
     assert [each["id"] for each in ann.get("/conversations", last_id=second, sort_by="-created_at")["data"]] == [first]
-    assert ann.get("/conversations", pinned="true")["data"] == []
     named = ann.ask("POST", f"/conversations/{first}/name", json={"name": "Mine"})
     assert (named.status_code, named.json()["name"]) == (200, "Mine")
     assert ann.ask("DELETE", f"/conversations/{first}").status_code == 204
     assert [each["id"] for each in ann.get("/conversations")["data"]] == [second]
+
+
+def ids(browser: Browser, **query: Any) -> list[str]:
+    return [each["id"] for each in browser.get("/conversations", sort_by="created_at", **query)["data"]]
+
+
+def pin(browser: Browser, conversation_id: str, verb: str = "pin") -> httpx.Response:
+    return browser.ask("PATCH", f"/conversations/{conversation_id}/{verb}")
+
+
+def test_a_visitor_pins_conversations_and_lists_them_apart(pages: Pages) -> None:
+    ann = pages.browser(user="pinner")
+    first, second, third = (ann.say(each)["conversation_id"] for each in ("a", "b", "c"))
+    assert (ids(ann, pinned="true"), ids(ann, pinned="false")) == ([], [first, second, third])
+    for _ in range(2):  # it is pinned once
+        pinned = pin(ann, second)
+        assert (pinned.status_code, pinned.json()) == (200, {"result": "success"})
+    pin(ann, third)
+    assert (ids(ann, pinned="true"), ids(ann, pinned="false")) == ([second, third], [first])
+    assert ids(ann) == ids(ann, pinned="") == [first, second, third]
+    assert ids(ann, pinned="true", last_id=second) == [third]
+    ann.say("more", second)  # what happens in it leaves it where it is
+    ann.ask("POST", f"/conversations/{second}/name", json={"name": "Mine"})
+    assert ids(ann, pinned="true") == [second, third]
+    assert pin(ann, second, "unpin").json() == {"result": "success"}
+    ann.ask("DELETE", f"/conversations/{third}")
+    assert (ids(ann, pinned="true"), ids(ann, pinned="false")) == ([], [first, second])
+
+
+def test_pins_are_a_visitors_own(pages: Pages) -> None:
+    talk = pages.browser(user="owner-of-pins").say("mine")["conversation_id"]
+    other = pages.browser(user="other")
+    for verb in ("pin", "unpin"):
+        assert code_of(pin(other, talk, verb)) == (404, "not_found")
+        assert code_of(pin(other, UNKNOWN, verb)) == (404, "not_found")
+        assert code_of(pin(other, "nonsense", verb)) == (404, "not_found")
+        assert code_of(pin(pages.browser("workflow"), talk, verb)) == (400, "not_chat_app")
+    assert ids(pages.browser(user="owner-of-pins"), pinned="true") == []
+    key = {"Authorization": f"Bearer {pages.apps['chat']['api_key']}"}
+    body = {"inputs": {"name": "n"}, "query": "hello", "user": "api-user"}
+    pages.http.post("/v1/chat-messages", json=body, headers=key)
+    for pinned in ("true", "false"):  # the service API knows no pins
+        query = {"user": "api-user", "pinned": pinned}
+        assert len(pages.http.get("/v1/conversations", params=query, headers=key).json()["data"]) == 1
+
+
+def test_pins_are_in_the_log(tmp_path: Path) -> None:
+    def served() -> Any:
+        return start_embedded(tmp_path, "127.0.0.1", 0, replace(load_settings(), models="offline", data=tmp_path))
+
+    instance = served()
+    with httpx.Client(base_url=instance.url, timeout=30, trust_env=False) as http:
+        admin = {"Authorization": f"Bearer {instance.admin_token}"}
+        app = http.post("/v1/apps/import", content=counting(inputs=("name",)), headers=admin).json()
+        ann = Pages(http, admin, {"chat": app}).browser()
+        talk = ann.say("hello")["conversation_id"]
+        pin(ann, talk)
+        ann.say("another")
+    instance.stop()
+    for file in tmp_path.glob("tables.db*"):
+        file.unlink()
+    instance = served()
+    with httpx.Client(base_url=instance.url, timeout=30, trust_env=False) as http:
+        assert ids(Browser(http, ann.headers), pinned="true") == [talk]
+    instance.stop()
 
 
 def test_messages_are_shown_and_judged(pages: Pages) -> None:
@@ -125,6 +189,7 @@ def test_a_page_says_what_is_wrong_with_a_request(pages: Pages) -> None:
     assert code_of(ann.ask("GET", "/messages")) == (400, "invalid_param")
     assert code_of(ann.ask("GET", "/conversations", params={"sort_by": "name"})) == (400, "invalid_param")
     assert code_of(ann.ask("GET", "/conversations", params={"pinned": "true", "limit": "0"})) == (400, "invalid_param")
+    assert code_of(ann.ask("GET", "/conversations", params={"pinned": "perhaps"})) == (400, "invalid_param")
     assert code_of(ann.ask("GET", "/conversations", params={"last_id": UNKNOWN})) == (404, "not_found")
     wrong = {"rating": "so-so"}
     assert code_of(ann.ask("POST", f"/messages/{said['message_id']}/feedbacks", json=wrong)) == (400, "invalid_param")
