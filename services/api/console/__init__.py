@@ -12,6 +12,7 @@ from services.api.console.drafts import draft_routes
 from services.api.console.exports import export_routes
 from services.api.console.files import console_file_routes
 from services.api.console.forms import form_routes
+from services.api.console.generators import generator_routes
 from services.api.console.imports import import_routes
 from services.api.console.runs import run_history_routes
 from services.api.console.session import session_routes
@@ -38,4 +39,5 @@ def console_routes(parts: Parts) -> list[APIRouter]:
         run_history_routes(parts),
         export_routes(parts),
         form_routes(parts),
+        generator_routes(parts),
     ]

@@ -15,7 +15,7 @@ from services.api.errors import invalid_param, not_found
 from services.api.frames import Json
 from services.api.schemas import answers, parameters
 
-_CODE: Final[Mapping[str, str]] = {
+CODE: Final[Mapping[str, str]] = {
     "python3": 'def main(arg1: str, arg2: str):\n    return {\n        "result": arg1 + arg2,\n    }\n',
     "javascript": "function main({arg1, arg2}) {\n    return {\n        result: arg1 + arg2\n    }\n}\n",
 }
@@ -34,7 +34,7 @@ def _code(language: str) -> Json:
     return {
         "variables": _TWO_ARGUMENTS,
         "code_language": language,
-        "code": _CODE[language],
+        "code": CODE[language],
         "outputs": {"result": {"type": "string", "children": None}},
     }
 
@@ -100,8 +100,8 @@ def block_config_routes() -> APIRouter:
             raise not_found(f'there are no defaults for nodes of type "{block_type[:64]}"')
         language = _filters(request).get("code_language")
         if block_type == "code" and language is not None:
-            if not isinstance(language, str) or language not in _CODE:
-                raise invalid_param(f"q.code_language: expected one of {', '.join(_CODE)}", "q")
+            if not isinstance(language, str) or language not in CODE:
+                raise invalid_param(f"q.code_language: expected one of {', '.join(CODE)}", "q")
             return answered({"type": block_type, "config": _code(language)})
         return answered({"type": block_type, "config": DEFAULTS[block_type]})
 

@@ -93,11 +93,10 @@ def _single(router: APIRouter, parts: Parts) -> None:
         openapi_extra=CONSOLE,
     )
     async def last_run(app: App, node_id: str) -> Response:
-        workflow_id = draft_workflow_id(app.app_id)
-        found = await asked(parts, lambda connection: last_execution(connection, app.app_id, workflow_id, node_id))
-        if found is None:
+        execution = await newest_execution(parts, app, node_id)
+        if execution is None:
             raise not_found(f'node "{node_id[:64]}" has not run in the draft')
-        return execution_answer(await execution_of(parts, found[0], node_id, found[1]))
+        return execution_answer(execution)
 
 
 async def _stream(parts: Parts, request: Request, wanted: Wanted) -> Response:
@@ -143,6 +142,13 @@ async def wanted_part(
 
 def _given(body: Json) -> Json:
     return {name: value for name, value in body.items() if value is not None}
+
+
+async def newest_execution(parts: Parts, app: AppCreated, node_id: str) -> Json | None:
+    """The newest execution of the node in runs of the draft; None: it has not run. Raises ApiError."""
+    workflow_id = draft_workflow_id(app.app_id)
+    found = await asked(parts, lambda connection: last_execution(connection, app.app_id, workflow_id, node_id))
+    return None if found is None else await execution_of(parts, found[0], node_id, found[1])
 
 
 async def execution_of(parts: Parts, run_id: str, node_id: str, execution_id: str | None = None) -> Json:

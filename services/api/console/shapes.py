@@ -409,3 +409,58 @@ class RunExport(_Shape):
 class BlockConfig(_Shape):
     type: str
     config: dict[str, Any]
+
+
+class GenerateBody(_Shape):
+    instruction: str = Field(min_length=1)
+    model_config_: Values = Field(
+        alias="model_config", description="As model nodes have it: provider, name, mode, completion_params"
+    )
+
+
+class RuleGenerateBody(GenerateBody):
+    no_variable: bool | None = Field(default=None, description="Only the prompt")
+
+
+class CodeGenerateBody(GenerateBody):
+    code_language: str | None = Field(default=None, description="python3, or javascript, which is the default")
+
+
+class InstructionGenerateBody(GenerateBody):
+    flow_id: str | None = Field(default=None, description="The app; required with node_id")
+    node_id: str | None = Field(default=None, description="Of its draft; absent: `current` is a prompt")
+    current: str | None = Field(default=None, description="What is to be changed; absent: it is written anew")
+    language: str | None = None
+    ideal_output: str | None = None
+
+
+class InstructionTemplateBody(_Shape):
+    type: Literal["prompt", "code"]
+
+
+class GeneratedRule(_Shape):
+    prompt: str
+    variables: list[str]
+    opening_statement: str
+    error: str = Field(description="Why the model's answer is of no use; empty: it is")
+
+
+class GeneratedCode(_Shape):
+    code: str
+    language: str
+    error: str
+
+
+class GeneratedSchema(_Shape):
+    output: str = Field(description="A JSON schema, as text")
+    error: str
+
+
+class Changed(_Shape):
+    modified: str
+    message: str
+    error: str
+
+
+class InstructionTemplate(_Shape):
+    data: str

@@ -10,7 +10,6 @@ RAISED = re.compile(r"ApiError\(\s*(\d{3}),\s*\"([a-z_]+)\"")
 CONFLICT = re.compile(r"\b_conflict\(\s*\"([a-z_]+)\"")
 NEVER = {
     "archive_storage_not_configured": "every run is in the log: nothing is archived elsewhere",
-    "completion_request_error": "a model's failure is its node's failure, in the record of the run",
     "conversation_completed": "conversations do not end",
     "model_currently_not_support": "there are no plans that leave models out",
     "provider_quota_exceeded": "providers are the operator's own",
