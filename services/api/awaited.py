@@ -5,7 +5,7 @@ That is a fact in the log, so the event may arrive at any replica, and a wait th
 event begins the run, at the replica it came to; that the wait has its run is the fact that follows, and the next
 question is answered with the run. The start's idempotency key is the wait's, so a wait has one run: of two events that
 come at once the second is refused, and a process that dies between start and fact leaves a start that the next event
-finds.
+finds. Clocks of replicas may differ by a few seconds: by so much a wait is longer or shorter there.
 """
 
 from collections.abc import Sequence

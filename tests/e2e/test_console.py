@@ -13,6 +13,7 @@ from tests import servers
 from tests.documents import document, edges, end, start, template
 from tests.e2e.deployment import ADMIN_TOKEN, Deployment, deployment, frames
 from tests.integration.test_console_runs import COUNTED, ROUNDS, check_loop
+from tests.integration.test_triggers import HOOK
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -121,3 +122,46 @@ def test_parts_of_a_draft_run_at_any_api_with_what_the_other_ones_runs_have_left
         assert done["outputs"] == {"output": ["<a>", "<b>"]}
     finally:
         editor.http.close()
+
+
+def test_a_call_at_one_api_runs_the_draft_that_waits_at_the_other(deployed: Deployment) -> None:
+    deployed.start("executor")
+    deployed.start("projector")
+    first, second = deployed.start("api"), deployed.start("api")
+    editor = Editor(first.url)
+    try:
+        app = editor.post("/imports", {"mode": "yaml-content", "yaml_content": HOOK})["app_id"]
+        address = editor.get(f"/{app}/workflows/triggers/webhook?node_id=hook")["webhook_debug_url"]
+        waiting = {"status": "waiting", "retry_in": 2000}
+        asks = f"/{app}/workflows/draft/trigger/run"
+        assert editor.post(asks, {"node_id": "hook"}) == waiting
+
+        def call(url: str) -> httpx.Response:
+            path = httpx.URL(address).path
+            return httpx.post(f"{url}{path}", json={"who": "Ada"}, headers={"X-Kind": "x"}, timeout=60, trust_env=False)
+
+        called = call(second.url)
+        assert called.status_code == 202, called.text
+        assert call(first.url).json()["code"] == "trigger_not_awaited"
+        second.kill()
+        with editor.http.stream("POST", f"/console/api/apps{asks}", json={"node_id": "hook"}) as answer:
+            shown = list(frames(answer))
+        assert shown[-1]["data"]["outputs"] == {"who": "Ada", "kind": "x", "page": None}
+        assert shown[-1]["workflow_run_id"] == called.headers["x-workflow-run-id"]
+        assert editor.post(asks, {"node_id": "hook"}) == waiting
+        assert [run["id"] for run in editor.get(f"/{app}/workflow-runs")["data"]] == [shown[-1]["workflow_run_id"]]
+    finally:
+        editor.http.close()
+
+
+def test_an_end_user_who_uploaded_at_one_api_is_known_at_the_other(deployed: Deployment) -> None:
+    deployed.start("executor")
+    deployed.start("projector")
+    first, second = deployed.start("api"), deployed.start("api")
+    key = {"Authorization": f"Bearer {deployed.client(first).import_document(HOOK)['api_key']}"}
+    file = {"file": ("a.txt", b"x", "text/plain")}
+    with httpx.Client(headers=key, timeout=60, trust_env=False) as http:
+        made = http.post(f"{first.url}/v1/files/upload", files=file, data={"user": "ann"}).json()
+        first.kill()
+        found = http.get(f"{second.url}/v1/end-users/{made['created_by']}")
+    assert (found.status_code, found.json()["session_id"]) == (200, "ann")
