@@ -4,7 +4,9 @@ Each run is a chain of nodes that touch the outside world and answer at once, so
 `NodeStarted` is confirmed in the log: nothing can run ahead. Beside it, the raw limit of the same log in the same
 process: the same records, each writer waiting for its acknowledgement, no engine.
 
-    python -m benchmarks.steps [--kafka BOOTSTRAP] [--runs 1 32 256] [--seconds 4]
+    python -m benchmarks.steps [--kafka BOOTSTRAP | --memory] [--runs 1 32 256] [--seconds 4]
+
+`--memory`: a log that is on no disk, which shows what the engine and its loop cost by themselves.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from libs.events.codec import encode_command, encode_event, type_of
 from libs.events.commands import Caller, StartRun
 from libs.events.ids import new_run_id
 from libs.events.log import Ack, Log, Record, Topic
+from libs.events.memory import MemoryLog
 from libs.events.model import RUN_END_TYPES, NodeSucceeded
 from libs.events.sealing import Vault
 from libs.events.sqlite import SqliteLog
@@ -202,6 +205,7 @@ async def raw(log: Log, writers: int, seconds: float) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kafka")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--runs", type=int, nargs="+", default=[1, 32, 256])
     parser.add_argument("--seconds", type=float, default=4.0)
     options = parser.parse_args()
@@ -209,7 +213,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for runs in options.runs:
             folder = Path(name) / str(runs)
-            log = open_log(options.kafka, folder)
+            log = MemoryLog() if options.memory else open_log(options.kafka, folder)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 for answer in (
                     runner.run(steps(log, folder, runs, options.seconds)),
