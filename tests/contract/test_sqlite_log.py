@@ -41,6 +41,26 @@ def is_a_log(log: SqliteLog) -> Log:
     return log
 
 
+# --- sizes ---
+
+
+def test_the_files_beside_the_log_stay_small_however_much_is_written(open_it: Open, tmp_path: Path) -> None:
+    """SQLite moves its write-ahead log into the file as it grows; only a reader that stays could keep it from that."""
+    log = open_it()
+    reader = open_it(read_only=True)
+    largest = 0
+    acks = Inbox[Ack]()
+    appender = log.open_appender(acks.put)
+    for first in range(0, 6_000, 100):
+        appender.append(0, [entry(n, "x" * 5_000) for n in range(first, first + 100)])
+        acks.wait_for(first + 100)
+        largest = max(largest, (tmp_path / "log.db-wal").stat().st_size)
+        assert sum(len(batch) for batch in reader.read(Topic.EVENTS, 0, first)) == 100
+    appender.close(PATIENCE_S)
+    assert (tmp_path / "log.db").stat().st_size > 20_000_000
+    assert largest < 10_000_000
+
+
 # --- who writes ------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
-"""Faults of the machine under an executor: no room for large values, a clock that jumps, a damaged checkpoint."""
+"""Faults around an executor: no room for large values, clocks that jump or differ, an outage, a damaged checkpoint."""
 
+import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -10,13 +12,13 @@ import pytest
 from libs.events.blobs import BlobError
 from libs.events.codec import type_of
 from libs.events.log import Record, Topic
-from libs.events.model import CheckpointWritten
-from libs.workflow.outcome import Outcome, Succeeded
-from services.executor.nodes.port import Attempt
+from libs.events.model import CheckpointWritten, NodeRetryScheduled, NodeStarted
+from libs.workflow.outcome import Failed, Outcome, Succeeded
+from services.executor.nodes.port import Attempt, Handler
 from services.executor.partition import PartitionFold
 from services.executor.recovery import PartitionReader, read_to, recover
-from tests.documents import chain
-from tests.simulation.world import World
+from tests.documents import chain, code, document, edges, end, start
+from tests.simulation.world import World, fails
 
 
 def large(attempt: Attempt) -> Outcome:
@@ -65,6 +67,67 @@ def test_times_of_events_never_fall_and_nothing_lasts_less_than_no_time_when_the
     lasted = [each.event.elapsed_s for each in events if hasattr(each.event, "elapsed_s")]
     assert len(lasted) > 4
     assert min(lasted) >= 0
+    world.close()
+
+
+@pytest.mark.parametrize("skew_s", [-300, 300])
+@pytest.mark.parametrize("crash_at_s", [0.5, 1.5])
+def test_executors_whose_clocks_differ_fire_a_timer_once_and_late_rather_than_early(
+    skew_s: int, crash_at_s: float
+) -> None:
+    """The instant of a retry is in the log, by the clock of the owner that failed; the next owner's clock differs."""
+    retry = {"retry_enabled": True, "max_retries": 1, "retry_interval": 10_000}
+    text = document([start(), code("a", retry_config=retry), end(out="a.result")], edges("start > a > end"))
+    world, skewed = World(script=fails(1)), [0]
+    right = world.now_us
+    world.now_us = lambda: right() + skewed[0] * 1_000_000  # type: ignore[method-assign]  # of this world alone
+    run = world.submit(world.add("document", text))
+    world.start_executor()
+    world.run(horizon_s=crash_at_s)
+    world.crash()
+    began_s = world.loop.time()
+    skewed[0] = skew_s
+    world.start_executor()
+    world.run()
+    events = world.events(run)
+    kinds = [type(each.event).__name__ for each in events]
+    assert kinds[-1] == "RunSucceeded"
+    assert kinds.count("NodeRetryScheduled") == 1
+    (scheduled,) = (each.event for each in events if isinstance(each.event, NodeRetryScheduled))
+    again = next(each for each in events if isinstance(each.event, NodeStarted) and each.event.attempt == 2)
+    assert again.at_us >= scheduled.due_us, "early"
+    assert world.loop.time() - began_s < 10 + 2 * abs(skew_s)
+    assert sorted(world.effects.calls.values()) == ([1, 1] if crash_at_s > 1 else [1, 2])  # the lost attempt, once more
+    world.close()
+
+
+def test_what_hundreds_of_runs_retry_after_an_outage_ends_well_and_keeps_to_its_slots() -> None:
+    retry = {"retry_enabled": True, "max_retries": 3, "retry_interval": 1_000}
+    text = document([start(), code("a", retry_config=retry), end(out="a.result")], edges("start > a > end"))
+    at_once = [0, 0]
+
+    class Outside(Handler):
+        """Away for two and a half seconds; counts how many ask it at once."""
+
+        async def run(self, attempt: Attempt) -> Outcome:
+            at_once[0] += 1
+            at_once[1] = max(at_once)
+            await asyncio.sleep(0.05)
+            at_once[0] -= 1
+            if attempt.number <= 2:
+                return Failed("503 from upstream", "HTTPError")
+            return Succeeded(outputs={"result": "at last"})
+
+    world = World(slots={"wait": 20, "process": 4}, handlers={"code": Outside()})
+    digest = world.add("document", text)
+    runs = [world.submit(digest) for _ in range(200)]
+    world.start_executor()
+    world.run()
+    ends = Counter(world.fold(run).status for run in runs)
+    assert ends == {"succeeded": 200}
+    assert at_once[1] == 20
+    kinds = Counter(type(each.event).__name__ for each in world.events())
+    assert (kinds["NodeRetryScheduled"], kinds["NodeFailed"]) == (400, 0)
     world.close()
 
 
