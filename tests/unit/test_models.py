@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from libs.providers import KNOWN, setting_name
 from libs.settings import Provider
 from services.executor.models import (
     Delta,
@@ -17,11 +18,9 @@ from services.executor.models import (
     Models,
     ReasoningSplitter,
     Split,
-    setting_name,
     split_reasoning,
 )
 from services.executor.models.context import UNKNOWN_TOKENS, context_tokens, tokens_of
-from services.executor.models.known import KNOWN
 from services.executor.models.offline import answer_of, pieces_of
 from services.executor.models.openai_compatible import OpenAICompatible
 from services.executor.models.sse import MAX_EVENT_CHARACTERS, EventReader

@@ -10,7 +10,7 @@ from services.executor.models.port import (
     ModelRequest,
     Usage,
 )
-from services.executor.models.providers import Models, setting_name
+from services.executor.models.providers import Models
 from services.executor.models.reasoning import ReasoningSplitter, Split, split_reasoning
 
 __all__ = [
@@ -25,6 +25,5 @@ __all__ = [
     "ReasoningSplitter",
     "Split",
     "Usage",
-    "setting_name",
     "split_reasoning",
 ]

@@ -11,15 +11,14 @@ The key goes into one header and nowhere else: every text of an error is cleaned
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
 import httpx
 
+from libs.providers import USUAL_PARTS, Auth, endpoint, key_header
 from services.executor.models.answers import AnswerReader, AnswerUnusable
-from services.executor.models.known import USUAL_PARTS, Auth
 from services.executor.models.payload import leave_out, payload_of, sound_asked_for
 from services.executor.models.port import Delta, ModelError, ModelRequest
 from services.executor.models.refusals import kind_of, kind_said, message_of, wait_of
@@ -63,17 +62,14 @@ class OpenAICompatible:
         self._models = models or {}
         self._parts = parts
         self._timeout = httpx.Timeout(connect=10, read=silence_s, write=60, pool=None)
-        address, mark, query = base_url.strip().partition("?")
-        address = re.sub(r"/(chat/)?completions/*\Z", "", address).rstrip("/")
-        self._base_url = address + path if re.fullmatch(r"[a-z]+://[^/]*", address) else address
-        self._query = mark + query
+        self._chat = endpoint(base_url, path, "/chat/completions")
+        self._completion = endpoint(base_url, path, "/completions")
         self._key = (api_key or "").strip()
         if not self._key.isascii() or not self._key.isprintable():
             raise ModelError("InvokeAuthorizationError", f"{name}: the API key has characters that no key has")
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
-        path = "/chat/completions" if request.mode == "chat" else "/completions"
-        url = self._base_url + path + self._query
+        url = self._chat if request.mode == "chat" else self._completion
         payload = payload_of(request, self._parts) | {"model": self._models.get(request.model, request.model)}
         waits = 0
         while True:
@@ -110,7 +106,7 @@ class OpenAICompatible:
     def _headers(self, request: ModelRequest) -> dict[str, str]:
         headers = {"Accept": "text/event-stream, application/json", "Content-Type": "application/json"}
         if self._key:
-            name, value = ("Authorization", f"Bearer {self._key}") if self._auth == "bearer" else ("api-key", self._key)
+            name, value = key_header(self._key, self._auth)
             headers[name] = value
         if request.key.isascii() and request.key:
             headers["Idempotency-Key"] = request.key

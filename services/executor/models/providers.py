@@ -1,26 +1,16 @@
 """Which provider answers for a document's provider id, from the operator's settings."""
 
-import re
 from collections.abc import Mapping
-from typing import Final
 
 import httpx
 
+from libs.providers import ProviderUnset, chosen, reach, setting_name
 from libs.settings import Provider
 from services.executor.models.context import context_tokens
-from services.executor.models.known import KNOWN, Known
 from services.executor.models.offline import Offline
 from services.executor.models.openai_compatible import OpenAICompatible
 from services.executor.models.parts import IN_ANY_FORM
 from services.executor.models.port import ModelError, ModelProvider
-
-DEFAULT: Final = "DEFAULT"
-
-
-def setting_name(provider_id: str) -> str:
-    """`langgenius/openai/openai` -> `OPENAI`: the NAME inside `FLOWLEDGER_PROVIDER_<NAME>_API_KEY`."""
-    last = provider_id.strip().rstrip("/").rpartition("/")[2]
-    return re.sub(r"[^A-Z0-9]", "_", last.upper())
 
 
 class Models:
@@ -40,46 +30,36 @@ class Models:
             return self._offline
         name = setting_name(provider_id)
         if name not in self._made:
-            self._made[name] = self._make(name, provider_id)
+            self._made[name] = self._make(provider_id)
         return self._made[name]
 
     def parts(self, provider_id: str) -> Mapping[str, str]:
         """Types of files that go into the provider's prompts, and the part of a message that each goes into."""
         if self._offline is not None:
             return IN_ANY_FORM
-        chosen, known = self._chosen(setting_name(provider_id))
-        return known.files if chosen is None or chosen.files is None else chosen.files
+        setting, known = chosen(self._settings, setting_name(provider_id))
+        return known.files if setting is None or setting.files is None else setting.files
 
     def context_tokens(self, provider_id: str, model: str) -> int:
         """How much the context of a model holds; an estimate where the operator does not say."""
-        chosen, _ = self._chosen(setting_name(provider_id))
-        return context_tokens(model, chosen.context_tokens if chosen is not None else {})
+        setting, _ = chosen(self._settings, setting_name(provider_id))
+        return context_tokens(model, setting.context_tokens if setting is not None else {})
 
-    def _chosen(self, name: str) -> tuple[Provider | None, Known]:
-        own = self._settings.get(name)
-        # What is known of a provider is known of its own settings: the default may stand for anything.
-        return (own, KNOWN.get(name, Known())) if own is not None else (self._settings.get(DEFAULT), Known())
-
-    def _make(self, name: str, provider_id: str) -> ModelProvider:
-        own = self._settings.get(name)
-        chosen, known = self._chosen(name)
-        # A key for every provider must not be sent to an address that a document's provider id picks.
-        base_url = chosen.base_url if chosen else None
-        if base_url is None and own is not None and own.api_key:
-            base_url = known.base_url
-        if chosen is None or base_url is None:
-            raise ModelError("ModelNotExistError", _missing(name, provider_id, own))
-        label = name.lower() if own is not None else f"{name.lower()} (by the default provider)"
+    def _make(self, provider_id: str) -> ModelProvider:
+        try:
+            found = reach(self._settings, provider_id)
+        except ProviderUnset as error:
+            raise ModelError("ModelNotExistError", f"{error}, or pin the node") from error
         return OpenAICompatible(
             self._http(),
-            label,
-            base_url,
-            chosen.api_key,
-            auth=chosen.auth or known.auth,
-            path=known.path,
-            models=chosen.models,
+            found.label,
+            found.base_url,
+            found.setting.api_key,
+            auth=found.auth,
+            path=found.known.path,
+            models=found.setting.models,
             parts=self.parts(provider_id),
-            silence_s=chosen.timeout_s,
+            silence_s=found.setting.timeout_s,
         )
 
     def _http(self) -> httpx.AsyncClient:
@@ -94,21 +74,3 @@ class Models:
         self._made.clear()
         if client is not None:
             await client.aclose()
-
-
-def _missing(name: str, provider_id: str, own: Provider | None) -> str:
-    prefix = f"FLOWLEDGER_PROVIDER_{name}"
-    known = KNOWN.get(name, Known())
-    if own is not None:
-        first = f"set {prefix}_BASE_URL" + (f" or {prefix}_API_KEY" if known.base_url and not own.api_key else "")
-    elif known.base_url:
-        first = f"set {prefix}_API_KEY (and {prefix}_BASE_URL for a server of your own)"
-    else:
-        first = f"set {prefix}_BASE_URL and {prefix}_API_KEY"
-    if known.hint:
-        first += f" (its address: {known.hint})"
-    return (
-        f"No settings for the model provider {provider_id or '(none named)'}: {first}, or "
-        "FLOWLEDGER_PROVIDER_DEFAULT_BASE_URL for all providers, or FLOWLEDGER_MODELS=offline for answers of a "
-        "stand-in, or pin the node"
-    )

@@ -3,13 +3,18 @@
 By the last part of a document's provider id, as in the names of settings. Operators set keys, and addresses where every
 account has its own; nothing here is called unless they did. All of them are asked in OpenAI's form, which most speak
 beside their own; the few that do not need a gateway, and `hint` says so.
+
+Does not call anybody: models are asked by the executor, embeddings by the API.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from libs.settings import FILE_PARTS
+from libs.settings import FILE_PARTS, Provider
+
+DEFAULT: Final = "DEFAULT"
 
 Auth = Literal["bearer", "api-key"]
 """`bearer`: `Authorization: Bearer KEY`; `api-key`: the header `api-key`, as Azure takes it."""
@@ -103,3 +108,81 @@ KNOWN: Final[Mapping[str, Known]] = {
     "XINFERENCE": _OWN_MACHINE,
     "ZHIPUAI": Known("https://open.bigmodel.cn/api/paas/v4", files={**USUAL_PARTS, "document": "file_url"}),
 }
+
+
+class ProviderUnset(Exception):
+    """The settings do not say where the provider is. The text says what to set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where and how a provider is asked."""
+
+    label: str
+    """How error texts call it."""
+    base_url: str
+    setting: Provider
+    known: Known
+
+    @property
+    def auth(self) -> Auth:
+        return self.setting.auth or self.known.auth
+
+
+def setting_name(provider_id: str) -> str:
+    """`langgenius/openai/openai` -> `OPENAI`: the NAME inside `FLOWLEDGER_PROVIDER_<NAME>_API_KEY`."""
+    last = provider_id.strip().rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Z0-9]", "_", last.upper())
+
+
+def chosen(settings: Mapping[str, Provider], name: str) -> tuple[Provider | None, Known]:
+    """The settings that serve the provider of this name, and what is known of it."""
+    own = settings.get(name)
+    # What is known of a provider is known of its own settings: the default may stand for anything.
+    return (own, KNOWN.get(name, Known())) if own is not None else (settings.get(DEFAULT), Known())
+
+
+def reach(settings: Mapping[str, Provider], provider_id: str) -> Reach:
+    """How the provider of a document's id is asked. Raises ProviderUnset."""
+    name = setting_name(provider_id)
+    own = settings.get(name)
+    setting, known = chosen(settings, name)
+    # A key for every provider must not be sent to an address that a document's provider id picks.
+    base_url = setting.base_url if setting else None
+    if base_url is None and own is not None and own.api_key:
+        base_url = known.base_url
+    if setting is None or base_url is None:
+        raise ProviderUnset(_missing(name, provider_id, own))
+    label = name.lower() if own is not None else f"{name.lower()} (by the default provider)"
+    return Reach(label, base_url, setting, known)
+
+
+def endpoint(base_url: str, path: str, call: str) -> str:
+    """The address of `call` (`/chat/completions`) at a base URL as operators write it; `path`: as in `Known`."""
+    address, mark, query = base_url.strip().partition("?")
+    address = re.sub(r"/((chat/)?completions|embeddings)/*\Z", "", address).rstrip("/")
+    if re.fullmatch(r"[a-z]+://[^/]*", address):
+        address += path
+    return address + call + mark + query
+
+
+def key_header(key: str, auth: Auth) -> tuple[str, str]:
+    return ("Authorization", f"Bearer {key}") if auth == "bearer" else ("api-key", key)
+
+
+def _missing(name: str, provider_id: str, own: Provider | None) -> str:
+    prefix = f"FLOWLEDGER_PROVIDER_{name}"
+    known = KNOWN.get(name, Known())
+    if own is not None:
+        first = f"set {prefix}_BASE_URL" + (f" or {prefix}_API_KEY" if known.base_url and not own.api_key else "")
+    elif known.base_url:
+        first = f"set {prefix}_API_KEY (and {prefix}_BASE_URL for a server of your own)"
+    else:
+        first = f"set {prefix}_BASE_URL and {prefix}_API_KEY"
+    if known.hint:
+        first += f" (its address: {known.hint})"
+    return (
+        f"No settings for the model provider {provider_id or '(none named)'}: {first}, or "
+        "FLOWLEDGER_PROVIDER_DEFAULT_BASE_URL for all providers, or FLOWLEDGER_MODELS=offline for answers of a "
+        "stand-in"
+    )
