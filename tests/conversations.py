@@ -2,7 +2,12 @@
 
 from typing import Any
 
+from libs.events.commands import Annotation
 from tests.documents import document, edges, node, start
+
+ANNOTATION = Annotation(
+    id="a1", question="How late is it?", answer="Noon.", score=0.97, account_id="admin-id", account_name="admin"
+)
 
 COUNTING = [
     {"id": "a3a1b2c4-0000-4000-8000-000000000001", "name": "count", "value_type": "number", "value": 0,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from libs.events.commands import (
+    Annotation,
     AnyCommand,
     Caller,
     DeleteConversation,
@@ -276,6 +277,20 @@ _FORK: dict[str, Any] = {
     "prefix": [{"type": "NodeSkipped", "node_id": "other", "path": "", "by": "branch"}],
 }
 
+_ANNOTATED: dict[str, Any] = {
+    "app_id": APP,
+    "workflow_id": "w1",
+    "version": "v1",
+    "digest": "sha256:00",
+    "mode": "advanced-chat",
+    "caller": CALLER,
+    "query": "how late is it",
+    "conversation_id": "c1",
+    "annotation": Annotation(
+        id="a1", question="How late is it?", answer="Noon.", score=1.0, account_id="admin-id", account_name="admin"
+    ),
+}
+
 _ROOT: dict[str, Any] = {
     "app_id": APP,
     "workflow_id": "w1",
@@ -298,6 +313,8 @@ MORE: dict[str, Event | AnyCommand | Fact] = {
     "RunAccepted-fork-tokens": RunAccepted(
         command_offset=8, task_id="t1", **_FORK | {"forked_from": Origin(run_id=RUN, seq=12, tokens=40)}
     ),
+    "RunAccepted-annotation": RunAccepted(command_offset=8, task_id="t1", **_ANNOTATED),
+    "StartRun-annotation": StartRun(run_id=RUN, not_after_us=1_762_000_060_000_000, **_ANNOTATED),
     "StartRun-fork": StartRun(run_id=RUN, not_after_us=1_762_000_060_000_000, **_FORK),
 }
 """Fields that came later, by the name of their golden record."""

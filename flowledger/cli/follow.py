@@ -34,6 +34,11 @@ class Frame:
     def event(self) -> str:
         return str(self.data.get("event", ""))
 
+    @property
+    def ends(self) -> bool:
+        """Whether nothing follows it. A message that an annotation answers ends without `workflow_finished`."""
+        return self.event in ENDS or (self.event == "message_end" and self.id != "")
+
 
 def frames(lines: Iterable[str]) -> Iterator[Frame]:
     """The JSON frames of a stream, pings and comments left out."""
@@ -46,7 +51,7 @@ def frames(lines: Iterable[str]) -> Iterator[Frame]:
         elif not line:
             if parts:
                 yield Frame(identity, json.loads("\n".join(parts)))
-            parts = []
+            identity, parts = "", []
 
 
 @dataclass(slots=True)
@@ -103,7 +108,7 @@ def follow(
                 lost_at, wait_s = time.monotonic(), _RETRY_S[0]
                 last_id = frame.id or last_id
                 yield frame
-                if frame.event in ENDS:
+                if frame.ends:
                     return
                 paused = frame.event == "workflow_paused"
             if paused:  # the stream ends behind a pause only when the run is still in it

@@ -333,7 +333,7 @@ def _frames(there: Server, run_id: str, started: Started | None, timeout_s: floa
 
 
 def _print_result(there: Server, last: Frame, run_id: str, *, as_json: bool, quiet: bool) -> int:
-    end = last.data.get("data") or {}
+    end = last.data.get("data") or (there.get(f"/v1/runs/{run_id}") if last.event == "message_end" else {})
     talk_id = last.data.get("conversation_id")
     if as_json:
         result = {"workflow_run_id": run_id, "task_id": last.data.get("task_id")}

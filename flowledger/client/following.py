@@ -18,6 +18,8 @@ SILENCE_S = 35.0
 """Pings come every 10 s: three missed ones mean that the connection is dead."""
 
 _END = "workflow_finished"
+_MESSAGE_END = "message_end"
+"""Of a message that an annotation answers the last frame: nothing of a workflow comes."""
 _FINISHED = frozenset({"node_finished", "iteration_completed", "loop_completed"})
 
 
@@ -93,7 +95,7 @@ class Following:
         events = [Event("", name, _data(raw), raw, run_id) for name, raw in before]
         events.append(Event(identity, last, _data(frame), frame, run_id, int(place.partition(".")[0])))
         self.last_id, self._failures, self._told = identity, 0, True
-        if any(event.event == _END for event in events):
+        if last == _MESSAGE_END or any(event.event == _END for event in events):
             self._open.discard(run_id)
         self.over = not self._open
         return events
@@ -168,6 +170,7 @@ class Outcome:
         self.run_id = run_id
         self._retries: Counter[str] = Counter()
         self._failed: tuple[str, int] | None = None
+        self._said = ""
 
     def take(self, event: Event) -> Result | None:
         """The result, with the event that ends the run. Raises RunFailed, RunStopped."""
@@ -176,8 +179,12 @@ class Outcome:
             self._retries[str(data.get("id"))] += 1
         elif event.event in _FINISHED and data.get("status") == "failed":
             self._failed = str(data.get("node_id")), self._retries[str(data.get("id"))] + 1
+        elif event.event == "message":
+            self._said += str(event.raw.get("answer") or "")
         elif event.event == _END:
             return self._ended(data)
+        elif event.event == _MESSAGE_END and event.id:
+            return self._ended({"status": "succeeded", "outputs": {"answer": self._said}})
         return None
 
     def _ended(self, data: dict[str, Any]) -> Result:

@@ -38,6 +38,21 @@ class Origin(BaseModel):
     """Tokens that the shared events have counted: spent once, by that run."""
 
 
+class Annotation(BaseModel):
+    """An answer that a person has written to a question like that of the message, as it was when they were compared."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str
+    question: str
+    answer: str
+    score: float
+    """How much the message is like the question: 0 to 1."""
+    account_id: str
+    """Who has written it."""
+    account_name: str
+
+
 class StartRun(_Command):
     """Start a run of one definition version."""
 
@@ -88,6 +103,8 @@ class StartRun(_Command):
     """The run whose beginning this run shares, and up to where."""
     prefix: JsonValue = None
     """That beginning: bodies of events, recorded again before anything else happens."""
+    annotation: Annotation | None = None
+    """Answers the message in place of the workflow."""
 
 
 class StopRun(_Command):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
-from libs.events.commands import Caller, Origin
+from libs.events.commands import Annotation, Caller, Origin
 
 Values = dict[str, JsonValue]
 
@@ -228,6 +228,8 @@ class RunAccepted(_Event):
     """The run whose beginning this run shares, and up to where."""
     prefix: JsonValue = None
     """That beginning: bodies of events, recorded again before anything else happens."""
+    annotation: Annotation | None = None
+    """Chatflows: the annotation that answers the message; no node runs."""
 
 
 class RunStarted(_Event):

@@ -216,6 +216,10 @@ def _on_run_started(state: RunState, event: RunStarted, at_us: int) -> None:
         if event.variables is not None and variable.name in event.variables:
             value = event.variables[variable.name]
             state.pool.set("conversation", variable.name, value, variable.type if fits(value, variable.type) else None)
+    annotation = state.accepted.annotation if state.accepted is not None else None
+    if annotation is not None:  # nothing becomes ready, so that the run ends at once
+        state.outputs = {"answer": annotation.answer}
+        return
     _make_ready(state, state.frames[ROOT], state.definition.root, None)
     for node_id in state.definition.inactive_roots:
         _make_skippable(state, state.frames[ROOT], node_id, None, None)

@@ -18,6 +18,7 @@ Rules (the reference engine's, except where `docs/compatibility.md` says otherwi
   - a node is ready when none of its incoming edges is undecided and at least one is taken; all skipped: it is skipped;
   - an ordinary node takes all its outgoing edges, a branch node those of the selected handle and skips the others;
   - a failure that neither a retry nor a strategy handles fails the run at once: running siblings are cancelled;
+  - a message that an annotation answers starts no node: its run ends at once with that answer;
   - a run is paused when nothing of it runs and nothing can start before a person acts: all that is active waits for a
     form, or somebody asked for a pause. Whatever was answered first in the log counts: submission or expiry.
 """

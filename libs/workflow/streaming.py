@@ -15,6 +15,7 @@ Rules:
   it is the current one, chunks of exactly this variable are said as they come.
 - A value that an assigner may still change waits for the assigner too, unless that comes behind the response node.
 - A placeholder without a value (source skipped, failed into another branch, unknown, or stuck) is left out.
+- A message that an annotation answers says that answer, and no node has a session.
 - When a response node is done, what its template says is fixed: later changes of variables do not show.
 - Text of an attempt that no longer holds is taken back: one `Text` with `replace` and everything that holds.
 
@@ -29,6 +30,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from libs.events.chunks import Chunk
+from libs.events.commands import Annotation
 from libs.events.model import (
     NodeExcepted,
     NodeFailed,
@@ -40,6 +42,7 @@ from libs.events.model import (
     NodeSucceeded,
     RoundFinished,
     RoundStarted,
+    RunAccepted,
     RunEvent,
     RunFailed,
     RunPartiallySucceeded,
@@ -167,6 +170,7 @@ class ResponseStream:
         """What the current piece has shown from chunks, beyond what is held."""
         self._seq = 0
         self._epoch = 0
+        self._annotation: Annotation | None = None
 
     @property
     def position(self) -> int:
@@ -191,8 +195,10 @@ class ResponseStream:
                 self._graphs[event.path].attempts.pop(event.node_id, None)
             case NodeSkipped() if event.path in self._graphs:
                 return self._advance(view)
+            case RunAccepted():
+                self._annotation = event.annotation
             case RunStarted():
-                return self._begin("", view)
+                return self._begin("", view) if self._annotation is None else self._annotated(self._annotation)
             case RoundStarted():
                 return self._on_round(event, view)
             case RoundFinished():
@@ -229,6 +235,11 @@ class ResponseStream:
         return [_text(session, session.pieces[session.at], fresh)]
 
     # --- events ------------------------------------------------------------------------------------------------------
+
+    def _annotated(self, annotation: Annotation) -> list[Text]:
+        self._held.append(annotation.answer)
+        self._held_length += len(annotation.answer)
+        return [Text(annotation.answer, (), "")]
 
     def _on_done(self, event: NodeSucceeded | NodeExcepted, view: RunView) -> list[Text]:
         graph = self._graphs.get(event.path)

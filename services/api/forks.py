@@ -24,7 +24,7 @@ __all__ = ["fork_routes", "retry"]
 
 _COPIED = (
     "app_id", "workflow_id", "version", "digest", "mode", "inputs", "files", "query", "caller", "invoke_from",
-    "triggered_from", "pins", "only", "root", "variables",
+    "triggered_from", "pins", "only", "root", "variables", "annotation",
 )  # fmt: skip
 """What the new run has in common with the first one, beside what happened."""
 

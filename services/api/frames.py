@@ -9,6 +9,8 @@ replacement that is followed by its event's own frame: who breaks off there gets
 
 Text comes before the frame of the event that caused it, except the text that opens a run, which follows
 `workflow_started`.
+
+A message that an annotation answers has no frame of a workflow: its text, then `message_end`.
 """
 
 import json
@@ -20,6 +22,7 @@ from typing import Any, Literal, Protocol
 from pydantic_core import PydanticSerializationError, to_json
 
 from libs.events.codec import Recorded
+from libs.events.commands import Annotation
 from libs.events.ids import execution_id, message_id_of, task_id_of
 from libs.events.model import (
     FormOpened,
@@ -245,7 +248,7 @@ class FrameMaker:
         """The run so far, for a client that attaches late: reduced forms, without ids."""
         if not self.started_us:
             return []
-        bodies = [self._workflow_started()]
+        bodies = [] if self._annotation is not None else [self._workflow_started()]
         if self._chat and self.text:
             bodies.append(self._body("message_replace") | {"answer": self.text, "reason": ""})
         for (path, _), node in self._nodes.items():
@@ -264,6 +267,16 @@ class FrameMaker:
     @property
     def _chat(self) -> bool:
         return self.accepted is not None and self.accepted.mode == "advanced-chat"
+
+    @property
+    def _in_full(self) -> bool:
+        """Whether the run's caller sees what nodes work on."""
+        return self.accepted is None or self.accepted.invoke_from in FULL_DETAIL
+
+    @property
+    def _annotation(self) -> Annotation | None:
+        """What answers the message in place of the workflow."""
+        return self.accepted.annotation if self.accepted is not None else None
 
     def _texts(self, texts: Iterable[Said], seq: int, *, identify_replacements: bool) -> list[Frame]:
         made = []
@@ -305,7 +318,7 @@ class FrameMaker:
                 return []
             case RunStarted():
                 self.started_us = at_us
-                return [self._workflow_started()]
+                return [] if self._annotation is not None else [self._workflow_started()]
             case RunSucceeded() | RunPartiallySucceeded() | RunFailed() | RunStopped():
                 self.end, self.ended_us = event, at_us
                 self._speaking.clear()
@@ -460,30 +473,38 @@ class FrameMaker:
         return self._framed("workflow_started", data)
 
     def finished_frame(self) -> bytes:
-        """`workflow_finished` of a run that has ended, whatever else its end has to say."""
+        """`workflow_finished` of a run that has ended, whatever else its end has to say; its last frame without one."""
         assert self.end is not None
+        if self._annotation is not None:
+            return _wire(self._ended(self.end, self.ended_us)[-1], str(self.seq))
         return _wire(self._framed("workflow_finished", self._finished(self.end, self.ended_us)), str(self.seq))
 
     def _ended(self, event: RunEnd, at_us: int) -> list[Json]:
         bodies = [] if self.started_us else [self._workflow_started()]
-        finished = self._framed("workflow_finished", self._finished(event, at_us))
+        after = [self._framed("workflow_finished", self._finished(event, at_us))]
         if not self._chat:
-            return [*bodies, finished]
+            return [*bodies, *after]
+        if self._annotation is not None:
+            bodies, after = [], []
         if isinstance(event, RunFailed):
             error = {"code": "invalid_param", "status": 400, "message": event.error or "the run has failed"}
-            return [*bodies, finished, self._body("error") | {"workflow_run_id": self.run_id} | error]
+            return [*bodies, *after, self._body("error") | {"workflow_run_id": self.run_id} | error]
         end = self._body("message_end")
         end |= {
             "id": end["message_id"],
             "metadata": self.metadata(),
             "files": self._from_models.files_with(files_of(event.outputs)),
         }
-        return [*bodies, end, finished]
+        return [*bodies, end, *after]
 
     def metadata(self) -> Json:
         """Of the message that an ended run answers."""
         total = self.end.total_tokens if self.end is not None else 0
-        return {"retriever_resources": self._from_models.resources, "usage": self._usage.of(total)}
+        found: Json = {"retriever_resources": self._from_models.resources, "usage": self._usage.of(total)}
+        by = self._annotation
+        if by is not None and self._in_full:
+            found["annotation_reply"] = {"id": by.id, "account": {"id": by.account_id, "name": by.account_name}}
+        return found
 
     def _finished(self, event: RunEnd, at_us: int) -> Json:
         caller = self.accepted.caller if self.accepted else None
@@ -578,7 +599,7 @@ class FrameMaker:
 
     def _shown(self, data: Json, *, extras: bool = False) -> Json:
         """What the run's caller sees of a node: all of it, or that it runs and how it ended."""
-        if self.accepted is None or self.accepted.invoke_from in FULL_DETAIL:
+        if self._in_full:
             return self._cut(data)
         return _reduced(data, extras=extras)
 

@@ -501,7 +501,7 @@ NEEDS_BODY = frozenset(
 _COPIED = (
     "app_id", "workflow_id", "version", "digest", "mode", "inputs", "files", "query", "conversation_id", "caller",
     "invoke_from", "triggered_from", "idempotency_key", "body_digest", "pins", "only", "root", "variables",
-    "forked_from", "prefix", "conversation_name", "introduction", "not_after_us",
+    "forked_from", "prefix", "conversation_name", "introduction", "not_after_us", "annotation",
 )  # fmt: skip
 
 

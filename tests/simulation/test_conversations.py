@@ -16,7 +16,7 @@ from libs.events.model import CommandRejected, RunAccepted, RunStarted
 from libs.workflow.conversation import Conversation, Turn, recall, told
 from libs.workflow.outcome import Outcome, Succeeded
 from services.executor.nodes.port import Attempt, Handler
-from tests.conversations import counting
+from tests.conversations import ANNOTATION, counting
 from tests.simulation.world import World
 
 TALK = new_conversation_id(0, 1_800_000_000_000_000, 77)
@@ -273,3 +273,32 @@ def test_the_run_carries_what_it_found() -> None:
     assert started.forms is not None
     assert started.forms["count"].description == "messages so far"
     world.close()
+
+
+def test_an_annotations_answer_survives_its_executor_at_every_append_and_is_remembered() -> None:
+    def annotated(crash_at: int | None) -> tuple[World, list[str], int]:
+        """The world, two messages of which the first is annotated, and what landed for that one."""
+        world = world_of()
+        before = world.landed
+        first = say(world, "How late?", continues=False, annotation=ANNOTATION)
+        if crash_at is not None:
+            world.run(landings=crash_at)
+            world.crash()
+            world.start_executor()
+        world.run()
+        appends = world.landed - before
+        second = say(world, "two")
+        world.run()
+        return world, [first, second], appends
+
+    world, _, appends = annotated(None)
+    world.close()
+    assert appends >= 3
+    for crash_at in range(appends + 1):
+        world, (first, second), _ = annotated(crash_at)
+        assert [each.event.type for each in world.events(first)] == ["RunAccepted", "RunStarted", "RunSucceeded"]
+        assert answer_of(world, first) == ANNOTATION.answer, crash_at
+        assert answer_of(world, second) == "two<How late?> #1", crash_at
+        started = next(each.event for each in world.events(second) if isinstance(each.event, RunStarted))
+        assert started.history == [["How late?", ANNOTATION.answer]]
+        world.close()

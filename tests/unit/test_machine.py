@@ -1,9 +1,11 @@
 """The run machine: given a document and outcomes, what happens, in which order."""
 
 from libs.events.model import NodeExcepted, NodeRetryScheduled, NodeStarted, RunFailed
+from libs.workflow.fork import fork
 from libs.workflow.machine import CompleteAttempt, Rejection, StartAttempt, Stop, decide, derived, due
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from libs.workflow.state import Key, dump_state, load_state
+from tests.conversations import ANNOTATION, counting
 from tests.documents import chain, code, document, edges, end, fan_out, if_else, start, template
 from tests.driver import Driver, done
 
@@ -228,3 +230,22 @@ def test_a_snapshot_gives_back_an_equal_state() -> None:
     assert dump_state(again) == data
     assert derived(again) == derived(driver.state)
     assert list(due(again, 2, driver.now_us)) == list(due(driver.state, 2, driver.now_us))
+
+
+def test_a_message_that_an_annotation_answers_ends_at_once_with_that_answer() -> None:
+    driver = Driver(counting(), accepted={"query": "hi", "conversation_id": "c1", "annotation": ANNOTATION})
+    driver.begin()
+    assert driver.start_due() == []
+    assert driver.names() == ["RunAccepted", "RunStarted", "RunSucceeded"]
+    assert driver.events[-1].outputs == {"answer": ANNOTATION.answer}  # type: ignore[union-attr]
+    assert (driver.state.status, driver.state.total_steps) == ("succeeded", 0)
+
+
+def test_a_fork_of_a_message_that_an_annotation_answered_ends_like_it() -> None:
+    origin = Driver(counting(), accepted={"query": "hi", "conversation_id": "c1", "annotation": ANNOTATION}).begin()
+    origin.derive()
+    made = fork(origin.definition, origin.events, 2)
+    assert (made.again, made.first) == ((), ())
+    forked = Driver(counting(), accepted={"annotation": made.accepted.annotation, "prefix": made.prefix}).begin()
+    forked.derive()
+    assert forked.state.outputs == origin.state.outputs

@@ -10,6 +10,7 @@ from libs.workflow.machine import Stop, decide
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from libs.workflow.state import Key
 from libs.workflow.streaming import Text
+from tests.conversations import ANNOTATION
 from tests.documents import code, document, edges, end, fan_out, if_else, node, start, template
 from tests.screen import Screen
 
@@ -468,3 +469,10 @@ def test_a_run_without_response_text_says_nothing() -> None:
     screen = Screen(fan_out(2))
     screen.run()
     assert screen.shown == "n1 done"
+
+
+def test_a_message_that_an_annotation_answers_says_that_answer_and_nothing_of_the_document() -> None:
+    screen = Screen(chat([answer("a", "Hi {{#start.q#}}!")], "start > a"), accepted={"annotation": ANNOTATION})
+    screen.begin().start_due()
+    assert screen.texts() == [("RunStarted", ANNOTATION.answer)]
+    assert screen.stream.position == len(ANNOTATION.answer)

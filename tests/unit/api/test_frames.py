@@ -37,6 +37,7 @@ from libs.events.model import (
     StopRequested,
 )
 from services.api.frames import KEPT_OF_ROUNDS, Cursor, Frame, FrameMaker, error_frame
+from tests.conversations import ANNOTATION
 
 RUN = str(new_run_id(0, 1_767_000_000_000_000, 7))
 T0 = 1_767_000_000_000_000
@@ -591,3 +592,40 @@ def test_a_pinned_answer_of_a_person_has_no_form() -> None:
     history = _asking()
     (done,) = history.add(NodeSucceeded(node_id="n1", handle="ok", outputs={"__action_id": "ok"}, pinned=True))
     assert done["event"] == "node_finished"
+
+
+# --- messages that an annotation answers ---
+
+
+def annotated(invoke_from: str) -> History:
+    history = History()
+    more = {"annotation": ANNOTATION, "invoke_from": invoke_from}
+    assert history.add(accepted("advanced-chat").model_copy(update=more)) == []
+    return history
+
+
+def test_an_annotations_answer_has_no_frame_of_a_workflow() -> None:
+    history = annotated("service-api")
+    (said,) = history.add(RunStarted(max_steps=5), Said(ANNOTATION.answer, ()))
+    assert (said["event"], said["answer"], said["id"]) == ("message", ANNOTATION.answer, message_id_of(RUN))
+    (end,) = history.add(RunSucceeded(outputs={"answer": ANNOTATION.answer}))
+    assert (end["event"], end["id"]) == ("message_end", message_id_of(RUN))
+    assert end["metadata"]["annotation_reply"] == {"id": "a1", "account": {"id": "admin-id", "name": "admin"}}
+    assert [identity(frame) for frame in history.frames] == [f"2.{len(ANNOTATION.answer)}", "3"]
+    assert history.frames[-1].last
+    assert [json.loads(each.split(b"data: ")[1])["event"] for each in history.maker.snapshot()] == ["message_replace"]
+    assert json.loads(history.maker.finished_frame().split(b"data: ")[1])["event"] == "message_end"
+
+
+def test_callers_without_full_detail_do_not_learn_of_the_annotation() -> None:
+    history = annotated("web-app")
+    history.add(RunStarted(max_steps=5), Said(ANNOTATION.answer, ()))
+    (end,) = history.add(RunSucceeded(outputs={"answer": ANNOTATION.answer}))
+    assert "annotation_reply" not in end["metadata"]
+
+
+def test_an_annotated_message_that_is_stopped_before_it_begins_ends_without_an_answer() -> None:
+    history = annotated("service-api")
+    assert [body["event"] for body in history.add(RunStopped(error="stopped"))] == ["message_end"]
+    failed = annotated("service-api")
+    assert [body["event"] for body in failed.add(RunFailed(error="gone"))] == ["error"]
