@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from libs.events.annotations import AnnotationDeleted, AnnotationJobBegun, AnnotationJobEnded, AnnotationWritten
 from libs.events.commands import (
     Annotation,
     AnyCommand,
@@ -262,6 +263,27 @@ FACTS: tuple[Fact, ...] = (
     ScheduleFired(app_id=APP, node_id="tick", due_us=14, run_id=RUN, fired_at_us=15),
     TriggerSwitched(app_id=APP, node_id="tick", enabled=False, switched_at_us=16),
     TriggerAwaited(wait_id="w1", app_id=APP, node_id="hook", alone=True, since_us=17, until_us=18, run_id=RUN),
+    AnnotationWritten(
+        annotation_id="a1",
+        change_id="c1",
+        app_id=APP,
+        question="How late is it?",
+        answer="Noon.",
+        created_at_us=17,
+        written_at_us=18,
+    ),
+    AnnotationDeleted(annotation_id="a1", app_id=APP, deleted_at_us=19),
+    AnnotationJobBegun(
+        job_id="j1",
+        app_id=APP,
+        action="enable",
+        score_threshold=0.9,
+        embedding_provider_name="langgenius/openai/openai",
+        embedding_model_name="text-embedding-3-small",
+        begun_at_us=20,
+        ends_by_us=21,
+    ),
+    AnnotationJobEnded(job_id="j1", app_id=APP, error="the provider is away", ended_at_us=22),
     ImportPending(import_id="i1", app_id=APP, document="kind: app", changes={"name": "x"}, pending_since_us=12),
 )
 

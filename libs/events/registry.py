@@ -17,8 +17,9 @@ are derived; the latest version of an app is the one with the highest offset. AP
 | `FactSealed` | that of the fact in it |
 
 A document that may hold secrets is sealed as a whole (`libs.events.sealing`): its text and its digest come back as
-they were. Drafts and pending imports: `libs.events.drafts`; webhooks and schedules: `libs.events.triggers`. A fact that
-nobody needs any more may be taken back by a record with its key and no value.
+they were. Drafts and pending imports: `libs.events.drafts`; webhooks and schedules: `libs.events.triggers`; answers to
+questions: `libs.events.annotations`. A fact that nobody needs any more may be taken back by a record with its key and
+no value.
 """
 
 import hashlib
@@ -39,6 +40,15 @@ from pydantic import (
     model_serializer,
 )
 
+from libs.events.annotations import (
+    AnnotationBook,
+    AnnotationDeleted,
+    AnnotationFact,
+    AnnotationJobBegun,
+    AnnotationJobEnded,
+    AnnotationWritten,
+    key_of_annotation_fact,
+)
 from libs.events.drafts import DraftBook, DraftFact, key_of_draft_fact
 from libs.events.log import Entry, Log, LogError, Record, Topic
 from libs.events.sealing import SealError, Vault
@@ -211,6 +221,7 @@ Fact = (
     | FactSealed
     | DraftFact
     | TriggerFact
+    | AnnotationFact
 )
 FACT: TypeAdapter[Fact] = TypeAdapter(Annotated[Fact, Field(discriminator="type")])
 
@@ -276,6 +287,8 @@ def _key_of(fact: Fact) -> str:
             return fact.key
         case WebhookCreated() | ScheduleFired() | TriggerSwitched() | TriggerAwaited():
             return key_of_trigger_fact(fact)
+        case AnnotationWritten() | AnnotationDeleted() | AnnotationJobBegun() | AnnotationJobEnded():
+            return key_of_annotation_fact(fact)
         case _:
             return key_of_draft_fact(fact)
 
@@ -306,6 +319,7 @@ class Registry:
         self._sites: dict[str, str] = {}
         self.drafts = DraftBook()
         self.triggers = TriggerBook()
+        self.annotations = AnnotationBook()
 
     def apply(self, record: Record) -> None:
         """Apply the next record. Never raises for what stands in it."""
@@ -336,6 +350,7 @@ class Registry:
                 self._deleted.add(fact.app_id)
                 self._apps = {app_id: app for app_id, app in self._apps.items() if app_id != fact.app_id}
                 self.drafts.forget_app(fact.app_id)
+                self.annotations.forget_app(fact.app_id)
             case DocumentStored():
                 self._documents[fact.digest] = fact.document
             case VersionPublished():
@@ -362,6 +377,8 @@ class Registry:
                 self._unseal(fact)
             case WebhookCreated() | ScheduleFired() | TriggerSwitched() | TriggerAwaited():
                 self.triggers.evolve(fact)
+            case AnnotationWritten() | AnnotationDeleted() | AnnotationJobBegun() | AnnotationJobEnded():
+                self.annotations.evolve(fact)
             case _:
                 self.drafts.evolve(fact)
 
