@@ -37,6 +37,11 @@
     gateway          status 502 with what stands behind in `metadata.raw`
     flaky-<n>        status 500 for the first n requests, then answers as echo
 
+`POST /v1/embeddings` answers with vectors of letters; `status-`, `slow-`, `quoting-`, `flaky-` as above, and
+
+    few-<n>          status 400 for more than n texts at once
+    lacking          a vector less than there were texts
+
 `GET /requests` lists what came in, `GET /cat.png` is a picture. Run it: `python -m tests.model_server --port 0`; in a
 test, `async with ModelServer()` inside the test's loop, or `with serving()` in a thread of its own.
 """
@@ -175,12 +180,26 @@ class ModelServer:
             return True
         if model == "slow":
             await asyncio.sleep(float(argument))
+        if path.endswith("/embeddings"):
+            return await _embeddings(writer, request)
         if model in ("drawing", "speaking"):
             request = {**request, "server": f"http://{headers['host']}"}
         if not request.get("stream") or model == "blocking" or request["model"] == "drawing-blocking":
             await _send(writer, 200, _whole(path, request))
             return True
         return await _stream(writer, path, request)
+
+
+async def _embeddings(writer: asyncio.StreamWriter, request: dict[str, Any]) -> bool:
+    """A text is how often each letter is in it; the vectors come in the opposite order, with their numbers."""
+    texts, (model, _, argument) = request["input"], request["model"].partition("-")
+    if model == "few" and len(texts) > int(argument):
+        await _send(writer, 400, {"error": {"message": f"batch size is larger than {argument}"}})
+        return True
+    vectors = [[float(text.lower().count(letter)) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts]
+    data = [{"index": number, "embedding": vector} for number, vector in enumerate(vectors)]
+    await _send(writer, 200, {"data": data[1:] if model == "lacking" else data[::-1], "model": request["model"]})
+    return True
 
 
 async def _stream(writer: asyncio.StreamWriter, path: str, request: dict[str, Any]) -> bool:

@@ -1,0 +1,94 @@
+"""Vectors from a real HTTP server in the OpenAI-compatible form."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from libs.settings import Provider
+from services.api.embeddings import BATCH, Embedders, EmbeddingError
+from services.api.matching import likeness
+from tests.model_server import ModelServer
+
+KEY = "sk-embeddings-secret"
+Test = Callable[[Embedders, ModelServer], Awaitable[Any]]
+
+
+def with_server(test: Test, **settings: Any) -> Any:
+    async def go() -> Any:
+        async with ModelServer() as server:
+            embedders = Embedders({"OPENAI": Provider(server.url, KEY, **settings)})
+            try:
+                return await test(embedders, server)
+            finally:
+                await embedders.aclose()
+
+    return asyncio.run(go())
+
+
+def embed(model: str, texts: list[str], **settings: Any) -> tuple[list[Any], list[dict[str, Any]]]:
+    async def ask(embedders: Embedders, server: ModelServer) -> Any:
+        return await embedders.of("langgenius/openai/openai").embed(model, texts), server.requests
+
+    found: tuple[list[Any], list[dict[str, Any]]] = with_server(ask, **settings)
+    return found
+
+
+def refused(model: str) -> str:
+    with pytest.raises(EmbeddingError) as caught:
+        embed(model, ["a", "b"])
+    return str(caught.value)
+
+
+def test_vectors_come_in_the_order_of_the_texts_in_batches() -> None:
+    texts = [letter * 2 for letter in "abcdefghijklmnopqrstuvwxyz"] * 2
+    vectors, requests = embed("small", texts)
+    assert [list(vector).index(1.0) for vector in vectors] == [*range(26), *range(26)]
+    assert [len(each["body"]["input"]) for each in requests] == [BATCH, len(texts) - BATCH]
+    assert {each["path"] for each in requests} == {"/v1/embeddings"}
+    assert likeness(vectors[0], vectors[26]) == 1
+
+
+def test_the_key_and_the_servers_own_name_of_the_model_are_sent() -> None:
+    _, (request,) = embed("text-embedding-3", ["a"], models={"text-embedding-3": "deployment"}, auth="api-key")
+    assert (request["headers"]["api-key"], request["body"]) == (KEY, {"model": "deployment", "input": ["a"]})
+
+
+def test_a_server_that_takes_fewer_texts_is_asked_in_halves() -> None:
+    vectors, requests = embed("few-3", ["a", "b", "c", "d", "e", "f", "g"])
+    assert [list(vector).index(1.0) for vector in vectors] == list(range(7))
+    assert max(len(each["body"]["input"]) for each in requests[-2:]) <= 3
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("status-401", "openai: status 401: refused with 401"),
+        ("status-400", "openai: status 400"),
+        ("status-503", "openai: status 503"),
+        ("lacking", "it sent no 2 vectors. Is lacking a model for embeddings?"),
+        ("quoting-280", "openai: status 401"),
+    ],
+)
+def test_a_refusal_says_why_and_never_shows_the_key(model: str, words: str) -> None:
+    said = refused(model)
+    assert words in said
+    assert "sk-emb" not in said
+
+
+def test_a_server_that_is_away_or_unknown_says_so() -> None:
+    async def ask(embedders: Embedders) -> str:
+        with pytest.raises(EmbeddingError) as caught:
+            await embedders.of("openai").embed("m", ["a"])
+        return str(caught.value)
+
+    assert "openai: " in asyncio.run(ask(Embedders({"OPENAI": Provider("http://127.0.0.1:9", KEY)})))
+    assert "FLOWLEDGER_PROVIDER_OPENAI_API_KEY" in asyncio.run(ask(Embedders({})))
+
+
+def test_the_stand_in_needs_no_settings() -> None:
+    async def ask() -> Any:
+        return await Embedders({}, offline=True).of("whoever").embed("whatever", ["a", "b"])
+
+    assert len(asyncio.run(ask())) == 2
