@@ -1,9 +1,9 @@
 """The SQL tables that the projector fills and the API reads: SQLAlchemy Core metadata, and how an engine is opened.
 
 Promises: every column of the tables of runs, node executions, conversations, messages, feedback, variables, end
-users and dead letters is a function of the log's records and their positions. No default, sequence or clock of the
-database takes part, so dropping the tables and reading the log again gives the same rows. Record shapes follow the
-reference's; JSON columns are text.
+users, hits of annotations and dead letters is a function of the log's records and their positions. No default,
+sequence or clock of the database takes part, so dropping the tables and reading the log again gives the same rows.
+Record shapes follow the reference's; JSON columns are text.
 
 Does not: know events. What a record means for a row is in `services/projector/projection.py`.
 
@@ -271,6 +271,24 @@ end_users = Table(
     Column("last_offset", BigInteger),
 )
 
+annotation_hits = Table(
+    "annotation_hits",
+    metadata,
+    Column("id", Text, primary_key=True, comment="of the message that was answered"),
+    Column("tenant_id", Text),
+    Column("app_id", Text),
+    Column("annotation_id", Text),
+    Column("conversation_id", Text),
+    Column("question", Text, comment="the message"),
+    Column("annotation_question", Text, comment="as it was then, like the answer"),
+    Column("annotation_content", Text),
+    Column("score", Float, comment="how much the two questions are alike, 0 to 1"),
+    Column("created_at", Moment),
+    Column("partition", Integer),
+    Column("last_offset", BigInteger),
+    Index("annotation_hits_by_annotation", "app_id", "annotation_id"),
+)
+
 dead_letters = Table(
     "dead_letters",
     metadata,
@@ -311,6 +329,7 @@ FILLED = (
     message_feedbacks,
     workflow_conversation_variables,
     end_users,
+    annotation_hits,
     dead_letters,
     positions,
 )

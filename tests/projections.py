@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.engine import Engine
 
 from libs.events.codec import Recorded, encode_event
-from libs.events.commands import Caller
+from libs.events.commands import Caller, Origin
 from libs.events.ids import RunId, message_id_of, new_conversation_id, new_run_id, task_id_of
 from libs.events.log import Entry, Log, Topic
 from libs.events.model import (
@@ -32,6 +32,7 @@ from libs.events.model import (
     VariableUpdate,
 )
 from libs.tables import FILLED, positions
+from tests.conversations import ANNOTATION
 
 START_US = 1_767_000_000_000_000
 
@@ -178,7 +179,7 @@ def dump(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
         }
 
 
-TALK = new_conversation_id(0, START_US, 9)
+TALK, FORKED = new_conversation_id(0, START_US, 9), new_conversation_id(0, START_US, 10)
 FILE: Any = {"dify_model_identity": "__dify__file__", "type": "image", "filename": "a.png"}
 
 
@@ -206,8 +207,10 @@ def said(run: str, number: int, answer: str) -> list[Event]:
 
 
 def conversation(owner: Owner) -> Iterator[Recorded]:
-    """Two messages; the second fails. Between them somebody renames, sets a variable, and rates twice."""
-    first, second = run_id(500), run_id(501)
+    """Two messages; the second fails. Between them somebody renames, sets a variable, and rates twice. An annotation
+    answers a third one, which is then forked.
+    """
+    first, second, third, fork = (run_id(500 + number) for number in range(4))
     rated: dict[str, Any] = {"app_id": "app", "message_id": message_id_of(first), "caller": Caller(id="u", user="ann")}
     yield owner.claim()
     for event in said(first, 1, "yes \0 no"):
@@ -226,3 +229,9 @@ def conversation(owner: Owner) -> Iterator[Recorded]:
     for offset in (7, 8):
         yield owner.record("", EndUserSeen(command_offset=offset, app_id="app", caller=other, invoke_from="web-app"))
     yield owner.record(second, RunFailed(error="boom", node_id="n0", conversation_id=TALK))
+    more: dict[str, Any] = {"mode": "advanced-chat", "query": "how late", "annotation": ANNOTATION}
+    yield owner.record(third, accepted(third, conversation_id=TALK, dialogue_count=3, **more))
+    yield owner.record(third, RunStarted(max_steps=100, conversation_id=TALK))
+    yield owner.record(third, RunSucceeded(outputs={"answer": ANNOTATION.answer}, conversation_id=TALK))
+    origin = Origin(run_id=third, seq=2)
+    yield owner.record(fork, accepted(fork, conversation_id=FORKED, dialogue_count=1, forked_from=origin, **more))

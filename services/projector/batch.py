@@ -20,6 +20,7 @@ from libs.events.codec import CodecError, Recorded, decode_event, run_of, stamp_
 from libs.events.log import Record
 from libs.tables import (
     FILLED,
+    annotation_hits,
     conversations,
     dead_letters,
     end_users,
@@ -84,6 +85,7 @@ class TableSet:
     feedbacks: Table
     variables: Table
     end_users: Table
+    hits: Table
     dead: Table
     positions: Table
 
@@ -112,6 +114,7 @@ _LIVE = (
     message_feedbacks,
     workflow_conversation_variables,
     end_users,
+    annotation_hits,
     dead_letters,
     positions,
 )
@@ -238,6 +241,7 @@ def _rows(changes: Changes) -> dict[str, list[Row]]:
         "feedbacks": list(talks.feedbacks.values()),
         "variables": list(talks.variables.values()),
         "end_users": list(changes.end_users.values()),
+        "hits": list(talks.hits.values()),
     }
 
 

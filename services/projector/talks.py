@@ -1,8 +1,8 @@
-"""What an event means for the tables of conversations: conversations, messages, feedback, variables. Pure.
+"""What an event means for the tables of conversations: conversations, messages, feedback, variables, hits. Pure.
 
 A conversation's row begins with its first message, a message's with the acceptance of its run. Variables have the
 value that the first run which had them began with, until one is written: by a run, which leaves it when it ends, or
-from outside.
+from outside. An annotation is hit by each message that it answers; a fork of such a message is no message.
 """
 
 from dataclasses import dataclass, field
@@ -42,6 +42,7 @@ class TalkChanges:
     messages: dict[str, Row] = field(default_factory=dict)
     feedbacks: dict[str, Row] = field(default_factory=dict)
     variables: dict[tuple[str, str], Row] = field(default_factory=dict)
+    hits: dict[str, Row] = field(default_factory=dict)
 
 
 def project_talk(changes: TalkChanges, recorded: Recorded) -> None:
@@ -116,6 +117,20 @@ def _on_accepted(changes: TalkChanges, event: RunAccepted, conversation_id: str,
         "total_tokens": 0,
     }
     fold(changes.messages, message, _NONE)
+    if event.annotation is not None and event.forked_from is None:
+        hit = {
+            "id": message["id"],
+            **_place(recorded),
+            "app_id": clean(event.app_id),
+            "annotation_id": clean(event.annotation.id),
+            "conversation_id": clean(conversation_id),
+            "question": message["query"],
+            "annotation_question": clean(event.annotation.question),
+            "annotation_content": clean(event.annotation.answer),
+            "score": event.annotation.score,
+            "created_at": recorded.at_us,
+        }
+        fold(changes.hits, hit, _NONE)
 
 
 def _on_found(changes: TalkChanges, event: RunStarted, conversation_id: str, name: str, recorded: Recorded) -> None:

@@ -23,6 +23,7 @@ from libs.events.model import (
 )
 from services.projector.projection import Changes, RunContext, project, unknown_runs
 from services.projector.rows import KEPT, REPLACED, Row
+from tests.conversations import ANNOTATION
 from tests.projections import TALK, Owner, accepted, conversation, failing_story, interleaved, node, run_id, story
 
 RUN = run_id(1)
@@ -151,8 +152,8 @@ def test_rows_are_the_same_however_the_log_is_cut_into_batches(cuts: list[int], 
 def test_rows_of_a_conversation_show_what_was_said_named_written_and_rated() -> None:
     talks = rows(list(conversation(Owner()))).talks
     row = talks.conversations[TALK]
-    assert (row["name"], row["introduction"], row["dialogue_count"], row["changed_by"]) == ("renamed", "hello", 2, 5)
-    first, second = talks.messages.values()
+    assert (row["name"], row["introduction"], row["dialogue_count"], row["changed_by"]) == ("renamed", "hello", 3, 5)
+    first, second, annotated, _ = talks.messages.values()
     assert (first["query"], json.loads(first["answer"]), first["status"]) == ("question 1", "yes \0 no", "normal")
     assert json.loads(first["answer_files"])[0]["filename"] == "a.png"
     assert (second["status"], second["error"], second["number"], second["answer"]) == ("error", "boom", 2, '""')
@@ -162,13 +163,19 @@ def test_rows_of_a_conversation_show_what_was_said_named_written_and_rated() -> 
     (rated,) = talks.feedbacks.values()
     assert (rated["rating"], rated["content"], rated["from_source"]) == (None, None, "user")
     assert rated["created_at"] < rated["updated_at"]
+    (hit,) = talks.hits.values()
+    assert (hit["id"], hit["annotation_id"], hit["conversation_id"]) == (annotated["id"], ANNOTATION.id, TALK)
+    assert (hit["question"], hit["annotation_content"], hit["score"]) == ("how late", ANNOTATION.answer, 0.97)
+    assert json.loads(annotated["answer"]) == ANNOTATION.answer
 
 
-@given(cuts=st.lists(st.integers(0, 16), max_size=8))
+@given(cuts=st.lists(st.integers(0, 20), max_size=8))
 def test_rows_of_a_conversation_are_the_same_however_the_log_is_cut(cuts: list[int]) -> None:
     events = list(conversation(Owner()))
     whole = project(events, {}).talks
-    tables: dict[str, dict[Any, Row]] = {name: {} for name in ("conversations", "messages", "feedbacks", "variables")}
+    tables: dict[str, dict[Any, Row]] = {
+        name: {} for name in ("conversations", "messages", "feedbacks", "variables", "hits")
+    }
     for start, stop in pairwise(sorted({0, len(events), *(cut for cut in cuts if cut < len(events))})):
         part = project(events[start:stop], {}).talks
         for name, table in tables.items():
