@@ -158,6 +158,7 @@ async def _serve(
             version=own_version(),
             instance_id=instance_id,
             models=settings.models,
+            providers=settings.providers,
             schedules=schedules,
             origins=settings.cors_origins,
             http_allow=settings.http_allow,

@@ -40,6 +40,7 @@
 `POST /v1/embeddings` answers with vectors of letters; `status-`, `slow-`, `quoting-`, `flaky-` as above, and
 
     few-<n>          status 400 for more than n texts at once
+    dying-<n>        status 503 behind the first n requests
     lacking          a vector less than there were texts
 
 `GET /requests` lists what came in, `GET /cat.png` is a picture. Run it: `python -m tests.model_server --port 0`; in a
@@ -181,7 +182,7 @@ class ModelServer:
         if model == "slow":
             await asyncio.sleep(float(argument))
         if path.endswith("/embeddings"):
-            return await _embeddings(writer, request)
+            return await _embeddings(writer, request, len(self.requests))
         if model in ("drawing", "speaking"):
             request = {**request, "server": f"http://{headers['host']}"}
         if not request.get("stream") or model == "blocking" or request["model"] == "drawing-blocking":
@@ -190,14 +191,17 @@ class ModelServer:
         return await _stream(writer, path, request)
 
 
-async def _embeddings(writer: asyncio.StreamWriter, request: dict[str, Any]) -> bool:
-    """A text is how often each letter is in it; the vectors come in the opposite order, with their numbers."""
+async def _embeddings(writer: asyncio.StreamWriter, request: dict[str, Any], number: int) -> bool:
+    """A text is how often each letter is in it; the vectors come in the opposite order. `number`: of the request."""
     texts, (model, _, argument) = request["input"], request["model"].partition("-")
     if model == "few" and len(texts) > int(argument):
         await _send(writer, 400, {"error": {"message": f"batch size is larger than {argument}"}})
         return True
+    if model == "dying" and number > int(argument):
+        await _send(writer, 503, {"error": {"message": "gone"}})
+        return True
     vectors = [[float(text.lower().count(letter)) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts]
-    data = [{"index": number, "embedding": vector} for number, vector in enumerate(vectors)]
+    data = [{"index": index, "embedding": vector} for index, vector in enumerate(vectors)]
     await _send(writer, 200, {"data": data[1:] if model == "lacking" else data[::-1], "model": request["model"]})
     return True
 

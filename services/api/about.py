@@ -13,6 +13,7 @@ from libs.events.registry import AppCreated
 from libs.workflow.definition import Definition
 from libs.workflow.roots import default_root
 from services.api import schemas
+from services.api.annotating import reply_of
 from services.api.errors import ApiError
 from services.api.frames import Json
 from services.api.parts import Parts
@@ -26,7 +27,6 @@ _SWITCHES: Final = (
     "speech_to_text",
     "text_to_speech",
     "retriever_resource",
-    "annotation_reply",
     "more_like_this",
 )
 _NO_UPLOAD: Final[Json] = {
@@ -58,7 +58,8 @@ def about_routes(parts: Parts) -> APIRouter:
     )
     async def parameters(request: Request) -> Response:
         app = await parts.access.app_key(request)
-        return JSONResponse(parameters_of(await published(parts, app)))
+        reply = reply_of(parts.registry.annotations, app.app_id)
+        return JSONResponse(parameters_of(await published(parts, app), reply))
 
     @router.get("/meta", summary="Icons of tools", responses=answers(schemas.Meta, 401), openapi_extra=key)
     async def meta(request: Request) -> Response:
@@ -84,13 +85,14 @@ async def published(parts: Parts, app: AppCreated) -> Definition:
     return await parts.starter.definition(latest)
 
 
-def parameters_of(definition: Definition) -> Json:
-    """Input form and features, as clients ask for them."""
+def parameters_of(definition: Definition, annotation_reply: Json) -> Json:
+    """Input form and features, as clients ask for them. Whether annotations answer is not the document's to say."""
     features = definition.features
     return {
         "opening_statement": features.get("opening_statement") or None,
         "suggested_questions": features.get("suggested_questions") or [],
         **{name: _switch(features, name) for name in _SWITCHES},
+        "annotation_reply": annotation_reply,
         "user_input_form": _form(definition),
         "sensitive_word_avoidance": _object(features, "sensitive_word_avoidance")
         or {"enabled": False, "type": "", "configs": []},

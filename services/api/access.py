@@ -26,6 +26,7 @@ TOKEN_CONTEXT = b"flowledger session tokens"
 
 ADMIN_ID = "00000000-0000-0000-0000-000000000002"
 """Account id of who holds the admin token."""
+ADMIN_NAME = "admin"
 
 ANYBODY = "DEFAULT-USER"
 """The end user of requests that may name one and do not."""

@@ -5,7 +5,7 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,16 +24,20 @@ from libs.events.log import Log, LogError
 from libs.events.registry import RegistryTail
 from libs.events.sealing import Vault
 from libs.net import GuardedHttp
+from libs.settings import Provider
 from libs.workflow.catalog import Catalog, ShownCatalog
 from services.api.about import about_routes
 from services.api.absent import absent_routes
 from services.api.access import Access
+from services.api.annotating import Annotating
+from services.api.annotations import annotation_routes
 from services.api.apps import app_routes
 from services.api.chat import chat_routes
 from services.api.console import console_routes
 from services.api.conversations import conversation_routes
 from services.api.drafting import Drafting
 from services.api.edge import Edge
+from services.api.embeddings import Embedders
 from services.api.end_users import EndUsers
 from services.api.errors import CODES, ApiError, invalid_param, unavailable
 from services.api.files import file_routes
@@ -44,6 +48,7 @@ from services.api.fresh import FreshTables
 from services.api.health import Beside, health_routes
 from services.api.logs import log_routes
 from services.api.many import many_routes
+from services.api.matcher import Matcher
 from services.api.metrics import ApiMetrics
 from services.api.parts import Limits, Parts
 from services.api.publishing import Publisher
@@ -93,6 +98,9 @@ class ApiDependencies:
     version: str = "0.1.0"
     instance_id: str = ""
     models: str = "configured"
+    """`configured`, or `offline`: a stand-in makes vectors of texts."""
+    providers: Mapping[str, Provider] = field(default_factory=dict, repr=False)
+    """Who makes vectors of texts, by the names of settings."""
     schedules: bool = True
     """Whether this process starts the runs of schedules; all that do share the work."""
     origins: tuple[str, ...] = ("*",)
@@ -130,6 +138,7 @@ def create_app(deps: ApiDependencies) -> FastAPI:
             yield
         finally:
             await scheduler.stop()
+            await parts.annotating.stop()
             parts.streams.close()
             parts.pinger.stop()
             await parts.tail.stop()
@@ -152,6 +161,7 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     app.include_router(file_routes(parts))
     app.include_router(log_routes(parts))
     app.include_router(absent_routes(parts))
+    app.include_router(annotation_routes(parts))  # before the paths that have an app's id in this place
     app.include_router(app_routes(parts))
     app.include_router(form_routes(parts))
     app.include_router(many_routes(parts))  # before the paths that have a run id in this place
@@ -196,6 +206,7 @@ def _build(deps: ApiDependencies) -> Parts:
     folds = Folds(deps.log, deps.blobs, catalog, reads, threads)
     fresh = FreshTables(deps.log, tail, tables, limits.fresh_s, limits.tables_s)
     talks = Talks(fresh, submitter, deps.blobs, threads, decide_s=limits.start_lifetime_s + 1.0)
+    matcher = Matcher(deps.registry.annotations, Embedders(deps.providers, offline=deps.models == "offline"), threads)
     starter = RunStarter(
         deps.registry,
         catalog,
@@ -208,6 +219,7 @@ def _build(deps: ApiDependencies) -> Parts:
         pinger,
         folds,
         talks,
+        matcher,
         decide_s=limits.start_lifetime_s + 1.0,
     )
     publisher = Publisher(
@@ -220,6 +232,7 @@ def _build(deps: ApiDependencies) -> Parts:
         random_bits=deps.random_bits,
         keys_per_app=limits.keys_per_app,
     )
+    annotating = Annotating(deps.registry.annotations, publisher, matcher, now_us=deps.now_us, new_uuid=deps.new_uuid)
     drafting = Drafting(publisher, deps.registry, threads, now_us=deps.now_us, new_uuid=deps.new_uuid)
     return Parts(
         log=deps.log,
@@ -244,6 +257,7 @@ def _build(deps: ApiDependencies) -> Parts:
         signer=Signer(deps.admin_token, deps.now_us, deps.random_bits),
         publisher=publisher,
         drafting=drafting,
+        annotating=annotating,
         pinger=pinger,
         http=GuardedHttp(deps.http_allow),
         instance_id=deps.instance_id,

@@ -50,6 +50,7 @@ def chat_routes(parts: Parts) -> APIRouter:
                 conversation_id=conversation_id,
                 named=asked_flag(body, "auto_generate_name", default=True),
                 as_message=True,
+                annotations=True,
             ),
             last_event_id(request),
         )

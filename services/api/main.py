@@ -103,6 +103,7 @@ async def _serve(settings: Settings, kafka: str, engine: Engine, listener: socke
                 version=own_version(),
                 instance_id=str(uuid.uuid4()),
                 models=settings.models,
+                providers=settings.providers,
                 origins=settings.cors_origins,
                 http_allow=settings.http_allow,
                 limits=limits_of(settings),

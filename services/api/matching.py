@@ -56,7 +56,8 @@ def likeness(one: "Vector[float]", other: "Vector[float]") -> float:
     """The cosine of two vectors of length 1, and 0 where it is negative or they are of different spaces."""
     if len(one) != len(other):
         return 0.0
-    return min(max(math.fsum(map(mul, one, other)), 0.0), EQUAL)
+    cosine: float = sum(map(mul, one, other))
+    return min(max(cosine, 0.0), EQUAL)
 
 
 def closest(asked: "Vector[float]", known: Mapping[str, "Vector[float]"], threshold: float) -> Closest | None:

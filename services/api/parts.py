@@ -11,6 +11,7 @@ from libs.events.registry import RegistryTail
 from libs.net import GuardedHttp
 from libs.workflow.catalog import Catalog
 from services.api.access import Access
+from services.api.annotating import Annotating
 from services.api.drafting import Drafting
 from services.api.end_users import EndUsers
 from services.api.folds import Folds
@@ -83,6 +84,7 @@ class Parts:
     signer: Signer
     publisher: Publisher
     drafting: Drafting
+    annotating: Annotating
     pinger: Pinger
     http: GuardedHttp
     instance_id: str

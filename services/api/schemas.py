@@ -160,6 +160,19 @@ class KeyBody(_Shape):
     key: str | None = Field(default=None, description="An existing app-... key to bring along; absent: a new one")
 
 
+class AnnotationBody(_Shape):
+    question: str = Field(description="What a message must be like", min_length=1, max_length=2_000)
+    answer: str = Field(min_length=1, max_length=10_000)
+
+
+class AnnotationReplyBody(_Shape):
+    score_threshold: float | None = Field(
+        default=None, ge=0, le=1, description="To enable: how much a message must be like a question"
+    )
+    embedding_provider_name: str | None = Field(default=None, description="To enable: as documents name providers")
+    embedding_model_name: str | None = Field(default=None, description="To enable: a model for embeddings")
+
+
 # --- answers: the reference's ---
 
 
@@ -400,6 +413,31 @@ class Feedback(_Shape):
 
 class FeedbackList(_Shape):
     data: list[Feedback]
+
+
+class Annotation(_Shape):
+    id: str
+    question: str
+    answer: str
+    hit_count: int = Field(description="Messages that it has answered")
+    created_at: int
+
+
+class AnnotationPage(_Shape):
+    data: list[Annotation]
+    has_more: bool
+    limit: int
+    total: int
+    page: int
+
+
+class AnnotationJob(_Shape):
+    job_id: str
+    job_status: Literal["waiting", "processing", "completed", "error"]
+
+
+class AnnotationJobStatus(AnnotationJob):
+    error_msg: str = Field(description="Empty unless the job has failed")
 
 
 # --- answers: ours ---

@@ -34,6 +34,7 @@ from services.api.folds import Folds, accepted_in
 from services.api.frames import Cursor, Frame, FrameMaker, encode
 from services.api.history import restored
 from services.api.live import Receiver
+from services.api.matcher import Matcher
 from services.api.reads import RunSummary
 from services.api.requests import RunRequest
 from services.api.sse import EventStream, Outbox, Pinger
@@ -85,6 +86,8 @@ class Wanted:
     """Chatflows: whether a new conversation is called after its first message."""
     as_message: bool = False
     """Blocking answers have the form of a message."""
+    annotations: bool = False
+    """Chatflows: whether an annotation may answer the message in place of the workflow."""
 
 
 class RunStarter:
@@ -101,6 +104,7 @@ class RunStarter:
         pinger: Pinger,
         folds: Folds,
         talks: Talks,
+        matcher: Matcher,
         decide_s: float,
     ) -> None:
         self._registry = registry
@@ -114,6 +118,7 @@ class RunStarter:
         self._pinger = pinger
         self._folds = folds
         self._talks = talks
+        self._matcher = matcher
         self._decide_s = decide_s
 
     async def definition(self, version: VersionPublished) -> Definition:
@@ -230,6 +235,8 @@ class RunStarter:
                 "conversation_name": name_of(wanted.query or "") if wanted.named else UNNAMED,
                 "introduction": str(definition.features.get("opening_statement") or "") or None,
             }
+        may_answer = chat and wanted.annotations and wanted.query is not None
+        annotation = await self._matcher.match(app_id, wanted.query or "") if may_answer else None
         return StartRun(
             run_id=run_id,
             app_id=app_id,
@@ -251,6 +258,7 @@ class RunStarter:
             only=only,
             root=None if only is not None else named_root(definition),
             variables=variables,
+            annotation=annotation,
         )
 
     async def _part(

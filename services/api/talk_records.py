@@ -1,4 +1,7 @@
-"""Conversations, messages, variables and feedback as the tables hold them: questions for `Records.ask`. Blocking."""
+"""Conversations, messages, variables, feedback and hits of annotations, as the tables hold them.
+
+Questions for `Records.ask`. Blocking.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.engine import Connection
 
 from libs.tables import (
+    annotation_hits,
     conversations,
     message_feedbacks,
     messages,
@@ -183,6 +187,17 @@ def feedback_page(connection: Connection, app_id: str, page: int, limit: int) ->
         .offset((page - 1) * limit)
     )
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def annotation_hit_counts(connection: Connection, app_id: str, annotation_ids: Sequence[str]) -> dict[str, int]:
+    """Annotation -> how many messages it has answered; without those that answered none."""
+    table = annotation_hits.c
+    query = (
+        select(table.annotation_id, func.count())
+        .where(table.app_id == app_id, table.annotation_id.in_(annotation_ids))
+        .group_by(table.annotation_id)
+    )
+    return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def value_of(row: Row) -> str:

@@ -16,6 +16,7 @@ from libs.events.ids import run_id_of_task
 from libs.events.registry import AppCreated
 from services.api import schemas
 from services.api.about import parameters_of, published, site_of
+from services.api.annotating import reply_of
 from services.api.bodies import Body
 from services.api.chat import conversation_of, query_of, require_chat
 from services.api.errors import ApiError, invalid_param, not_found, unauthorized
@@ -74,7 +75,9 @@ def web_routes(parts: Parts) -> APIRouter:
         openapi_extra=BY_PASSPORT,
     )
     async def app_parameters(visitor: FromPage) -> Response:
-        return JSONResponse(parameters_of(await published(parts, visitor.app)))
+        return JSONResponse(
+            parameters_of(await published(parts, visitor.app), reply_of(parts.registry.annotations, visitor.app.app_id))
+        )
 
     @router.get("/meta", summary="Icons of tools", responses=answers(schemas.Meta, 401), openapi_extra=BY_PASSPORT)
     async def meta(_: FromPage) -> Response:
@@ -131,7 +134,8 @@ def web_routes(parts: Parts) -> APIRouter:
         require_chat(visitor.app)
         wanted = await _wanted(parts, request, visitor, body)
         return await parts.starter.start(
-            replace(wanted, query=query_of(body), conversation_id=conversation_of(body)), last_event_id(request)
+            replace(wanted, query=query_of(body), conversation_id=conversation_of(body), annotations=True),
+            last_event_id(request),
         )
 
     @router.post(

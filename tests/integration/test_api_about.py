@@ -135,15 +135,13 @@ def test_speaking_is_refused_with_the_codes_of_the_contract(
     assert (answer.status_code, answer.json()["code"]) == refusal
 
 
-def test_completion_apps_and_annotations_do_not_exist(server: Server) -> None:
+def test_completion_apps_do_not_exist(server: Server) -> None:
     headers = {"Authorization": f"Bearer {server.import_app(described())['api_key']}"}
     body = {"inputs": {}, "response_mode": "blocking", "user": "u"}
     answer = server.http.post("/v1/completion-messages", headers=headers, json=body)
     assert (answer.status_code, answer.json()["code"]) == (400, "app_unavailable")
     answer = server.http.post("/v1/completion-messages", headers=headers, json=body | {"user": ""})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_param")
-    answer = server.http.get("/v1/apps/annotations", headers=headers)
-    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize("what", PATHS)

@@ -49,6 +49,8 @@ class Apps:
         run = self.post("/v1/workflows/run", mine, json=body).json()
         file = self.post("/v1/files/upload", mine, data={"user": "u"}, files={"file": (f"{MARK}.txt", b"x")}).json()
         keys = self.http.get(f"/v1/apps/{first['app_id']}/keys", headers=self.admin).json()["data"]
+        note = self.post("/v1/apps/annotations", mine, json={"question": MARK, "answer": MARK}).json()
+        job = self.post("/v1/apps/annotation-reply/disable", mine, json={}).json()
         self.ids = {
             "app_id": first["app_id"],
             "workflow_id": first["workflow_id"],
@@ -58,6 +60,8 @@ class Apps:
             "key_id": keys[0]["id"],
             "file_id": file["id"],
             "end_user_id": file["created_by"],
+            "annotation_id": note["id"],
+            "job_id": job["job_id"],
         }
         self.operations = [
             Operation(method, path, frozenset(name for one in operation.get("security", ()) for name in one))
@@ -79,13 +83,16 @@ class Apps:
         body = None
         if operation.method in ("post", "put", "patch"):
             body = {"inputs": {}, "user": "u", "response_mode": "blocking", "app_id": self.ids["app_id"], "at": 2}
+            body |= {"question": "q", "answer": "a"}
         return self.http.request(operation.method, path, params=query, json=body, headers=headers)
 
     def told(self) -> list[Any]:
         """What the first app is, as its administrator sees it."""
         paths = [f"/v1/apps/{self.ids['app_id']}", f"/v1/apps/{self.ids['app_id']}/keys",
                  f"/v1/runs?app={self.ids['app_id']}", f"/v1/runs/{self.ids['run_id']}"]  # fmt: skip
-        return [self.http.get(path, headers=self.admin).json() for path in paths]
+        mine = {"Authorization": f"Bearer {self.key}"}
+        told = [self.http.get(path, headers=mine).json() for path in ("/v1/apps/annotations", "/v1/parameters")]
+        return told + [self.http.get(path, headers=self.admin).json() for path in paths]
 
 
 @pytest.fixture(scope="module")

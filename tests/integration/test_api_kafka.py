@@ -9,12 +9,14 @@ import pytest
 
 from libs.events.kafka import KafkaLog
 from libs.events.log import Topic
-from libs.events.model import RunStopped
+from libs.events.model import RunAccepted, RunStarted, RunStopped, RunSucceeded
 from libs.tables import open_engine
+from services.api import Limits
 from services.api.records import Records
 from services.projector.projector import Projector
 from tests import servers
 from tests.api_world import ECHO, SPEAKING, ScriptedExecutor, Server, finish_llm, names, text_of, to_llm, until
+from tests.conversations import counting
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -173,3 +175,49 @@ def test_a_draft_saved_at_one_replica_is_published_at_the_other_and_of_two_saves
     key = here.http.post(f"{path}/api-keys", headers=here.admin()).json()["token"]
     assert there.start(key).json()["data"]["outputs"] == {"answer": "hi"}
     assert here.http.get(f"{path}/workflows/publish", headers=here.admin()).json()["graph"] == moved[0]
+
+
+def answered(executor: ScriptedExecutor, run_id: str, accepted: RunAccepted) -> None:
+    """As the machine does with a message that an annotation answers."""
+    assert accepted.annotation is not None
+    talk = accepted.conversation_id
+    ended = RunSucceeded(outputs={"answer": accepted.annotation.answer}, conversation_id=talk)
+    executor.emit(run_id, RunStarted(max_steps=100, conversation_id=talk), ended)
+
+
+@pytest.mark.postgres
+def test_what_is_annotated_at_one_replica_answers_at_the_other(
+    executor: ScriptedExecutor, kafka_server: servers.Kafka, kafka_prefix: str, postgres_url: str
+) -> None:
+    executor.script = answered
+    log = open_log(kafka_server, kafka_prefix)
+    engine = open_engine(postgres_url)
+    projector = Projector(log, engine)
+    projector.start()
+    here, there = (
+        Server(log, Records(engine, log.topic_id(Topic.EVENTS)), Limits(tables_s=10), models="offline")
+        for _ in range(2)
+    )
+    try:
+        headers = {"Authorization": f"Bearer {here.import_app(counting())['api_key']}"}
+        written = {"question": "What is your refund policy?", "answer": "Within 30 days."}
+        made = here.http.post("/v1/apps/annotations", json=written, headers=headers).json()
+        assert there.http.get("/v1/apps/annotations", headers=headers).json()["data"] == [made]
+        reply = {"score_threshold": 0.7, "embedding_provider_name": "p", "embedding_model_name": "m"}
+        job = here.http.post("/v1/apps/annotation-reply/enable", json=reply, headers=headers).json()
+        path = f"/v1/apps/annotation-reply/enable/status/{job['job_id']}"
+        until(lambda: there.http.get(path, headers=headers).json()["job_status"] == "completed")
+        body = {"inputs": {}, "query": "What is the refund policy", "user": "ann"}
+        answer = there.http.post("/v1/chat-messages", json=body, headers=headers)
+        assert answer.json()["answer"] == "Within 30 days.", answer.text
+        for server in (here, there):
+            (listed,) = server.http.get("/v1/apps/annotations", headers=headers).json()["data"]
+            assert listed["hit_count"] == 1
+        assert there.http.delete(f"/v1/apps/annotations/{made['id']}", headers=headers).status_code == 204
+        assert here.http.get("/v1/apps/annotations", headers=headers).json()["total"] == 0
+    finally:
+        here.close()
+        there.close()
+        projector.stop()
+        engine.dispose()
+        log.close()

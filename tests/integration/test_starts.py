@@ -89,6 +89,7 @@ def test_an_api_whose_broker_leaves_at_its_start_says_that_it_could_not_start(
     monkeypatch.setattr(RegistryTail, "__init__", lambda *_: None)
     monkeypatch.setattr(RegistryTail, "close", lambda _: None)
     monkeypatch.setattr(RegistryTail, "document", None, raising=False)
+    monkeypatch.setattr(RegistryTail, "annotations", None, raising=False)
     monkeypatch.setattr(KafkaLog, "topic_id", lambda *_: "t")
     said = typed("api", "--port", "0", KAFKA="127.0.0.1:1", DATABASE_URL=f"sqlite:///{tmp_path}/tables.db")
     assert (said.code, said.out) == (UNREACHABLE, "")

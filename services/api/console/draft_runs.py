@@ -52,7 +52,7 @@ def draft_run_routes(parts: Parts) -> APIRouter:
         if query is not None and not isinstance(query, str):
             raise invalid_param("query: expected a string", "query")
         wanted = await _wanted(parts, request, app, {"inputs": {}} | _given(body))
-        wanted = replace(wanted, query=query or "", conversation_id=conversation_of(body))
+        wanted = replace(wanted, query=query or "", conversation_id=conversation_of(body), annotations=True)
         return await _stream(parts, request, wanted)
 
     for prefix in ("", CHAT_PREFIX):

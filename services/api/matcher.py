@@ -1,0 +1,184 @@
+"""Which annotation answers a message: compared when the message comes, with vectors that are kept in memory.
+
+Equal texts need nobody. For the others a provider is asked, and waited for a moment only: a message is never refused
+nor held up because of it. A provider that fails is left alone for a while, with one line in the log.
+
+Vectors are kept per app, provider and model, and made when they are first needed: they follow from texts that are in
+the log, so a process that begins asks for them again. Kept in the log they would be many times its size, and read by
+every process at every start.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from libs.events.annotations import AnnotationBook, AnnotationJobBegun, AnnotationWritten
+from libs.events.commands import Annotation
+from services.api.access import ADMIN_ID, ADMIN_NAME
+from services.api.embeddings import BATCH, Embedder, Embedders, EmbeddingError
+from services.api.matching import EQUAL, Vector, closest, normal
+from services.api.threads import Threads
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 1.5
+"""How long a message waits for vectors; providers on the network answer within half of it."""
+REST_S: Final = 10.0
+"""How long a provider that has failed is not asked by messages."""
+MOST_CHARACTERS: Final = 4_000
+"""A longer message is like no question; models for embeddings refuse what is much longer."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """The annotations of an app, by what counts of their questions."""
+
+    of: tuple[AnnotationWritten, ...]
+    equal: dict[str, AnnotationWritten]
+
+
+@dataclass(slots=True)
+class _Space:
+    """What a model has made of an app's questions."""
+
+    provider_id: str
+    model: str
+    vectors: dict[str, "Vector[float]"] = field(default_factory=dict)
+    """By question."""
+    filling: "asyncio.Task[None] | None" = None
+    rests_until: float = 0.0
+
+
+class Matcher:
+    """On one event loop. `stop()` at the end."""
+
+    def __init__(
+        self,
+        book: AnnotationBook,
+        embedders: Embedders,
+        threads: Threads,
+        *,
+        patience_s: float = PATIENCE_S,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._book = book
+        self._embedders = embedders
+        self._threads = threads
+        self._patience_s = patience_s
+        self._monotonic = monotonic
+        self._apps: dict[str, _Known] = {}
+        self._spaces: dict[tuple[str, str, str], _Space] = {}
+
+    async def match(self, app_id: str, query: str) -> Annotation | None:
+        """The annotation that answers the message; None: the workflow does. Raises nothing."""
+        job = self._book.answering(app_id)
+        if job is None:
+            if self._apps.pop(app_id, None) is not None:
+                self._leave(app_id, None)
+            return None
+        known = self._known(app_id)
+        found, score = known.equal.get(normal(query)), EQUAL
+        if found is None and known.of and 0 < len(query) <= MOST_CHARACTERS:
+            near = await self._near(job, known.of, query)
+            if near is not None:
+                found, score = near
+        if found is None:
+            return None
+        return Annotation(
+            id=found.annotation_id,
+            question=found.question,
+            answer=found.answer,
+            score=score,
+            account_id=ADMIN_ID,
+            account_name=ADMIN_NAME,
+        )
+
+    async def prepare(self, app_id: str, provider_id: str, model: str) -> None:
+        """Have a vector for every question of the app. Raises EmbeddingError."""
+        embedder = self._embedders.of(provider_id)
+        space = self._space(app_id, provider_id, model)
+        questions = [each.question for each in self._book.of_app(app_id)]
+        if not questions:  # it must answer all the same
+            await embedder.embed(model, ["hello"])
+        await _fill(space, embedder, questions)
+        space.rests_until = 0.0
+
+    async def stop(self) -> None:
+        filling = [space.filling for space in self._spaces.values() if space.filling is not None]
+        for task in filling:
+            task.cancel()
+        await asyncio.gather(*filling, return_exceptions=True)
+        await self._embedders.aclose()
+
+    def _known(self, app_id: str) -> _Known:
+        written = self._book.of_app(app_id)
+        known = self._apps.get(app_id)
+        if known is None or known.of is not written:
+            equal = {normal(each.question): each for each in written}  # of equal questions the newest answers
+            equal.pop("", None)
+            known = self._apps[app_id] = _Known(written, equal)
+        return known
+
+    def _space(self, app_id: str, provider_id: str, model: str) -> _Space:
+        return self._spaces.setdefault((app_id, provider_id, model), _Space(provider_id, model))
+
+    async def _near(
+        self, job: AnnotationJobBegun, written: tuple[AnnotationWritten, ...], query: str
+    ) -> tuple[AnnotationWritten, float] | None:
+        """The annotation whose question means nearly the same, and how nearly."""
+        provider_id, model = job.embedding_provider_name or "", job.embedding_model_name or ""
+        space = self._space(job.app_id, provider_id, model)
+        self._leave(job.app_id, space)
+        if self._monotonic() < space.rests_until:
+            return None
+        asked: Vector[float] | None = None
+        try:
+            embedder = self._embedders.of(provider_id)
+            filling = self._filling(space, embedder, [each.question for each in written])
+            async with asyncio.timeout(self._patience_s):
+                (asked,) = await embedder.embed(model, [query])
+                if filling is not None:
+                    await asyncio.shield(filling)  # it goes on for the messages behind this one
+        except (EmbeddingError, TimeoutError) as error:
+            if asked is None or isinstance(error, EmbeddingError):
+                space.rests_until = self._monotonic() + REST_S
+                problem = str(error) or f"no answer within {self._patience_s:g} s"
+                logger.warning("annotations_not_compared", extra={"app_id": job.app_id, "problem": problem})
+            if asked is None:
+                return None
+        by_id = {each.annotation_id: each for each in reversed(written)}  # of equals the newest
+        vectors = {
+            each: vector for each, one in by_id.items() if (vector := space.vectors.get(one.question)) is not None
+        }
+        found = await self._threads.run(closest, asked, vectors, job.score_threshold or 0.0)
+        return None if found is None else (by_id[found.key], found.score)
+
+    def _filling(self, space: _Space, embedder: Embedder, questions: list[str]) -> "asyncio.Task[None] | None":
+        """What makes the vectors that are missing; None: none is."""
+        if space.filling is not None and not space.filling.done():
+            return space.filling
+        if all(question in space.vectors for question in questions):
+            return None
+        space.filling = asyncio.ensure_future(_fill(space, embedder, questions))
+        space.filling.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+        return space.filling
+
+    def _leave(self, app_id: str, space: _Space | None) -> None:
+        """Forget what all other models have made of the app's questions, unless they still do."""
+        for key, other in list(self._spaces.items()):
+            if key[0] == app_id and other is not space and (other.filling is None or other.filling.done()):
+                del self._spaces[key]
+
+
+async def _fill(space: _Space, embedder: Embedder, questions: Iterable[str]) -> None:
+    """Raises EmbeddingError; what was made before it stays."""
+    wanted = dict.fromkeys(questions)
+    for gone in space.vectors.keys() - wanted.keys():
+        del space.vectors[gone]
+    missing = [each for each in wanted if each not in space.vectors]
+    for start in range(0, len(missing), BATCH):
+        batch = missing[start : start + BATCH]
+        space.vectors.update(zip(batch, await embedder.embed(space.model, batch), strict=True))

@@ -1,0 +1,205 @@
+"""Which annotation answers, while providers are quick, slow, away, or come back."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from libs.events.annotations import AnnotationBook, AnnotationDeleted, AnnotationJobBegun, AnnotationJobEnded
+from services.api.embeddings import Embedders, EmbeddingError, Offline
+from services.api.matcher import MOST_CHARACTERS, REST_S, Matcher
+from services.api.matching import Vector
+from services.api.threads import Threads
+from tests.unit.test_annotation_book import written
+
+REFUND = "What is your refund policy?"
+
+
+class Provider(Embedders):
+    """The stand-in, at a server that can be slow or away. `asked`: the texts of every call."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.asked: list[list[str]] = []
+        self.away = False
+        self.slow_s = 0.0
+        self.slow_for: set[str] = set()
+
+    def of(self, provider_id: str) -> "Provider":
+        return self
+
+    async def embed(self, model: str, texts: Sequence[str]) -> list["Vector[float]"]:
+        self.asked.append(list(texts))
+        if self.slow_s or self.slow_for & set(texts):
+            await asyncio.sleep(self.slow_s or 5.0)
+        if self.away:
+            raise EmbeddingError("openai: no answer in time")
+        return await Offline().embed(model, texts)
+
+
+class World:
+    def __init__(self, threshold: float = 0.7) -> None:
+        self.book = AnnotationBook()
+        self.provider = Provider()
+        self.threads = Threads(1)
+        self.now = 100.0
+        self.matcher = Matcher(self.book, self.provider, self.threads, patience_s=0.05, monotonic=lambda: self.now)
+        for fact in (
+            written("1", REFUND),
+            written("2", "Where are you?"),
+            AnnotationJobBegun(
+                job_id="j", app_id="a", action="enable", score_threshold=threshold, embedding_provider_name="p",
+                embedding_model_name="m", begun_at_us=1, ends_by_us=2,
+            ),
+            AnnotationJobEnded(job_id="j", app_id="a", ended_at_us=2),
+        ):  # fmt: skip
+            self.book.evolve(fact)
+
+    async def who(self, query: str) -> str | None:
+        found = await self.matcher.match("a", query)
+        return None if found is None else found.id
+
+
+def within(test: Callable[[World], Awaitable[None]], **fields: Any) -> None:
+    async def go() -> None:
+        world = World(**fields)
+        try:
+            await test(world)
+        finally:
+            await world.matcher.stop()
+            world.threads.close()
+
+    asyncio.run(go())
+
+
+def test_equal_texts_answer_with_the_full_score_and_ask_nobody() -> None:
+    async def test(world: World) -> None:
+        found = await world.matcher.match("a", "what is your REFUND policy")
+        assert found is not None
+        assert (found.id, found.question, found.answer, found.score) == ("1", REFUND, "!", 1.0)
+        assert world.provider.asked == []
+
+    within(test, threshold=1.0)
+
+
+def test_near_texts_answer_when_they_reach_the_threshold() -> None:
+    async def test(world: World) -> None:
+        found = await world.matcher.match("a", "What is the refund policy")
+        assert found is not None
+        assert found.id == "1"
+        assert 0.7 < found.score < 1
+        assert await world.who("Tell me a story") is None
+
+    within(test)
+    within(lambda world: _nobody(world, "What is the refund policy"), threshold=0.99)
+
+
+async def _nobody(world: World, query: str) -> None:
+    assert await world.who(query) is None
+
+
+def test_vectors_of_questions_are_made_once_and_again_for_what_has_changed() -> None:
+    async def test(world: World) -> None:
+        for query in ("first one", "second one"):
+            await world.who(query)
+        assert sorted(world.provider.asked) == [["What is your refund policy?", "Where are you?"], ["first one"],
+                                                ["second one"]]  # fmt: skip
+        world.book.evolve(written("2", "Where do you live?"))
+        assert await world.who("Where do you live now?") == "2"
+        assert ["Where do you live?"] in world.provider.asked
+
+    within(test)
+
+
+def test_of_equal_questions_the_newest_answers_and_a_deleted_one_does_not() -> None:
+    async def test(world: World) -> None:
+        world.book.evolve(written("3", "what is your refund policy"))
+        assert await world.who(REFUND) == "3"
+        assert await world.who("What is your own refund policy?") == "3"
+        world.book.evolve(AnnotationDeleted(annotation_id="3", app_id="a", deleted_at_us=9))
+        assert await world.who(REFUND) == "1"
+
+    within(test)
+
+
+def test_nothing_answers_unless_it_was_enabled() -> None:
+    async def test(world: World) -> None:
+        assert await world.matcher.match("b", REFUND) is None
+        world.book.evolve(AnnotationJobBegun(job_id="k", app_id="a", action="disable", begun_at_us=3, ends_by_us=4))
+        world.book.evolve(AnnotationJobEnded(job_id="k", app_id="a", ended_at_us=4))
+        assert await world.who(REFUND) is None
+
+    within(test)
+
+
+def test_vectors_of_an_app_whose_annotations_were_disabled_are_forgotten() -> None:
+    async def test(world: World) -> None:
+        assert await world.who("What is the refund policy") == "1"
+        for number, action in enumerate(("disable", "enable")):
+            world.book.evolve(
+                AnnotationJobBegun(
+                    job_id=action, app_id="a", action=action, score_threshold=0.7, embedding_provider_name="p",
+                    embedding_model_name="m", begun_at_us=3, ends_by_us=4,
+                )
+            )  # fmt: skip
+            world.book.evolve(AnnotationJobEnded(job_id=action, app_id="a", ended_at_us=4))
+            assert await world.who("What is the refund policy") == ("1" if number else None)
+        assert sum(REFUND in texts for texts in world.provider.asked) == 2
+
+    within(test)
+
+
+@pytest.mark.parametrize("trouble", ["away", "slow"])
+def test_a_provider_that_is_away_or_slow_holds_up_one_message_a_moment(
+    trouble: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(world: World) -> None:
+        world.provider.away, world.provider.slow_s = trouble == "away", 5.0 if trouble == "slow" else 0.0
+        async with asyncio.timeout(1):
+            assert await world.who("What is the refund policy") is None
+            asked = len(world.provider.asked)
+            for _ in range(3):
+                assert await world.who("What is the refund policy") is None
+            assert await world.who(REFUND) == "1"
+        assert len(world.provider.asked) == asked
+        warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+        assert [record.message for record in warnings] == ["annotations_not_compared"]
+        world.provider.away, world.provider.slow_s = False, 0.0
+        world.now += REST_S + 1
+        await world.matcher.prepare("a", "p", "m")
+        assert await world.who("What is the refund policy") == "1"
+
+    within(test)
+
+
+def test_messages_do_not_wait_for_all_vectors_of_a_process_that_has_just_begun() -> None:
+    async def test(world: World) -> None:
+        world.provider.slow_for = {REFUND}
+        async with asyncio.timeout(1):
+            assert await world.who("What is the refund policy") is None
+        assert sum(REFUND in texts for texts in world.provider.asked) == 1
+        async with asyncio.timeout(1):
+            await world.who("Another")
+        assert sum(REFUND in texts for texts in world.provider.asked) == 1, "one look for the vectors is enough"
+
+    within(test)
+
+
+def test_what_is_longer_than_a_model_takes_is_not_compared() -> None:
+    async def test(world: World) -> None:
+        assert await world.who("x" * (MOST_CHARACTERS + 1)) is None
+        assert await world.who("") is None
+        assert world.provider.asked == []
+
+    within(test)
+
+
+def test_an_app_without_annotations_prepares_by_asking_the_provider_anyway() -> None:
+    async def test(world: World) -> None:
+        world.provider.away = True
+        with pytest.raises(EmbeddingError):
+            await world.matcher.prepare("b", "p", "m")
+
+    within(test)
