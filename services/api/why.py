@@ -107,6 +107,10 @@ class _Why:
                 several = "exceptions were" if len(excepted) > 1 else "an exception was"
                 told = _listed(excepted) if excepted else "items of an iteration that failed"
                 return f"It succeeded in part, because {several} handled: {told}."
+        annotation = state.accepted.annotation if state.accepted is not None else None
+        if annotation is not None:
+            question = f'"{annotation.question[:100]}" ({annotation.id}, score {annotation.score:.2f})'
+            return f"It succeeded at event {seq}: the annotation for {question} answered the message, so no node runs."
         skipped = sum(1 for _ in self._all(NodeSkipped))
         ran = len({(each.event.path, each.event.node_id) for each in self._all(NodeStarted)})
         past = f", {skipped} skipped" if skipped else ""

@@ -13,6 +13,7 @@ from libs.workflow.outcome import Failed, Outcome, Succeeded
 from libs.workflow.state import Key
 from services.api.time_travel import difference
 from services.api.why import why
+from tests.conversations import ANNOTATION, counting
 from tests.documents import chain, code, document, edges, end, fan_out, human_input, if_else, node, start
 from tests.driver import RUN_ID, Driver, done
 
@@ -218,3 +219,14 @@ def test_a_difference_names_what_came_what_changed_and_what_did_not() -> None:
     assert difference(driver.definition, _history(driver), 9, 9)["variables"] == {}
     whole = difference(driver.definition, _history(driver), 1, 12)
     assert (whole["status"], whole["outputs"]) == ({"from": "pending", "to": "succeeded"}, {"out": {"to": "a done"}})
+
+
+def test_a_message_that_an_annotation_answered_says_which_one() -> None:
+    driver = Driver(counting(), accepted={"query": "hi", "conversation_id": "c1", "annotation": ANNOTATION}).begin()
+    driver.derive()
+    sentence = (
+        'It succeeded at event 3: the annotation for "How late is it?" (a1, score 0.97) answered the message, '
+        "so no node runs."
+    )
+    assert _why(driver) == sentence
+    assert _why(driver, "llm").endswith(sentence)
