@@ -6,6 +6,7 @@ because a suite that silently tests less is worse than a red one.
 
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -39,6 +40,16 @@ def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, py
     if call.excinfo is not None and isinstance(call.excinfo.value, _NoServer):
         report.longrepr = ("tests/conftest.py", 0, f"Skipped: {call.excinfo.value}")
     return report
+
+
+@pytest.fixture(autouse=True)
+def _no_handler_of_a_test_before() -> Iterator[None]:
+    """A service or command that ran in a test logs to that test's stderr, which is closed when the next one begins."""
+    yield
+    root = logging.getLogger()
+    for handler in tuple(root.handlers):
+        if type(handler) is logging.StreamHandler:  # pytest's own are of other types
+            root.removeHandler(handler)
 
 
 _for_workers: list[servers.Kafka | servers.Postgres] = []
