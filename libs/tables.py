@@ -404,6 +404,13 @@ def create_tables(engine: Engine) -> None:
             connection.execute(schema.insert().values(id=1, version=SCHEMA_VERSION, generation=1))
 
 
+def empty_tables(engine: Engine) -> None:
+    """Make all tables anew, without rows: whoever projects the log fills them from its beginning."""
+    with writing(engine) as connection:
+        metadata.drop_all(connection)
+    create_tables(engine)
+
+
 def check_complete(connection: Connection) -> None:
     """Raises TablesError when tables are missing."""
     there = inspect(connection).get_table_names()

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -204,6 +205,23 @@ def test_dev_answers_for_all_its_services(tmp_path: Path) -> None:
 
 
 FLOWLEDGER = [sys.executable, "-c", "from flowledger.cli import main; main()"]
+
+
+@pytest.mark.parametrize(
+    "spoil", ["UPDATE projection_schema SET version = 1", "DROP TABLE workflow_runs"], ids=["older", "dropped"]
+)
+def test_tables_of_another_release_are_filled_anew_by_themselves(typed: Type, tmp_path: Path, spoil: str) -> None:
+    """Embedded, nobody else uses them."""
+    hello = str(Path(__file__).parents[2] / "examples" / "hello.yml")
+    assert typed("run", hello, "--offline", "--data", str(tmp_path)).code == 0
+    with closing(sqlite3.connect(tmp_path / "tables.db", isolation_level=None)) as tables:
+        tables.execute(spoil)
+    again = typed("run", hello, "--offline", "--data", str(tmp_path))
+    assert again.code == 0
+    assert "flowledger rebuild" not in again.err
+    listed = typed("runs", "--json", "--data", str(tmp_path))
+    assert [run["status"] for run in json.loads(listed.out)] == ["succeeded"] * 2
+    assert typed("verify", "--data", str(tmp_path)).code == 0
 
 
 def test_a_reader_that_goes_away_is_no_failure(tmp_path: Path) -> None:
