@@ -2,17 +2,18 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from libs.events.log import Log, Record, Tail, Topic
-from libs.events.memory import MemoryLog, MemoryStore
+from libs.events.memory import MemoryLog
 from services.api import Beside, Limits
 from services.api.drafting import draft_workflow_id
-from tests.api_world import ADMIN, ECHO, ScriptedExecutor, Server, until
+from tests.api_world import ADMIN, ECHO, Serve, Server, serving, until
 from tests.documents import document, edges, end, node, start
 
 CHATFLOW = document(
@@ -43,20 +44,9 @@ ANSWERS = {
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000009"
 
 
-@pytest.fixture
-def log() -> Iterator[MemoryLog]:
-    made = MemoryLog(MemoryStore(partitions=2))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def server(log: MemoryLog) -> Iterator[Server]:
-    executor = ScriptedExecutor(log)
-    made = Server(log, limits=Limits(max_body_bytes=100_000))
-    yield made
-    made.close()
-    executor.close()
+@pytest.fixture(scope="module")
+def serve() -> Serve:
+    return partial(serving, limits=Limits(max_body_bytes=100_000))
 
 
 class Late:
@@ -166,6 +156,7 @@ def test_a_document_that_is_not_utf8_is_refused(server: Server) -> None:
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
 
 
+@pytest.mark.usefixtures("log")  # counts all apps
 def test_apps_are_listed_for_the_admin_and_own_apps_for_a_key(server: Server, key: str) -> None:
     other = server.import_app()
     everything = server.http.get("/v1/apps", headers=server.admin()).json()["data"]
@@ -406,6 +397,7 @@ def test_unknown_routes_answer_with_the_envelope(
     assert answer.headers["x-version"]
 
 
+@pytest.mark.usefixtures("log")  # breaks its server
 def test_an_unexpected_failure_is_an_envelope_without_a_traceback(server: Server, key: str) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("secret detail")
@@ -493,6 +485,7 @@ def test_a_replica_is_ready_when_it_has_read_everything(server: Server, log: Mem
     assert server.http.get("/healthz").status_code == 200
 
 
+@pytest.mark.usefixtures("log")  # counts all requests
 def test_metrics_have_units_and_no_ids(server: Server, key: str) -> None:
     run_id = run(server, key).json()["workflow_run_id"]
     server.http.get(f"/v1/runs/{run_id}", headers=bearer(key))

@@ -2,48 +2,50 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from libs.events.log import Topic
-from libs.events.memory import MemoryLog, MemoryStore
+from libs.events.memory import MemoryLog
 from libs.events.model import NodeFailed, NodeStarted, NodeSucceeded, RunAccepted, RunFailed, RunStarted
 from libs.tables import create_tables, open_engine, sqlite_url
 from services.api.records import Records
 from services.projector.projector import Projector
-from tests.api_world import ADMIN, SPEAKING, ScriptedExecutor, Server, Sse, echo, finish_llm, nothing, to_llm, until
+from tests.api_world import (
+    ADMIN,
+    SPEAKING,
+    ScriptedExecutor,
+    Serve,
+    Server,
+    Sse,
+    echo,
+    finish_llm,
+    nothing,
+    serving,
+    to_llm,
+    until,
+)
 from tests.documents import code, document, edges, end, start
 
 FAILING = document([start("q"), code("c"), end(out="c.result")], edges("start > c > end"))
 
 
-@pytest.fixture
-def log() -> Iterator[MemoryLog]:
-    made = MemoryLog(MemoryStore(partitions=2))
-    yield made
-    made.close()
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
+    @contextmanager
+    def with_tables(log: MemoryLog) -> Iterator[Server]:
+        engine = open_engine(sqlite_url(tmp_path_factory.mktemp("data") / "tables.db"))
+        create_tables(engine)
+        projector = Projector(log, engine)
+        projector.start()
+        with serving(log, records=Records(engine, log.topic_id(Topic.EVENTS))) as made:
+            yield made
+        projector.stop()
+        engine.dispose()
 
-
-@pytest.fixture
-def executor(log: MemoryLog) -> Iterator[ScriptedExecutor]:
-    made = ScriptedExecutor(log)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def server(log: MemoryLog, executor: ScriptedExecutor, tmp_path: Path) -> Iterator[Server]:
-    engine = open_engine(sqlite_url(tmp_path / "tables.db"))
-    create_tables(engine)
-    projector = Projector(log, engine)
-    projector.start()
-    made = Server(log, Records(engine, log.topic_id(Topic.EVENTS)))
-    yield made
-    made.close()
-    projector.stop()
-    engine.dispose()
+    return with_tables
 
 
 def started(server: Server, key: str, count: int = 1, **inputs: str) -> list[str]:
@@ -168,6 +170,7 @@ def listed(server: Server, count: int, status: str) -> None:
     until(lambda: len(server.http.get(path, headers=server.admin()).json()["data"]) == count)
 
 
+@pytest.mark.usefixtures("log")  # counts the runs of all apps
 def test_a_bulk_is_counted_first_and_done_when_the_count_still_holds(
     server: Server, executor: ScriptedExecutor
 ) -> None:
@@ -203,6 +206,7 @@ def failing(executor: ScriptedExecutor, run_id: str, accepted: RunAccepted) -> N
     )
 
 
+@pytest.mark.usefixtures("log")  # counts the runs of all apps
 def test_failed_runs_are_tried_again_together_and_only_once(server: Server, executor: ScriptedExecutor) -> None:
     executor.script = failing
     key = server.import_app(FAILING)["api_key"]
@@ -238,6 +242,7 @@ def test_a_bulk_that_means_nothing_sure_is_refused(server: Server, body: dict[st
     assert bulk(server, body).status_code == status
 
 
+@pytest.mark.usefixtures("log")  # counts the runs of all apps
 def test_a_bulk_with_a_key_means_the_runs_of_its_app(server: Server, executor: ScriptedExecutor) -> None:
     executor.script = nothing
     app, other = server.import_app(), server.import_app()

@@ -11,7 +11,7 @@ import pytest
 
 from libs.events.ids import new_run_id, partition_of, task_id_of
 from libs.events.log import Topic
-from libs.events.memory import MemoryLog, MemoryStore
+from libs.events.memory import MemoryLog
 from libs.events.model import NodeFailed, NodeStarted, RunFailed, RunStarted, RunStopped
 from libs.events.registry import RegistryTail
 from libs.tables import open_engine, sqlite_url
@@ -22,27 +22,6 @@ from tests.api_world import SPEAKING, ScriptedExecutor, Server, StuckLog, finish
 
 DEEP = base64.urlsafe_b64encode(b"[" * 20_000).decode()
 """A cursor that nobody gave out."""
-
-
-@pytest.fixture
-def log() -> Iterator[MemoryLog]:
-    made = MemoryLog(MemoryStore(partitions=2))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def executor(log: MemoryLog) -> Iterator[ScriptedExecutor]:
-    made = ScriptedExecutor(log)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def server(log: MemoryLog, executor: ScriptedExecutor) -> Iterator[Server]:
-    made = Server(log)
-    yield made
-    made.close()
 
 
 @pytest.fixture

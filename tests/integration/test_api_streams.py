@@ -3,7 +3,6 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -12,7 +11,7 @@ import pytest
 from libs.events.codec import encode_event
 from libs.events.ids import partition_of
 from libs.events.log import LogError, Topic
-from libs.events.memory import MemoryLog, MemoryStore
+from libs.events.memory import MemoryLog
 from libs.events.model import (
     NodeRestarted,
     NodeStarted,
@@ -37,27 +36,6 @@ from tests.api_world import (
 )
 
 FIVE = ["workflow_started", "text_chunk", "node_started", "node_finished", "node_started", "node_finished"]
-
-
-@pytest.fixture
-def log() -> Iterator[MemoryLog]:
-    made = MemoryLog(MemoryStore(partitions=2))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def executor(log: MemoryLog) -> Iterator[ScriptedExecutor]:
-    made = ScriptedExecutor(log)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def server(log: MemoryLog, executor: ScriptedExecutor) -> Iterator[Server]:
-    made = Server(log)
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -350,7 +328,7 @@ def test_head_of_a_stream_is_its_headers_and_leaves_the_connection_free(
         run_id = stream.run_id
     key = {"Authorization": f"Bearer {speaking_key}"}
     limits = httpx.Limits(max_connections=1)
-    with httpx.Client(base_url=server.http.base_url, headers=key, limits=limits, trust_env=False) as one:
+    with httpx.Client(base_url=server.http.base_url, headers=key, limits=limits, trust_env=False, verify=False) as one:
         head = one.head(f"/v1/workflow/{run_id}/events?user=u1")
         assert (head.status_code, head.content) == (200, b"")
         assert head.headers["content-type"] == "text/event-stream; charset=utf-8"

@@ -15,7 +15,7 @@ import pytest
 import flowledger
 from flowledger.client import AsyncClient, AsyncRun, Client, Event, Refused, Run, RunFailed, RunStopped, StillRunning
 from flowledger.dev import start_embedded
-from libs.events.memory import MemoryLog, MemoryStore
+from libs.events.memory import MemoryLog
 from libs.events.model import (
     NodeFailed,
     NodeRetryScheduled,
@@ -39,6 +39,7 @@ from tests.api_world import (
     echo,
     finish_llm,
     nothing,
+    serving,
     to_llm,
     until,
 )
@@ -92,30 +93,9 @@ def _each(loop: asyncio.AbstractEventLoop, found: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def log() -> Iterator[MemoryLog]:
-    made = MemoryLog(MemoryStore(partitions=2))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def executor(log: MemoryLog) -> Iterator[ScriptedExecutor]:
-    made = ScriptedExecutor(log)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def replicas(log: MemoryLog, executor: ScriptedExecutor) -> Iterator[list[Server]]:
-    made = [Server(log), Server(log)]
-    yield made
-    for server in made:
-        server.close()
-
-
-@pytest.fixture
-def server(replicas: list[Server]) -> Server:
-    return replicas[0]
+def replicas(log: MemoryLog, server: Server) -> Iterator[list[Server]]:
+    with serving(log) as other:
+        yield [server, other]
 
 
 @pytest.fixture(params=[Client, Awaited], ids=["blocking", "asynchronous"])
@@ -169,6 +149,7 @@ def test_importing_the_client_loads_nothing_heavy() -> None:
 # --- starting ---
 
 
+@pytest.mark.usefixtures("log")  # counts all apps
 def test_a_file_is_imported_once_and_run(connect: Any, server: Server, tmp_path: Any) -> None:
     client = connect(server.url)
     file = tmp_path / "echo.yml"
@@ -179,6 +160,7 @@ def test_a_file_is_imported_once_and_run(connect: Any, server: Server, tmp_path:
     assert len(client.apps()) == 1
 
 
+@pytest.mark.usefixtures("log")  # no other app has the name
 def test_an_app_is_named_by_id_name_or_key(connect: Any, server: Server) -> None:
     made = server.import_app()
     client = connect(server.url)

@@ -1,14 +1,13 @@
 """The public page of an app: passports, runs in reduced detail, and what one browser may do to another's run."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from libs.events.ids import execution_id, form_token
-from libs.events.memory import MemoryLog, MemoryStore
+from libs.events.memory import MemoryLog
 from libs.events.model import (
     FormOpened,
     NodeFailed,
@@ -20,39 +19,12 @@ from libs.events.model import (
     RunStarted,
 )
 from services.api.visitors import PASSPORT_S
-from tests.api_world import ADMIN, SPEAKING, T0_US, ScriptedExecutor, Server, finish_llm, nothing, to_llm, until
+from tests.api_world import ADMIN, SPEAKING, T0_US, Clock, ScriptedExecutor, Server, finish_llm, nothing, to_llm, until
 from tests.documents import document, edges, node, start
-from tests.integration.test_console import Clock
 
 CHATFLOW = document(
     [start(), node("answer", "answer", answer="hi", variables=[])], edges("start > answer"), mode="advanced-chat"
 )
-
-
-@pytest.fixture
-def log() -> Iterator[MemoryLog]:
-    made = MemoryLog(MemoryStore(partitions=2))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def executor(log: MemoryLog) -> Iterator[ScriptedExecutor]:
-    made = ScriptedExecutor(log)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def server(log: MemoryLog, executor: ScriptedExecutor, clock: Clock) -> Iterator[Server]:
-    made = Server(log, now_us=clock)
-    yield made
-    made.close()
 
 
 class Page:
