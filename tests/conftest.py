@@ -73,7 +73,7 @@ def pytest_xdist_setupnodes() -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     if "PYTEST_XDIST_WORKER" not in os.environ or item.config.cache is None:
         return (yield)
-    alone = "e2e" in item.path.parts or item.get_closest_marker("alone") is not None
+    alone = item.get_closest_marker("alone") is not None
     with _among_workers(item.config.cache.mkdir("workers"), alone=alone):
         return (yield)
 

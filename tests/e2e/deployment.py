@@ -198,8 +198,9 @@ def frames(answer: httpx.Response) -> Iterator[Frame]:
             name = None
 
 
-def wait_until(holds: Any, what: str, timeout_s: float = 30.0) -> None:
+def wait_until(holds: Any, what: str, timeout_s: float = 30.0, *, every_s: float = 0.02) -> None:
+    """Raise `every_s` where a look is a process or reads a whole log: the services have the same processors."""
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.02)
+        time.sleep(every_s)

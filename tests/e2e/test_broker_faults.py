@@ -79,6 +79,7 @@ def readiness(service: Service) -> str:
     return str(said.get("problem", ""))
 
 
+@pytest.mark.alone
 def test_a_broker_gone_for_20_s_costs_time_and_nothing_else(
     deployed: Deployment, private_kafka: servers.Kafka, witness: Witness
 ) -> None:

@@ -17,7 +17,7 @@ from tests.e2e.following import Follower
 from tests.e2e.ledger import Ledger
 from tests.e2e.witness import Witness
 
-pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(300)]
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def test_a_killed_executors_runs_make_progress_elsewhere_within_a_second_and_a_h
     app = deployed.client(service).import_document(chain(witness, 60, 0.05))
     stood_still: list[float] = []
     for _ in range(KILLS):
-        wait_until(lambda: settled(deployed, executors), "the partitions are shared out")
+        wait_until(lambda: settled(deployed, executors), "the partitions are shared out", every_s=0.2)
         followers = [Follower(service.url, app["api_key"], {"q": "x"}) for _ in range(8)]
         for follower in followers:
             follower.wait_accepted()

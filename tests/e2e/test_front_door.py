@@ -571,6 +571,7 @@ def test_runs_are_paged_by_cursor(api: Api, cli: CommandLine) -> None:
 # --- start and stop -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_dev_prints_its_ready_line_and_the_token_once_and_ends_with_0(tmp_path: Path) -> None:
     for is_first in (True, False):
         service = Service("dev", {"FLOWLEDGER_DATA": str(tmp_path / "d")}, str(HELLO), "--port", "0", "--offline")
@@ -605,6 +606,7 @@ def test_kafka_without_a_database_is_refused_by_api_and_projector(tmp_path: Path
 # --- speed: processor time, because wall time depends on who else is here ------------------------------------------
 
 
+@pytest.mark.alone
 def test_help_costs_little(tmp_path: Path) -> None:
     script = (
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True);"

@@ -71,7 +71,7 @@ def test_a_run_whose_value_left_the_bucket_is_released_when_it_is_back(
         kept = dict(bucket.objects)
         bucket.objects.clear()
         second = deployed.start("executor")
-        wait_until(lambda: [one["recorded"] for one in listed()] == [True], "the run is set aside")
+        wait_until(lambda: [one["recorded"] for one in listed()] == [True], "the run is set aside", every_s=0.5)
         exit_code, _, err = typed(deployed, service, "quarantine", "release", run_id)
         assert (exit_code, "stays set aside" in err) == (2, True), err
         second.kill()
@@ -80,5 +80,5 @@ def test_a_run_whose_value_left_the_bucket_is_released_when_it_is_back(
         assert [(one["run_id"], one["foldable"]) for one in listed()] == [(run_id, True)]
         released = api.http.post(f"/v1/runs/{run_id}/release", headers=api.admin)
         assert (released.status_code, released.json()["released"]) == (200, True), released.text
-        wait_until(lambda: api.history(run_id)[-1]["type"] == "RunSucceeded", "the run goes on", 60)
+        wait_until(lambda: api.history(run_id)[-1]["type"] == "RunSucceeded", "the run goes on", 60, every_s=0.2)
         assert listed() == []

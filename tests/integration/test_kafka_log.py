@@ -25,7 +25,7 @@ from libs.events.topics import create_topics
 from libs.events.validity import Validity
 from tests import servers
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 PATIENCE_S = 30.0
 Headers = list[tuple[str, str | bytes | None]]
@@ -208,6 +208,7 @@ def _frozen_in_a_burst(private_kafka: servers.Kafka, private_prefix: str, log: K
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.alone
 def test_a_tail_goes_on_without_gap_or_duplicate_when_the_broker_was_down_for_20_seconds(
     private_kafka: servers.Kafka, log: KafkaLog
 ) -> None:
@@ -287,6 +288,7 @@ def test_a_topic_that_is_deleted_and_made_again_has_another_id_and_its_tail_says
     assert log.topic_id(Topic.EVENTS) != before
 
 
+@pytest.mark.alone
 def test_a_stopped_broker_fails_sends_within_their_time(private_kafka: servers.Kafka, log: KafkaLog) -> None:
     log.send(Topic.COMMANDS, 0, Entry(b"k", b"v")).result(5)
     private_kafka.stop()
@@ -306,6 +308,7 @@ def test_a_stopped_broker_fails_sends_within_their_time(private_kafka: servers.K
     assert log.send(Topic.COMMANDS, 0, Entry(b"k", b"w")).result(8) >= 1
 
 
+@pytest.mark.alone
 def test_closing_with_a_broker_that_is_gone_does_not_hang(private_kafka: servers.Kafka, private_prefix: str) -> None:
     log = KafkaLog(private_kafka.bootstrap, {}, private_prefix, 4)
     seen = Seen()
@@ -357,6 +360,7 @@ class Owned:
         return time.monotonic() - began
 
 
+@pytest.mark.alone
 def test_a_killed_members_partitions_are_placed_elsewhere_within_two_seconds(
     private_kafka: servers.Kafka, private_prefix: str, log: KafkaLog
 ) -> None:
