@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import hypothesis
 import pytest
@@ -70,22 +70,43 @@ def pytest_xdist_setupnodes() -> None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of the time limit of a test: waiting is not its fault
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     if "PYTEST_XDIST_WORKER" not in os.environ or item.config.cache is None:
         return (yield)
     alone = item.get_closest_marker("alone") is not None
-    with _among_workers(item.config.cache.mkdir("workers"), alone=alone):
+    if not _turn.taken:
+        _turn.take(item.config.cache.mkdir("workers"), alone=alone)
+    try:
         return (yield)
+    finally:
+        # Of several such tests in a row the first waits for the others' tests, and those then wait once, not each time.
+        if not (alone and nextitem is not None and nextitem.get_closest_marker("alone")):
+            _turn.end()
 
 
-@contextlib.contextmanager
-def _among_workers(place: Path, *, alone: bool) -> Iterator[None]:
-    """A test that measures time or fills the machine runs while no other worker's test does."""
-    with (place / "gate").open("w") as gate, (place / "room").open("w") as room:
-        fcntl.flock(gate, fcntl.LOCK_EX)  # who waits for the room keeps others from coming in
-        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
-        yield
+class _Turn:
+    """Among several workers: a test that measures time or fills the machine runs while no other worker's test does."""
+
+    def __init__(self) -> None:
+        self._room: IO[str] | None = None
+
+    @property
+    def taken(self) -> bool:
+        return self._room is not None
+
+    def take(self, place: Path, *, alone: bool) -> None:
+        self._room = (place / "room").open("w")
+        with (place / "gate").open("w") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)  # who waits for the room keeps others from coming in
+            fcntl.flock(self._room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+
+    def end(self) -> None:
+        if self._room is not None:
+            self._room.close()
+            self._room = None
+
+
+_turn = _Turn()
 
 
 def pytest_unconfigure() -> None:
