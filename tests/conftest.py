@@ -62,7 +62,7 @@ def pytest_xdist_setupnodes() -> None:
     What cannot be had is left to the workers, whose tests say how to get it.
     """
     with contextlib.suppress(servers.Unavailable):
-        _for_workers.append(kafka := servers.open_kafka())
+        _for_workers.append(kafka := servers.open_kafka(brief=True))
         os.environ["FLOWLEDGER_TEST_KAFKA"] = kafka.bootstrap
     with contextlib.suppress(servers.Unavailable):
         _for_workers.append(postgres := servers.open_postgres())
@@ -118,7 +118,7 @@ def pytest_unconfigure() -> None:
 def _kafka_or_problem() -> Iterator[servers.Kafka | servers.Unavailable]:
     """Tried once: a session without a broker must not wait for one in every test."""
     try:
-        server = servers.open_kafka()
+        server = servers.open_kafka(brief=True)
     except servers.Unavailable as problem:
         yield problem
         return
@@ -153,7 +153,7 @@ def module_kafka(_kafka_or_problem: servers.Kafka | servers.Unavailable) -> Iter
 @pytest.fixture(scope="module")
 def _private_kafka_or_problem() -> Iterator[servers.Kafka | servers.Unavailable]:
     try:
-        server = servers.own_kafka()
+        server = servers.own_kafka(brief=True)
     except servers.Unavailable as problem:
         yield problem
         return

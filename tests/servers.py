@@ -217,9 +217,12 @@ class Member:
 
 
 class LocalKafka:
-    """A broker (KRaft, combined) as a process of our own: a cluster by itself, or `member` of one."""
+    """A broker (KRaft, combined) as a process of our own: a cluster by itself, or `member` of one.
 
-    def __init__(self, member: Member | None = None) -> None:
+    A `brief` one does without the optimizing compiler: it starts with two thirds of the work, and is slower for good.
+    """
+
+    def __init__(self, member: Member | None = None, *, brief: bool = False) -> None:
         java, jars = _java(), _kafka_jars()
         self._folder = Path(tempfile.mkdtemp(prefix="flowledger-kafka-"))
         port, controller = free_port(), free_port()
@@ -237,7 +240,8 @@ class LocalKafka:
         if member is not None:
             _rename_node(self._folder / "data" / "meta.properties", me.number)
         settings = _write_properties(self._folder / "server.properties", properties)
-        self._command = [*_jvm(java, jars), "kafka.Kafka", str(settings)]
+        options = ["-XX:TieredStopAtLevel=1"] if brief else []
+        self._command = [*_jvm(java, jars, *options), "kafka.Kafka", str(settings)]
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
 
@@ -286,9 +290,9 @@ def _write_properties(path: Path, properties: Mapping[str, str]) -> Path:
     return path
 
 
-def _jvm(java: str, jars: Path) -> list[str]:
+def _jvm(java: str, jars: Path, *options: str) -> list[str]:
     quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
-    return [java, "-Xms256m", "-Xmx256m", "-XX:+UseSerialGC", quiet, "-cp", f"{jars}/*"]
+    return [java, "-Xms256m", "-Xmx256m", "-XX:+UseSerialGC", *options, quiet, "-cp", f"{jars}/*"]
 
 
 @functools.cache
@@ -681,17 +685,17 @@ class DockerPostgres:
 # --- front ------------------------------------------------------------------------------------------------------------
 
 
-def own_kafka() -> Kafka:
+def own_kafka(*, brief: bool = False) -> Kafka:
     """A started broker that the caller may stop, kill and freeze. Raises Unavailable."""
-    server: Kafka = DockerKafka() if _has_image(KAFKA_IMAGE) else LocalKafka()
+    server: Kafka = DockerKafka() if _has_image(KAFKA_IMAGE) else LocalKafka(brief=brief)
     server.start()
     return server
 
 
-def open_kafka() -> Kafka:
+def open_kafka(*, brief: bool = False) -> Kafka:
     """A broker that answers, to be shared and left running. Raises Unavailable."""
     given = os.environ.get("FLOWLEDGER_TEST_KAFKA")
-    return GivenKafka(given) if given else own_kafka()
+    return GivenKafka(given) if given else own_kafka(brief=brief)
 
 
 def open_postgres(*, durable: bool = False) -> Postgres:
