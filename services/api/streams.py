@@ -212,7 +212,7 @@ class RunStreams:
                 reached = await self._catch_up(span, after, live.seq, outbox, write)
                 if reached is None:
                     return
-                after = reached
+                after = outbox.cursor = reached  # the outbox did not see these frames
 
     async def resume(self, run_id: str, outbox: Outbox, write: Write) -> None:
         """Go on with an outbox that is attached already."""

@@ -336,6 +336,31 @@ def test_head_of_a_stream_is_its_headers_and_leaves_the_connection_free(
     until(lambda: server.parts.streams.clients == 0)
 
 
+def test_frames_larger_than_a_clients_buffer_come_once_each(log: MemoryLog) -> None:
+    executor = ScriptedExecutor(log, nothing)
+    server = Server(log, limits=Limits(stream_buffer_bytes=3_000))
+    nodes = range(4)
+    try:
+        with server.running(server.import_app(wide(4))["api_key"]) as stream:
+            run_id = executor.run()
+            executor.emit(run_id, RunStarted(max_steps=100))
+            seen = stream.take(1)
+            for n in nodes:
+                executor.emit(run_id, NodeStarted(node_id=f"n{n}", node_type="code", index=n + 1))
+                seen += stream.take(1)
+            for n in nodes:  # each one overflows, with nothing between them that fits
+                until(lambda: server.parts.tail.live(run_id).receivers)
+                executor.emit(run_id, NodeSucceeded(node_id=f"n{n}", outputs={"t": "z" * 5_000}))
+                seen += stream.take(1)
+            executor.emit(run_id, RunSucceeded())
+            seen += stream.rest()
+        assert [frame.id for frame in seen] == [str(seq) for seq in range(2, 2 + len(seen))]
+        assert names(seen) == ["workflow_started", *["node_started"] * 4, *["node_finished"] * 4, "workflow_finished"]
+    finally:
+        server.close()
+        executor.close()
+
+
 def test_a_slow_reader_is_bounded_and_misses_nothing(log: MemoryLog) -> None:
     rounds = 150
     text = "z" * 60_000
