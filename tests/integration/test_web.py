@@ -304,6 +304,7 @@ def test_only_its_own_browser_stops_and_follows_a_run(server: Server, executor: 
     assert frames(again)[-1]["event"] == "workflow_finished"
 
 
+@pytest.mark.usefixtures("log")  # stops its server
 def test_a_browser_that_takes_the_name_of_an_api_user_is_somebody_else(page: Page, executor: ScriptedExecutor) -> None:
     executor.script = nothing
     with page.server.running(page.key) as stream:
