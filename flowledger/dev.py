@@ -19,8 +19,6 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
-from sqlalchemy.engine import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from libs.events.archive import IMPORTING, import_under_way, partitions_of
 from libs.events.blobs import FolderBlobs
@@ -31,7 +29,7 @@ from libs.events.sqlite import SqliteLog
 from libs.serving import hush_http, in_url, listen
 from libs.settings import Settings
 from libs.storage import blobs_by_setting
-from libs.tables import TablesError, create_tables, empty_tables, open_engine, sqlite_url
+from libs.tables import make_fit, open_engine, sqlite_url
 from libs.workflow.catalog import Catalog
 from services.api.app import ApiDependencies, Beside, create_app
 from services.api.main import limits_of, own_version, stored_admin_token
@@ -137,7 +135,10 @@ async def _serve(
             await asyncio.to_thread(registry.refresh, START_TIMEOUT_S)
             registry.check_sealed()
         catalog = Catalog(registry.document)
-        await asyncio.to_thread(_fit, engine)
+        # They are this process's alone, so what another release has made of them is filled anew while it works already.
+        reason = await asyncio.to_thread(make_fit, engine)
+        if reason is not None:
+            logger.warning("tables_made_anew", extra={"reason": reason})
         projector = Projector(log, engine)
         closing.push_async_callback(asyncio.to_thread, projector.stop)
         projector.start()
@@ -174,17 +175,6 @@ async def _serve(
         asked = asyncio.Event()
         ready(Embedded(url, token, asyncio.get_running_loop(), asked))
         await asked.wait()
-
-
-def _fit(engine: Engine) -> None:
-    """The tables are this process's alone: those of another release are filled anew while it works already."""
-    try:
-        create_tables(engine)
-    except TablesError as error:
-        logger.warning("tables_made_anew", extra={"reason": str(error).partition(". ")[0]})
-        empty_tables(engine)
-    except SQLAlchemyError:
-        logger.debug("tables_not_looked_at", exc_info=True)  # the projector tries for as long as it takes, and says so
 
 
 async def _start_api(dependencies: ApiDependencies, listening: socket.socket, closing: AsyncExitStack) -> None:

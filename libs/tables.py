@@ -404,11 +404,22 @@ def create_tables(engine: Engine) -> None:
             connection.execute(schema.insert().values(id=1, version=SCHEMA_VERSION, generation=1))
 
 
-def empty_tables(engine: Engine) -> None:
-    """Make all tables anew, without rows: whoever projects the log fills them from its beginning."""
-    with writing(engine) as connection:
-        metadata.drop_all(connection)
-    create_tables(engine)
+def make_fit(engine: Engine) -> str | None:
+    """Make the tables as this release needs them: anew and without rows where another's cannot be used.
+
+    Whoever projects the log then fills them from its beginning. Returns why they were made anew, None if they were not.
+    A database that cannot be asked is left to the projector, which tries for as long as it takes.
+    """
+    try:
+        create_tables(engine)
+    except SQLAlchemyError:
+        return None
+    except TablesError as error:
+        with writing(engine) as connection:
+            metadata.drop_all(connection)
+        create_tables(engine)
+        return str(error).partition(". ")[0]
+    return None
 
 
 def check_complete(connection: Connection) -> None:

@@ -39,6 +39,8 @@ ANSWERS = {
     ("post", "/api/files/upload"): "201",
     ("delete", "/v1/conversations/{conversation_id}"): "204",
     ("delete", "/api/conversations/{conversation_id}"): "204",
+    ("post", "/v1/apps/annotations"): "201",
+    ("delete", "/v1/apps/annotations/{annotation_id}"): "204",
 }
 """Of the others: 200."""
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000009"
