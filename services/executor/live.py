@@ -50,12 +50,12 @@ class LiveRun:
     timer: asyncio.TimerHandle | None = None
     timer_us: int = 0
     queued: bool = False
-    hydrating: bool = False
+    loading: bool = False
+    """Something of it is being read: its state, or what came before it in its conversation."""
     placed: bool = True
     """Whether its `RunAccepted` is in the log, and so is what it says came before it."""
     opening: dict[str, Any] | None = None
     """What its `RunStarted` will say of the conversation (`libs.workflow.conversation.opening`)."""
-    recalling: bool = False
     waits_for: set[str] = field(default_factory=set)
     """Slot kinds it will be woken for."""
 

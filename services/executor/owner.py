@@ -9,32 +9,29 @@ The order of the steps of a turn is the correctness argument:
   6 act       only now an effect starts whose `NodeStarted` is confirmed
 
 Memory ahead of the confirmed log is provisional: any doubt (`lose`) ends the epoch and drops it; nothing is resent.
-Steps 4 and 5 are in `outbox`, handlers in `attempts`, the way of a run into memory in `live`, what keeps recovery short
-in `checkpoints`.
+Steps 4 and 5 are in `outbox`, handlers in `attempts`, the way of a run into memory in `hydration` and `live`, what
+keeps recovery short in `checkpoints`.
 One event loop; blocking reads go to threads.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import replace
 from enum import Enum
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from libs.events.blobs import BlobLost
 from libs.events.chunks import Chunk, encode_chunk
-from libs.events.claim_check import contains_ref
 from libs.events.codec import CodecError, decode_command, encode_event
 from libs.events.ids import form_token
-from libs.events.log import Ack, LogError, LogTruncated, Record, Topic
+from libs.events.log import Ack, Record, Topic
 from libs.events.model import (
     RUN_END_TYPES,
     CommandRejected,
     Event,
-    Mark,
     NodeStopped,
     OwnerConfirmed,
     PartitionClaimed,
@@ -47,9 +44,7 @@ from libs.events.model import (
     RunStopped,
     StopRequested,
 )
-from libs.workflow.catalog import DefinitionMissing
 from libs.workflow.conversation import opening, recall
-from libs.workflow.definition import DefinitionInvalid
 from libs.workflow.machine import (
     Begin,
     CheckForms,
@@ -63,7 +58,6 @@ from libs.workflow.machine import (
     decide,
     derived,
     due,
-    new_state,
     next_timer_us,
 )
 from libs.workflow.outcome import Asked, Outcome
@@ -72,11 +66,12 @@ from services.executor.answers import recordable
 from services.executor.attempts import SLOT_KINDS, Plan, perform, plan
 from services.executor.checkpoints import Checkpoints
 from services.executor.fair import FairQueue
-from services.executor.live import LiveRun, load_run, why_unfoldable
+from services.executor.hydration import Hydration
+from services.executor.live import LiveRun, why_unfoldable
 from services.executor.measures import OUTCOMES
 from services.executor.outbox import Outbox, Outgoing
 from services.executor.partition import COMMAND_BYTES, NEEDS_BODY, SHOWN, PartitionFold
-from services.executor.recovery import PartitionReader, read_marked, read_to, recover
+from services.executor.recovery import PartitionReader, read_to, recover
 
 if TYPE_CHECKING:
     from services.executor.executor import Executor
@@ -96,7 +91,6 @@ MAX_AHEAD = 20_000
 """Records ahead of the confirmed log; beyond it runs wait, commands do not."""
 
 DUE_AT_ONCE = 32
-HYDRATE_AGAIN_S = 1.0
 FEATURES: tuple[str, ...] = ()
 """What this release writes that older ones would fold wrongly; only grows. Every claim names it, and who finds a name
 that it does not know keeps away from the partition. The first release must ask already: later is too late."""
@@ -136,6 +130,7 @@ class PartitionOwner:
         self._runnable: FairQueue[LiveRun] = FairQueue()
         self._scheduled = False
         self._checkpoints: Checkpoints
+        self._hydration: Hydration
         self._claim_ack: asyncio.Future[Ack] | None = None
         self._over: asyncio.Future[bool] = self._loop.create_future()
         self._unbegun: set[Plan] = set()
@@ -157,7 +152,7 @@ class PartitionOwner:
 
     @property
     def runs_in_memory(self) -> int:
-        return sum(run.state is not None or run.hydrating for run in self._runs.values())
+        return sum(run.state is not None or run.loading for run in self._runs.values())
 
     @property
     def set_aside(self) -> dict[str, str]:
@@ -244,6 +239,15 @@ class PartitionOwner:
             emit=self._emit,
             spawn=self._spawn,
             active=lambda: self.phase is Phase.ACTIVE,
+        )
+        self._hydration = Hydration(
+            self.partition,
+            self._epoch,
+            self._x,
+            spawn=self._spawn,
+            go_on=self._go_on,
+            set_aside=self._set_aside,
+            fail=self._fail,
         )
         unreadable: list[str] = []
         for run_id, entry in self._fold.runs.items():
@@ -449,7 +453,7 @@ class PartitionOwner:
 
     def _advance(self, run: LiveRun) -> None:
         """Everything that follows for one run, up to its share of the turn."""
-        state = run.state or self._hydrated(run)
+        state = run.state or self._hydration.state_of(run)
         if state is None:
             return
         if run.released is not None:
@@ -492,9 +496,8 @@ class PartitionOwner:
         assert accepted is not None
         if accepted.mode == "advanced-chat" and accepted.conversation_id is not None and run.opening is None:
             if accepted.earlier:
-                if run.placed and not run.recalling:
-                    run.recalling = True
-                    self._spawn(self._recall(run, state, accepted.earlier))
+                if run.placed:
+                    self._hydration.recall(run, state, accepted.earlier)
                 return None
             told = recall((), accepted.conversation) if accepted.conversation is not None else None
             run.opening = opening(state.definition, accepted.conversation_id, told)
@@ -566,13 +569,12 @@ class PartitionOwner:
     def _take_up(self, run_id: str, out: Outgoing) -> None:
         """Fold a released run once more, as soon as everything of it that is not in memory is in the log."""
         entry = self._fold.runs[run_id]
-        run = self._runs[run_id] = LiveRun(run_id, entry.app_id, entry.digest, released=out.cause, hydrating=True)
+        run = self._runs[run_id] = LiveRun(run_id, entry.app_id, entry.digest, released=out.cause, loading=True)
         run.snapshot_seq, run.snapshot_offset = entry.snapshot_seq, entry.snapshot_offset
 
         def confirmed() -> None:
-            run.unread, run.hydrating = (entry.since, self._outbox.before(out).offset), False
-            if self._lives(run):
-                self._queue(run)
+            run.unread, run.loading = (entry.since, self._outbox.before(out).offset), False
+            self._go_on(run)
 
         self._outbox.when_confirmed(out, confirmed)
 
@@ -655,77 +657,15 @@ class PartitionOwner:
     def _publish(self, chunks: list[Chunk]) -> None:
         self._x.log.publish(Topic.CHUNKS, self.partition, [encode_chunk(chunk) for chunk in chunks])
 
-    # --- conversations -----------------------------------------------------------------------------------------------
+    # --- what runs wait for ------------------------------------------------------------------------------------------
+
+    def _go_on(self, run: LiveRun) -> None:
+        if self._lives(run):
+            self._queue(run)
 
     def _placed(self, run: LiveRun) -> None:
         run.placed = True
-        if self._lives(run):
-            self._queue(run)
-
-    async def _recall(self, run: LiveRun, state: RunState, earlier: Sequence[Mark]) -> None:
-        """Read what the run's conversation is made of, as of its acceptance."""
-        assert state.accepted is not None
-        assert state.accepted.conversation_id is not None
-        try:
-            events = await self._x.blocking(
-                read_marked, self._x.log, self._x.blobs, self._x.vault, self.partition, earlier
-            )
-            run.opening = opening(state.definition, state.accepted.conversation_id, recall(events))
-        except (BlobLost, LogTruncated) as error:
-            self._set_aside(run, error)
-            return
-        except LogError as error:
-            # As with hydration: says nothing about the run.
-            logger.warning("conversation_not_read", extra={"run_id": run.run_id, "problem": str(error)})
-            await asyncio.sleep(HYDRATE_AGAIN_S)
-        except Exception as error:  # one run's fold throws: only that run is set aside
-            self._set_aside(run, error)
-            return
-        finally:
-            run.recalling = False
-        if self._lives(run):
-            self._queue(run)
-
-    # --- hydration and timers ----------------------------------------------------------------------------------------
-
-    def _hydrated(self, run: LiveRun) -> RunState | None:
-        """The state when nothing has to be waited for; else hydration begins and None is returned."""
-        if run.hydrating:
-            return None
-        definition = self._x.catalog.cached(run.digest)
-        if definition is None or run.in_the_log or any(contains_ref(event) for event, _ in run.ahead):
-            run.hydrating = True
-            self._spawn(self._hydrate(run))
-            return None
-        run.fold_ahead(new_state(definition, run.run_id), self._epoch, self._x.vault)
-        return run.state
-
-    async def _hydrate(self, run: LiveRun) -> None:
-        ahead = list(run.ahead)
-        try:
-            arguments = (self._x.log, self._x.blobs, self._x.vault, self.partition, self._x.definition)
-            state, ahead = await self._x.blocking(load_run, run, ahead, *arguments)
-            run.ahead[: len(ahead)] = ahead
-            run.fold_ahead(state, self._epoch, self._x.vault)
-        except (DefinitionMissing, DefinitionInvalid) as error:
-            self._fail(run, "definition_invalid", str(error))
-            return
-        except (BlobLost, LogTruncated) as error:
-            self._set_aside(run, error)
-            return
-        except LogError as error:
-            # The log cannot be asked at the moment; that says nothing about the run.
-            logger.warning("run_not_loaded", extra={"run_id": run.run_id, "problem": str(error)})
-            await asyncio.sleep(HYDRATE_AGAIN_S)
-        except Exception as error:  # one run's fold throws: only that run is set aside
-            self._set_aside(run, error)
-            return
-        else:
-            run.records, run.snapshot, run.unread = [], None, None
-        finally:
-            run.hydrating = False
-        if self._lives(run):
-            self._queue(run)
+        self._go_on(run)
 
     def _fail(self, run: LiveRun, code: str, error: str) -> None:
         """End a run whose document cannot be run at all."""
@@ -747,8 +687,7 @@ class PartitionOwner:
 
     def _on_timer(self, run: LiveRun) -> None:
         run.timer = None
-        if self._lives(run):
-            self._queue(run)
+        self._go_on(run)
 
     # --- facts -------------------------------------------------------------------------------------------------------
 
