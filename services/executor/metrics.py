@@ -38,5 +38,4 @@ class ExecutorMetrics(Collector):
             for partition, records in self._executor.lag_records().items():
                 lag.add_metric([str(partition)], records)
         yield lag
-        for measure in self._executor.measures.all():
-            yield from measure.collect()
+        yield from self._executor.measures.collect()

@@ -227,7 +227,7 @@ class PartitionOwner:
             wake=self.wake,
             roomier=self._on_room,
             appended=self._x.appended,
-            took=self._x.measures.append_seconds.observe,
+            took=self._x.measures.appended,
         )
         self._checkpoints = Checkpoints(
             self.partition,
@@ -278,7 +278,7 @@ class PartitionOwner:
         level = logging.WARNING if self.phase is Phase.ACTIVE else logging.INFO
         logger.log(level, "epoch_over", extra={"partition": self.partition, "epoch": self._epoch, "reason": reason})
         if level == logging.WARNING:
-            self._x.measures.epochs_lost.inc()
+            self._x.measures.epochs_lost += 1
         if alarm:
             self._x.alarm(self.partition, reason)
         if self.phase is not Phase.CLAIMING:
@@ -405,7 +405,7 @@ class PartitionOwner:
             except CodecError as error:
                 decision = self._fold.reject_unreadable(record.offset, str(error))
             run_id, event = decision
-            self._x.measures.commands.labels("rejected" if isinstance(event, CommandRejected) else "accepted").inc()
+            self._x.measures.commands["rejected" if isinstance(event, CommandRejected) else "accepted"] += 1
             run = self._runs.get(run_id)
             out = self._emit(run_id, event, f"command:{record.offset}", run)
             if run is None and run_id in self._fold.runs and out.seq == 1:
@@ -718,7 +718,7 @@ class PartitionOwner:
                 apply(run.state, event, at_us, self._epoch)  # type: ignore[arg-type]  # same
                 if name in OUTCOMES and cause != "copied":
                     node = run.state.definition.nodes[event.node_id]  # type: ignore[union-attr,index]  # they have one
-                    self._x.measures.attempts.labels(node.type, OUTCOMES[name]).inc()
+                    self._x.measures.attempts[node.type, OUTCOMES[name]] += 1
             if isinstance(event, NodeStopped):
                 task = run.tasks.pop(Key(event.path, event.node_id), None)
                 if task is not None:

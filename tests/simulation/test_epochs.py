@@ -435,8 +435,7 @@ def test_an_executor_counts_attempts_commands_appends_and_lost_epochs() -> None:
     world.run()
     counted = {
         (sample.name, *sample.labels.values()): sample.value
-        for measure in executor.measures.all()
-        for metric in measure.collect()
+        for metric in executor.measures.collect()
         for sample in metric.samples
         if not sample.name.endswith(("_created", "_bucket", "_sum"))
     }
