@@ -108,8 +108,11 @@ class Hydration:
 
     async def _recall(self, run: LiveRun, state: RunState, earlier: Sequence[Mark]) -> None:
         assert state.accepted is not None
-        assert state.accepted.conversation_id is not None
+        conversation_id = state.accepted.conversation_id
+        assert conversation_id is not None
         events = await self._x.blocking(
             read_marked, self._x.log, self._x.blobs, self._x.vault, self._partition, earlier
         )
-        run.opening = opening(state.definition, state.accepted.conversation_id, recall(events))
+        if any(getattr(event, "conversation_id", conversation_id) != conversation_id for _, event in events):
+            raise LogTruncated(f"what conversation {conversation_id} is made of is not where its runs say it is")
+        run.opening = opening(state.definition, conversation_id, recall(events))

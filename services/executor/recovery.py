@@ -165,27 +165,29 @@ def read_marked(log: Log, blobs: Blobs, vault: Vault, partition: int, marks: Seq
 
     Raises LogTruncated when one of them is not there, LogError, CodecError.
     """
-    places = sorted({(mark.offset, mark.epoch, mark.n) for mark in marks})
-    wanted = {(str(mark.kind), mark.of): mark for mark in marks}
-    found: dict[tuple[str, str], Record] = {}
-    while places:
-        begin = places.pop(0)
-        if all(key in found for key, mark in wanted.items() if (mark.offset, mark.epoch, mark.n) == begin):
+    wanted: dict[tuple[str, str], list[Mark]] = {}
+    for mark in marks:
+        wanted.setdefault((str(mark.kind), mark.of), []).append(mark)
+    found: dict[Mark, Record] = {}
+    for begin in sorted({(mark.offset, mark.epoch, mark.n) for mark in marks}):
+        if all(mark in found for mark in marks if (mark.offset, mark.epoch, mark.n) == begin):
             continue
-        near = [key for key, mark in wanted.items() if begin[0] <= mark.offset < begin[0] + APART]
+        near = [mark for mark in marks if begin[0] <= mark.offset < begin[0] + APART]
         validity = Validity(begin[1], begin[2])
         for records in log.read(Topic.EVENTS, partition, begin[0], batch=APART):
             for record in records:
-                if validity.admit(stamp_of(record)) and (key := _identity_of(record)) in wanted:
-                    found.setdefault(key, record)
-            if all(key in found for key in near):
+                if validity.admit(stamp_of(record)):
+                    for mark in wanted.get(_identity_of(record), ()):
+                        # In a log that was imported commands count from 0 again, so causes repeat.
+                        if mark.offset <= record.offset:
+                            found.setdefault(mark, record)
+            if all(mark in found for mark in near):
                 break
-    missing = next((key for key in wanted if key not in found), None)
+    missing = next((mark for mark in marks if mark not in found), None)
     if missing is not None:
-        raise LogTruncated(f"{Topic.EVENTS}[{partition}]: {' of '.join(missing)} is gone. Restore the topic")
-    decoded = {key: decode_event(record, vault) for key, record in found.items()}
-    keys = [(str(mark.kind), mark.of) for mark in marks]
-    return [(decoded[key].run_id, read_copied(restore(decoded[key].event, blobs, vault), vault)) for key in keys]
+        raise LogTruncated(f"{Topic.EVENTS}[{partition}]: {missing.kind} of {missing.of} is gone. Restore the topic")
+    decoded = {mark: decode_event(record, vault) for mark, record in found.items()}
+    return [(decoded[mark].run_id, read_copied(restore(decoded[mark].event, blobs, vault), vault)) for mark in marks]
 
 
 _MARKED = {"RunAccepted": "accepted", "RunStarted": "started", "ConversationVariableSet": "edited"} | dict.fromkeys(
