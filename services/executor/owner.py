@@ -152,14 +152,15 @@ class PartitionOwner:
 
     @property
     def runs_in_memory(self) -> int:
-        return sum(run.state is not None or run.loading for run in self._runs.values())
+        return sum(run.state is not None or run.loading for run in tuple(self._runs.values()))
 
     @property
     def set_aside(self) -> dict[str, str]:
         """Run -> why nothing of it is executed."""
         if self.phase in (Phase.CLAIMING, Phase.OVER):
             return {}
-        return {run_id: entry.set_aside for run_id, entry in self._fold.runs.items() if entry.set_aside is not None}
+        runs = tuple(self._fold.runs.items())  # metrics are asked for on another thread
+        return {run_id: entry.set_aside for run_id, entry in runs if entry.set_aside is not None}
 
     # --- owning ------------------------------------------------------------------------------------------------------
 
