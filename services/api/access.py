@@ -17,16 +17,13 @@ from libs.events.commands import Caller
 from libs.events.log import LogError
 from libs.events.registry import AppCreated, RegistryTail, hash_key
 from libs.tables import TENANT_ID
+from services.api.account import ADMIN_ID
 from services.api.errors import ApiError, forbidden, invalid_param, not_found, unauthorized, unavailable
 from services.api.rate import RequestRate
 from services.api.threads import Threads
 from services.api.tokens import Signer
 
 TOKEN_CONTEXT = b"flowledger session tokens"
-
-ADMIN_ID = "00000000-0000-0000-0000-000000000002"
-"""Account id of who holds the admin token."""
-ADMIN_NAME = "admin"
 
 ANYBODY = "DEFAULT-USER"
 """The end user of requests that may name one and do not."""

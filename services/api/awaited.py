@@ -16,7 +16,8 @@ from pydantic import JsonValue
 
 from libs.events.registry import AppCreated, VersionPublished
 from libs.events.triggers import TriggerAwaited, awaited_key
-from services.api.access import ADMIN_ID, Principal
+from services.api.access import Principal
+from services.api.account import ADMIN_ID
 from services.api.drafting import DEBUGGING, SINGLE_STEP
 from services.api.parts import Parts
 from services.api.requests import RunRequest

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 from pydantic_core import PydanticSerializationError, to_json
 
 from libs.events.codec import Recorded
-from libs.events.commands import Annotation
+from libs.events.commands import Annotation, Caller
 from libs.events.ids import execution_id, message_id_of, task_id_of
 from libs.events.model import (
     FormOpened,
@@ -46,6 +46,7 @@ from libs.events.model import (
     RunSucceeded,
 )
 from libs.workflow.state import round_path, rounds_of
+from services.api.account import ADMIN_ACCOUNT
 from services.api.asked import Asked, AskedForm
 from services.api.from_models import TYPE, FromModels, files_of
 from services.api.shortening import shortened
@@ -59,6 +60,8 @@ CONTAINERS = frozenset({"iteration", "loop"})
 MARKERS = frozenset({"iteration-start", "loop-start"})
 FULL_DETAIL = frozenset({"service-api", "debugger"})
 """Whose callers see what nodes work on; all others see that nodes run, and what the run says."""
+SHOWN_OF_SOURCES = ("segment_id", "position", "document_name", "score", "content")
+"""What other callers see of what an answer was found in."""
 KEPT_OF_ROUNDS = 1_000
 """Nodes of finished rounds that a snapshot shows."""
 _SPEAKERS = frozenset({"llm", "agent", "tool"})
@@ -500,9 +503,12 @@ class FrameMaker:
     def metadata(self) -> Json:
         """Of the message that an ended run answers."""
         total = self.end.total_tokens if self.end is not None else 0
-        found: Json = {"retriever_resources": self._from_models.resources, "usage": self._usage.of(total)}
+        resources = self._from_models.resources
+        if not self._in_full:
+            return {"retriever_resources": [{name: one.get(name) for name in SHOWN_OF_SOURCES} for one in resources]}
+        found: Json = {"retriever_resources": resources, "usage": self._usage.of(total)}
         by = self._annotation
-        if by is not None and self._in_full:
+        if by is not None:
             found["annotation_reply"] = {"id": by.id, "account": {"id": by.account_id, "name": by.account_name}}
         return found
 
@@ -517,7 +523,7 @@ class FrameMaker:
             "elapsed_time": event.elapsed_s,
             "total_tokens": event.total_tokens,
             "total_steps": event.total_steps,
-            "created_by": {"id": caller.id, "user": caller.user} if caller else {},
+            "created_by": _created_by(caller) if caller else {},
             "created_at": self.accepted_us // 1_000_000,
             "finished_at": at_us // 1_000_000,
             "exceptions_count": event.exceptions_count,
@@ -647,6 +653,12 @@ def encode(value: Any) -> bytes:
         return to_json(value, inf_nan_mode="null")
     except PydanticSerializationError:  # half a surrogate pair, which UTF-8 cannot hold
         return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _created_by(caller: Caller) -> Json:
+    if caller.role == "end_user":
+        return {"id": caller.id, "user": caller.user}
+    return ADMIN_ACCOUNT | {"id": caller.id}
 
 
 def _wire(body: Json, identity: str | None) -> bytes:

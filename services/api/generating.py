@@ -12,7 +12,8 @@ from typing import Any, Final
 from libs.events.model import NodeFailed, RunEnd, RunSucceeded
 from libs.events.registry import AppCreated, DocumentStored, VersionPublished
 from libs.workflow.definition import check_document
-from services.api.access import ADMIN_ID, Principal
+from services.api.access import Principal
+from services.api.account import ADMIN_ID
 from services.api.drafting import DEBUGGING, DSL_VERSION
 from services.api.errors import ApiError
 from services.api.frames import Json

@@ -12,7 +12,8 @@ from libs.events.codec import rfc3339
 from libs.events.ids import execution_id
 from libs.tables import TENANT_ID
 from services.api import schemas
-from services.api.access import ADMIN_ID, ADMIN_NAME, ANYBODY
+from services.api.access import ANYBODY
+from services.api.account import ADMIN_ACCOUNT, ADMIN_ID
 from services.api.errors import ApiError, invalid_param, unavailable
 from services.api.frames import Json
 from services.api.parts import Parts
@@ -28,7 +29,6 @@ STATUSES: Final = ("succeeded", "failed", "stopped")
 MAX_PAGE: Final = 99_999
 MAX_LIMIT: Final = 100
 KEYWORD_CHARS: Final = 30
-ADMIN_ACCOUNT: Final[Json] = {"id": ADMIN_ID, "name": ADMIN_NAME, "email": "admin"}
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_US: Final = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)

@@ -17,7 +17,7 @@ from typing import Final
 
 from libs.events.annotations import AnnotationBook, AnnotationJobBegun, AnnotationWritten
 from libs.events.commands import Annotation
-from services.api.access import ADMIN_ID, ADMIN_NAME
+from services.api.account import ADMIN_ID, ADMIN_NAME
 from services.api.embeddings import BATCH, Embedder, Embedders, EmbeddingError
 from services.api.matching import EQUAL, Vector, closest, normal
 from services.api.threads import Threads

@@ -23,7 +23,8 @@ from libs.events.registry import AppCreated, VersionPublished
 from libs.events.triggers import WebhookCreated
 from libs.workflow.configs.flow import WebhookConfig, WebhookField
 from libs.workflow.roots import roots_of
-from services.api.access import ADMIN_ID, Principal
+from services.api.access import Principal
+from services.api.account import ADMIN_ID
 from services.api.awaited import awaited, begin
 from services.api.errors import ApiError, bad_request, invalid_param, not_found
 from services.api.frames import Json

@@ -19,7 +19,7 @@ from libs.events.log import Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.registry import encode_fact
 from libs.settings import Provider, load_settings
-from services.api.access import ADMIN_ID
+from services.api.account import ADMIN_ID
 from tests.api_world import ECHO, Event_, Server, Sse, names, until
 from tests.conversations import counting
 from tests.documents import document, edges, node, start

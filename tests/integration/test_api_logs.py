@@ -12,7 +12,8 @@ from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.model import RunAccepted, RunFailed, RunStarted
 from libs.tables import open_engine, sqlite_url
 from services.api import Limits
-from services.api.access import ADMIN_ID, end_user_id
+from services.api.access import end_user_id
+from services.api.account import ADMIN_ID
 from services.api.records import Records
 from services.projector.projector import Projector
 from services.projector.rebuild import rebuild

@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from libs.events.registry import AppChanged, AppCreated, AppDeleted, Fact, KeyCreated
 from services.api import schemas
-from services.api.access import ADMIN_ID, ADMIN_NAME
+from services.api.account import ADMIN_ID, ADMIN_NAME
 from services.api.bodies import Body, OptionalBody
 from services.api.console import shapes
 from services.api.console.asked import boolean, optional_text, paging, text

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from libs.events.registry import AppCreated
-from services.api.access import ADMIN_ID, Principal
+from services.api.access import Principal
+from services.api.account import ADMIN_ID
 from services.api.bodies import Body
 from services.api.chat import conversation_of
 from services.api.console import shapes

@@ -18,7 +18,7 @@ from libs.workflow.roots import root_nodes
 from libs.workflow.schedules import ScheduleInvalid, schedule_of
 from libs.workflow.variables import read_variables
 from services.api import schemas
-from services.api.access import ADMIN_ID
+from services.api.account import ADMIN_ID
 from services.api.bodies import Body, DocumentBody, OptionalBody
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE, NOBODY

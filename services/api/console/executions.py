@@ -16,8 +16,8 @@ from libs.events.model import (
     RunAccepted,
 )
 from libs.workflow.state import rounds_of
+from services.api.account import ADMIN_ACCOUNT
 from services.api.frames import Json
-from services.api.logs import ADMIN_ACCOUNT
 
 
 def executions(history: Iterable[Recorded]) -> list[Json]:

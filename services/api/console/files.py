@@ -5,7 +5,7 @@ from starlette.responses import JSONResponse, Response
 
 from libs.events.files import EVERY_APP
 from services.api import schemas
-from services.api.access import ADMIN_ID
+from services.api.account import ADMIN_ID
 from services.api.console.apps import CONSOLE
 from services.api.console.session import Account
 from services.api.files import keep_upload

@@ -16,7 +16,8 @@ from libs.workflow.outcome import Asked
 from libs.workflow.pool import Pool
 from libs.workflow.state import Form
 from services.api import schemas
-from services.api.access import ADMIN_ID, Principal
+from services.api.access import Principal
+from services.api.account import ADMIN_ID
 from services.api.bodies import Body
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE

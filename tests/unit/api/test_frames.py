@@ -624,6 +624,31 @@ def test_callers_without_full_detail_do_not_learn_of_the_annotation() -> None:
     assert "annotation_reply" not in end["metadata"]
 
 
+def test_callers_without_full_detail_see_neither_what_a_message_used_nor_all_of_its_sources() -> None:
+    source = {"segment_id": "s", "position": 1, "document_name": "d", "score": 0.5, "content": "c", "dataset_id": "x"}
+    ends = {}
+    for invoke_from in ("service-api", "web-app"):
+        history = History()
+        history.add(accepted("advanced-chat").model_copy(update={"invoke_from": invoke_from}))
+        history.add(RunStarted(max_steps=5))
+        history.add(NodeStarted(node_id="m", node_type="llm", index=1))
+        history.add(NodeSucceeded(node_id="m", process_data={"retriever_resources": [source]}, outputs={"text": "t"}))
+        ends[invoke_from] = history.add(RunSucceeded(outputs={"answer": "t"}))[0]["metadata"]
+    assert ends["service-api"]["retriever_resources"] == [source]
+    assert "usage" in ends["service-api"]
+    del source["dataset_id"]
+    assert ends["web-app"] == {"retriever_resources": [source]}
+
+
+def test_a_run_of_an_account_says_so_in_the_accounts_shape() -> None:
+    history = History()
+    caller = Caller(role="account", id="acc", user="acc")
+    history.add(accepted().model_copy(update={"caller": caller}))
+    history.add(RunStarted(max_steps=5))
+    (end,) = history.add(RunSucceeded())
+    assert end["data"]["created_by"] == {"id": "acc", "name": "admin", "email": "admin"}
+
+
 def test_an_annotated_message_that_is_stopped_before_it_begins_ends_without_an_answer() -> None:
     history = annotated("service-api")
     assert [body["event"] for body in history.add(RunStopped(error="stopped"))] == ["message_end"]
