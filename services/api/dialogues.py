@@ -307,7 +307,7 @@ def _messages(
     model_nodes: Sequence[Row],
 ) -> Json:
     """`rows`: newest first; each follows the next one. `thoughts` by message, `contents` by run."""
-    followed = [*(row["id"] for row in rows[1:]), None]
+    followed = [*(row["id"] for row in rows[1:]), None][: len(rows)]
     from_models = {row["workflow_run_id"]: FromModels() for row in rows}
     for node in model_nodes:
         restored = parts.reads.restored

@@ -166,6 +166,8 @@ def test_messages_are_shown_and_judged(pages: Pages) -> None:
     assert ann.get(f"{path}/suggested-questions") == {"data": ["What?"]}
     older = ann.get("/messages", conversation_id=said["conversation_id"], first_id=again["message_id"])["data"]
     assert [each["query"] for each in older] == ["one"]
+    oldest = ann.get("/messages", conversation_id=said["conversation_id"], first_id=said["message_id"])
+    assert (oldest["data"], oldest["has_more"]) == ([], False)
 
 
 def test_what_another_visitor_has_said_does_not_exist(pages: Pages) -> None:
