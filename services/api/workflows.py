@@ -144,14 +144,21 @@ async def _attach(parts: Parts, request: Request, run_id: str) -> Response:
 async def attach(parts: Parts, request: Request, summary: RunSummary) -> Response:
     """The run's stream as the request wants it: from an id on, from now on, or with what is known first."""
     run_id, after = summary.id, last_event_id(request)
-    through_pauses = request.query_params.get("continue_on_pause") == "true"
+    through_pauses = _asked_for(request, "continue_on_pause")
     if after is not None:
+        if after.seq > summary.seq:
+            raise invalid_param(f"Last-Event-ID {after.seq}: the run has {summary.seq} events. Is it another run's id?")
         return parts.starter.attach(run_id, after, through_pauses=through_pauses)
     if summary.ended:
         return await _finished(parts, run_id)
-    if request.query_params.get("include_state_snapshot") == "true":
+    if _asked_for(request, "include_state_snapshot"):
         return await _with_snapshot(parts, run_id, through_pauses=through_pauses)
     return parts.starter.attach(run_id, None, through_pauses=through_pauses)
+
+
+def _asked_for(request: Request, name: str) -> bool:
+    """Clients in Python write True, and would wait for ever for what was left out."""
+    return request.query_params.get(name, "").lower() == "true"
 
 
 async def _finished(parts: Parts, run_id: str) -> Response:

@@ -147,12 +147,26 @@ def test_a_snapshot_comes_before_what_is_still_to_come(
     executor.script = to_llm
     with server.running(speaking_key) as first:
         first.take(4)
-        with server.attached(first.run_id, speaking_key, include_state_snapshot="true") as second:
+        with server.attached(first.run_id, speaking_key, include_state_snapshot="True") as second:  # as Python says it
             shown = second.take(4)
             finish_llm(executor, first.run_id, "x")
             rest = second.rest()
     assert names(shown) == ["workflow_started", "node_started", "node_finished", "node_started"]
     assert names(rest)[:2] == ["text_chunk", "node_finished"]
+
+
+def test_an_id_behind_the_newest_event_is_refused(
+    server: Server, speaking_key: str, executor: ScriptedExecutor
+) -> None:
+    """It is another run's: whoever waited behind it would never be told of the end."""
+    executor.script = to_llm
+    with server.running(speaking_key) as first:
+        first.take(4)
+        path = f"/v1/workflow/{first.run_id}/events"
+        headers = {"Authorization": f"Bearer {speaking_key}", "Last-Event-ID": "99999"}
+        answer = server.http.get(path, params={"user": "u1"}, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_param")
+        assert "the run has 5 events" in answer.json()["message"]
 
 
 def test_streamed_text_is_shown_as_it_comes_and_completed_from_the_log(
