@@ -170,7 +170,7 @@ class RunStarter:
         end = self._tail.end_of(command.run_id)
         try:
             started = await self._submit(command, self._decide_s)
-            await end
+            await _come(end)
         finally:
             end.cancel()
         return started.run_id
@@ -183,7 +183,7 @@ class RunStarter:
             if summary is None:
                 raise unavailable("the run cannot be looked up now. Try again")
             if not summary.ended:
-                await end
+                await _come(end)
         finally:
             end.cancel()
 
@@ -422,6 +422,13 @@ class RunStarter:
             return encode(blocking(run_id, task_id, workflow_id, created_us, ended, ended_us))
 
         return WaitingAnswer(run_id, lambda: self._end(end, made), end.cancel)
+
+
+async def _come(end: "asyncio.Future[Record]") -> None:
+    """Wait for the end of a run. Raises ApiError 503 when this process reads the log no more."""
+    await asyncio.wait([end])
+    if end.cancelled():
+        raise unavailable("the run's end cannot be seen here now. Ask for the run, or try again")
 
 
 def _begun_at(definition: Definition, wanted: Wanted) -> Definition:

@@ -271,4 +271,6 @@ def _refused(rejected: CommandRejected) -> ApiError:
         return unavailable("the start came too late to the executor and was not carried out. Try again")
     if rejected.code == "too_many_requests":
         return too_many_requests(rejected.message)
+    if rejected.code == "unreadable":  # made here, so it can be read: what does not leave it for the blobs is too large
+        return ApiError(413, "request_entity_too_large", f"query and user are too large: {rejected.message}")
     return ApiError(500, "internal_server_error", f"the start was refused: {rejected.code}")

@@ -509,3 +509,10 @@ def test_the_administrator_does_not_speak_for_a_user(there: There) -> None:
     refused = there.ask("POST", "/runs", "admin", json=body | {"app_id": app_id})
     assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
     assert there.say("more", said["conversation_id"])["conversation_id"] == said["conversation_id"]
+
+
+@pytest.mark.parametrize("large", ["query", "user"])
+def test_a_query_or_user_that_no_record_can_hold_is_refused(there: There, large: str) -> None:
+    body = {"inputs": {"name": "n"}, "query": "hi", "user": "ann"} | {large: "x" * 1_000_000}
+    answer = there.ask("POST", "/chat-messages", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (413, "request_entity_too_large")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import httpx
 import pytest
 
 from flowledger.dev import start_embedded
+from libs.events.log import LogError
+from libs.events.memory import MemoryLog, MemoryStore
 from libs.settings import Provider, Settings, load_settings
 from services.api.generating import GENERATORS
+from tests.api_world import ScriptedExecutor, Server, nothing, until
 from tests.documents import code, document, edges, end, start, template
 from tests.model_server import serving
 from tests.unit.api.speaking import llm
@@ -235,3 +239,21 @@ def test_what_was_asked_is_a_run_like_any_other_of_no_app(console: Console) -> N
         GENERATORS.app_id, "debugging", "generator",
     )  # fmt: skip
     assert all(app["id"] != GENERATORS.app_id for app in console.http.get("apps").json()["data"])
+
+
+def test_who_waits_for_a_model_is_told_when_this_process_reads_the_log_no_more() -> None:
+    log = MemoryLog(MemoryStore(partitions=1))
+    executor, server = ScriptedExecutor(log, nothing), Server(log, schedules=False)
+    body = {"instruction": "x", "no_variable": True, "model_config": {"provider": "openai", "name": "m"}}
+    try:
+        with ThreadPoolExecutor(1) as asking:
+            asked = asking.submit(server.http.post, "/console/api/rule-generate", json=body, headers=server.admin())
+            until(lambda: executor.accepted)
+            tail = server.parts.tail
+            tail.loop.call_soon_threadsafe(tail._failed, LogError("the topic is another one"))  # noqa: SLF001  # the log's
+            answer = asked.result(20)
+        assert (answer.status_code, answer.json()["code"]) == (503, "service_unavailable")
+    finally:
+        server.close()
+        executor.close()
+        log.close()
