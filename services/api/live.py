@@ -303,9 +303,10 @@ class LiveRun:
         assert self.fold is not None  # there are frames only of a fold
         maker = self.fold.maker
         events = [each for each in frames if each.kind == "event"]
-        replacement = maker.replacement(maker.text, maker.seq)
-        # Behind the frame that ends a stream nobody reads.
-        return [*events[:-1], replacement, events[-1]] if events and events[-1].last else [*events, replacement]
+        if events and (events[-1].last or events[-1].pauses):
+            # Behind the frame that ends a stream nobody reads; before it the text must not have a later id.
+            return [*events[:-1], maker.replacement(maker.text, maker.seq, identify=False), events[-1]]
+        return [*events, maker.replacement(maker.text, maker.seq)]
 
     def _cut(self, frames: list[Frame], shown: int) -> list[Frame]:
         """`frames` without the first `shown` characters of text, and without a hole behind them."""

@@ -285,6 +285,17 @@ def test_resuming_at_every_place_of_a_paused_run_ends_at_the_pause(api: Api) -> 
                 assert stream.rest() == frames[number + 1 :]
 
 
+def test_more_text_than_there_is_is_put_right_before_the_pause(api: Api) -> None:
+    """Behind it nobody reads, and the stream would not end."""
+    run_id, frames = _streamed(api)
+    assert frames[1].id is not None
+    with api.events(run_id, last=f"{frames[1].id}.99") as stream:
+        rest = stream.rest()
+    assert names(rest)[-1] == "workflow_paused"
+    assert names(rest).count("text_replace") == 1
+    assert [frame.id for frame in rest if frame.name == "text_replace"] == [None]
+
+
 def test_a_stream_that_waits_for_people_goes_through_all_pauses(api: Api) -> None:
     run_id, frames = _streamed(api, TWO)
     tokens = [frame.data["data"]["form_token"] for frame in frames if frame.name == "human_input_required"]
