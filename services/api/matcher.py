@@ -29,7 +29,7 @@ PATIENCE_S: Final = 1.5
 REST_S: Final = 10.0
 """How long a provider that has failed is not asked by messages."""
 MOST_CHARACTERS: Final = 4_000
-"""A longer message is like no question; models for embeddings refuse what is much longer."""
+"""A longer message is like no question, which has half of it at most; models refuse what is much longer."""
 
 
 @dataclass(slots=True)
@@ -79,9 +79,11 @@ class Matcher:
             if self._apps.pop(app_id, None) is not None:
                 self._leave(app_id, None)
             return None
+        if len(query) > MOST_CHARACTERS:  # looked at before anything else: it may be of megabytes, and this is the loop
+            return None
         known = self._known(app_id)
         found, score = known.equal.get(normal(query)), EQUAL
-        if found is None and known.of and 0 < len(query) <= MOST_CHARACTERS:
+        if found is None and known.of and query:
             near = await self._near(job, known.of, query)
             if near is not None:
                 found, score = near

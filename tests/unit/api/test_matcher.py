@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -192,6 +193,16 @@ def test_what_is_longer_than_a_model_takes_is_not_compared() -> None:
         assert await world.who("x" * (MOST_CHARACTERS + 1)) is None
         assert await world.who("") is None
         assert world.provider.asked == []
+
+    within(test)
+
+
+def test_a_message_of_megabytes_holds_up_nobody() -> None:
+    async def test(world: World) -> None:
+        begun = time.monotonic()
+        assert await world.who("\ufdfa" * 500_000) is None, "NFKC makes 18 characters of it"
+        assert time.monotonic() - begun < 0.5
+        assert await world.who(REFUND + " " * MOST_CHARACTERS) is None, "not compared for equality either"
 
     within(test)
 
