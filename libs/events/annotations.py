@@ -132,6 +132,18 @@ class AnnotationBook:
         if fact.error is None and (settled is None or self._order[job.job_id] > self._order[settled.job_id]):
             self._settled[job.app_id] = job
 
+    def forget(self, key: str) -> None:
+        """The record with this key was taken back: a newer one has said since what its annotation is."""
+        kind, _, rest = key.partition("/")
+        annotation_id = rest.partition("/")[0]
+        if kind != "annotation" or annotation_id not in self._records:
+            return
+        kept = tuple(known for known in self._records[annotation_id] if known != key)
+        if kept:
+            self._records[annotation_id] = kept
+        else:
+            del self._records[annotation_id]
+
     def forget_app(self, app_id: str) -> None:
         """The app is gone."""
         self._written.pop(app_id, None)
@@ -145,7 +157,7 @@ class AnnotationBook:
         return next((one for one in self.of_app(app_id) if one.annotation_id == annotation_id), None)
 
     def records(self, annotation_id: str) -> tuple[str, ...]:
-        """Keys of the records that say what it is, or was, unless it is deleted."""
+        """Keys of the records that say what it is, or was, unless it is deleted or they were taken back."""
         return self._records.get(annotation_id, ())
 
     def answering(self, app_id: str) -> AnnotationJobBegun | None:

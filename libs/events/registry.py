@@ -335,6 +335,7 @@ class Registry:
             self._closed.pop(key, None)
             self.drafts.forget(key)
             self.triggers.forget(key)
+            self.annotations.forget(key)
         self.position = record.offset + 1
 
     def _evolve(self, fact: Fact) -> None:

@@ -13,7 +13,7 @@ from libs.events.annotations import (
     AnnotationJobEnded,
     AnnotationWritten,
 )
-from libs.events.registry import AppCreated, AppDeleted, Registry, encode_fact
+from libs.events.registry import AppCreated, AppDeleted, Registry, encode_fact, taken_back
 from tests.unit.test_registry import record
 
 
@@ -67,6 +67,21 @@ def test_the_records_of_an_annotation_are_known_until_it_is_deleted() -> None:
     assert book(*facts).records("1") == (keys[0], keys[2])
     assert len({*keys, *(encode_fact(fact).key for fact in (deleted("1"), begun("1"), ended("1")))}) == 6
     assert book(*facts, deleted("1")).records("1") == ()
+
+
+def test_records_that_were_taken_back_are_not_taken_back_again() -> None:
+    registry, count = Registry(), 0
+    for number in range(300):
+        before = registry.annotations.records("1")
+        for entry in (encode_fact(written("1", f"{number}")), *map(taken_back, before)):
+            registry.apply(record(entry, count))
+            count += 1
+    assert count == 599, "a record for every change, and one that takes back the one before"
+    for key in ("annotation/1/unknown", "annotation/unknown/1", "annotation", "annotation-deleted/1"):
+        registry.apply(record(taken_back(key), count))
+    assert registry.annotations.records("1") == ("annotation/1/of 299",)
+    registry.apply(record(taken_back("annotation/1/of 299"), count))
+    assert registry.annotations.records("1") == ()
 
 
 def test_annotations_answer_from_the_end_of_a_job_that_went_well() -> None:
