@@ -14,6 +14,7 @@ unless a job that was begun later has ended well before: the later wish counts, 
 Vectors of questions are in no fact: they follow from the texts and a provider, which is asked for them again.
 """
 
+from bisect import insort
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -86,6 +87,11 @@ def key_of_annotation_fact(fact: AnnotationFact) -> str:
             return f"annotation-job-ended/{fact.job_id}"
 
 
+def _age(fact: AnnotationWritten) -> tuple[int, str]:
+    """Not the place in the log: compaction leaves the last change of each, which may be behind younger ones."""
+    return fact.created_at_us, fact.annotation_id
+
+
 class AnnotationBook:
     """The fold. Like the registry it belongs to: one thread applies, any thread looks up."""
 
@@ -118,10 +124,9 @@ class AnnotationBook:
 
     def _keep(self, fact: AnnotationWritten) -> None:
         self._records[fact.annotation_id] = (*self.records(fact.annotation_id), key_of_annotation_fact(fact))
-        known = self._written.get(fact.app_id, ())
-        kept = tuple(fact if one.annotation_id == fact.annotation_id else one for one in known)
-        new = all(one.annotation_id != fact.annotation_id for one in known)
-        self._written[fact.app_id] = (*kept, fact) if new else kept
+        others = [one for one in self._written.get(fact.app_id, ()) if one.annotation_id != fact.annotation_id]
+        insort(others, fact, key=_age)
+        self._written[fact.app_id] = tuple(others)
 
     def _end(self, fact: AnnotationJobEnded) -> None:
         job = self._jobs.get(fact.job_id)
@@ -150,7 +155,7 @@ class AnnotationBook:
         self._settled.pop(app_id, None)
 
     def of_app(self, app_id: str) -> tuple[AnnotationWritten, ...]:
-        """In the order of the log; the same object until one of them changes."""
+        """Oldest first; the same object until one of them changes."""
         return self._written.get(app_id, ())
 
     def one(self, app_id: str, annotation_id: str) -> AnnotationWritten | None:
