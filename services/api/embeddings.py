@@ -17,6 +17,8 @@ from services.api.matching import Vector, normal, unit
 
 BATCH: Final = 32
 TIMEOUT_S: Final = 30.0
+_REFUSALS: Final = (400, 413, 422)
+"""Statuses that speak of what was sent, be it a text or their number."""
 _MAX_ERROR_CHARS: Final = 300
 _DIMENSIONS: Final = 512
 _GRAM: Final = 3
@@ -26,9 +28,17 @@ class EmbeddingError(Exception):
     """There are no vectors. The text is for people and never holds a key."""
 
 
+class TextRefused(EmbeddingError):
+    """The provider is there and takes no such text, perhaps because of its length. `text`: which."""
+
+    def __init__(self, message: str, text: str) -> None:
+        super().__init__(message)
+        self.text = text
+
+
 class Embedder(Protocol):
     async def embed(self, model: str, texts: Sequence[str]) -> list["Vector[float]"]:
-        """A vector of length 1 for each text, in their order. Raises EmbeddingError."""
+        """A vector of length 1 for each text, in their order. Raises EmbeddingError; TextRefused: one is the reason."""
         ...
 
 
@@ -86,14 +96,18 @@ class OpenAICompatible:
         return found
 
     async def _batch(self, model: str, texts: Sequence[str]) -> list["Vector[float]"]:
-        payload = {"model": self._models.get(model, model), "input": list(texts)}
+        # Half a surrogate pair, which a message may hold, is no UTF-8.
+        sent = [text.encode("utf-8", "replace").decode() for text in texts]
+        payload = {"model": self._models.get(model, model), "input": sent}
         try:
             response = await self._client.post(self._url, json=payload, headers=self._headers)
         except httpx.TimeoutException as error:
             raise self._error(f"no answer in time ({type(error).__name__})") from None
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise self._error(str(error) or type(error).__name__) from None
-        if response.status_code in (400, 413, 422) and len(texts) > 1:
+        if response.status_code in _REFUSALS:
+            if len(texts) == 1:
+                raise TextRefused(self._clean(f"status {response.status_code}: {_said(response)}"), texts[0])
             half = len(texts) // 2
             return await self._batch(model, texts[:half]) + await self._batch(model, texts[half:])
         if not response.is_success:
@@ -104,9 +118,12 @@ class OpenAICompatible:
             raise self._error(f"it sent no {len(texts)} vectors. Is {model} a model for embeddings?") from None
 
     def _error(self, message: str) -> EmbeddingError:
+        return EmbeddingError(self._clean(message))
+
+    def _clean(self, message: str) -> str:
         # Before it is cut: half a key is much of a key.
         clean = message.replace(self._key, "***") if self._key else message
-        return EmbeddingError(f"{self._label}: {clean[:_MAX_ERROR_CHARS]}")
+        return f"{self._label}: {clean[:_MAX_ERROR_CHARS]}"
 
 
 def _vectors(answer: Any, count: int) -> list["Vector[float]"]:

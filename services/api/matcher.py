@@ -18,7 +18,7 @@ from typing import Final
 from libs.events.annotations import AnnotationBook, AnnotationJobBegun, AnnotationWritten
 from libs.events.commands import Annotation
 from services.api.account import ADMIN_ID, ADMIN_NAME
-from services.api.embeddings import BATCH, Embedder, Embedders, EmbeddingError
+from services.api.embeddings import BATCH, Embedder, Embedders, EmbeddingError, TextRefused
 from services.api.matching import EQUAL, Vector, closest, normal
 from services.api.threads import Threads
 
@@ -30,6 +30,10 @@ REST_S: Final = 10.0
 """How long a provider that has failed is not asked by messages."""
 MOST_CHARACTERS: Final = 4_000
 """A longer message is like no question, which has half of it at most; models refuse what is much longer."""
+
+
+_PLAIN: Final = ("hello",)
+"""What a model that makes vectors takes."""
 
 
 @dataclass(slots=True)
@@ -48,8 +52,13 @@ class _Space:
     model: str
     vectors: dict[str, "Vector[float]"] = field(default_factory=dict)
     """By question."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Questions that the provider makes no vector of, and what it says. They answer messages that are equal."""
     filling: "asyncio.Task[None] | None" = None
     rests_until: float = 0.0
+
+    def lacks(self, question: str) -> bool:
+        return question not in self.vectors and question not in self.refused
 
 
 class Matcher:
@@ -104,8 +113,11 @@ class Matcher:
         space = self._space(app_id, provider_id, model)
         questions = [each.question for each in self._book.of_app(app_id)]
         if not questions:  # it must answer all the same
-            await embedder.embed(model, ["hello"])
+            await embedder.embed(model, _PLAIN)
+        space.refused.clear()  # whoever asks may have made the provider take them
         await _fill(space, embedder, questions)
+        if questions and not space.vectors:
+            raise EmbeddingError(next(iter(space.refused.values()), "all questions were deleted meanwhile"))
         space.rests_until = 0.0
 
     async def stop(self) -> None:
@@ -144,6 +156,9 @@ class Matcher:
                 (asked,) = await embedder.embed(model, [query])
                 if filling is not None:
                     await asyncio.shield(filling)  # it goes on for the messages behind this one
+        except TextRefused as error:  # the provider is well
+            logger.warning("annotations_not_compared", extra={"app_id": job.app_id, "problem": str(error)})
+            return None
         except (EmbeddingError, TimeoutError) as error:
             if asked is None or isinstance(error, EmbeddingError):
                 space.rests_until = self._monotonic() + REST_S
@@ -162,7 +177,7 @@ class Matcher:
         """What makes the vectors that are missing; None: none is."""
         if space.filling is not None and not space.filling.done():
             return space.filling
-        if all(question in space.vectors for question in questions):
+        if not any(map(space.lacks, questions)):
             return None
         space.filling = asyncio.ensure_future(_fill(space, embedder, questions))
         space.filling.add_done_callback(lambda done: None if done.cancelled() else done.exception())
@@ -178,9 +193,17 @@ class Matcher:
 async def _fill(space: _Space, embedder: Embedder, questions: Iterable[str]) -> None:
     """Raises EmbeddingError; what was made before it stays."""
     wanted = dict.fromkeys(questions)
-    for gone in space.vectors.keys() - wanted.keys():
-        del space.vectors[gone]
-    missing = [each for each in wanted if each not in space.vectors]
-    for start in range(0, len(missing), BATCH):
-        batch = missing[start : start + BATCH]
-        space.vectors.update(zip(batch, await embedder.embed(space.model, batch), strict=True))
+    for gone in (space.vectors.keys() | space.refused.keys()) - wanted.keys():
+        space.vectors.pop(gone, None)
+        space.refused.pop(gone, None)
+    missing = list(filter(space.lacks, wanted))
+    while batch := missing[:BATCH]:
+        try:
+            vectors = await embedder.embed(space.model, batch)
+        except TextRefused as error:
+            await embedder.embed(space.model, _PLAIN)  # who refuses this, too, refuses everything: that is no answer
+            space.refused[error.text] = str(error)
+            missing.remove(error.text)
+        else:
+            space.vectors.update(zip(batch, vectors, strict=True))
+            del missing[: len(batch)]

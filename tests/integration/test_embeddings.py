@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from libs.settings import Provider
-from services.api.embeddings import BATCH, Embedders, EmbeddingError
+from services.api.embeddings import BATCH, Embedders, EmbeddingError, TextRefused
 from services.api.matching import likeness
 from tests.model_server import ModelServer
 
@@ -75,6 +75,21 @@ def test_a_refusal_says_why_and_never_shows_the_key(model: str, words: str) -> N
     said = refused(model)
     assert words in said
     assert "sk-emb" not in said
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_one_text_that_is_refused_is_told_from_a_provider_that_is_not_well(status: int) -> None:
+    with pytest.raises(TextRefused, match=str(status)) as caught:
+        embed(f"status-{status}", ["a", "b"])
+    assert caught.value.text == "a"
+    with pytest.raises(EmbeddingError) as other:
+        embed("status-401", ["a"])
+    assert not isinstance(other.value, TextRefused)
+
+
+def test_half_a_surrogate_pair_is_no_reason_against_a_provider() -> None:
+    _, (request,) = embed("small", ["a\ud83d"])
+    assert request["body"]["input"] == ["a?"]
 
 
 def test_a_server_that_is_away_or_unknown_says_so() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from libs.events.annotations import AnnotationBook, AnnotationDeleted, AnnotationJobBegun, AnnotationJobEnded
-from services.api.embeddings import Embedders, EmbeddingError, Offline
+from services.api.embeddings import Embedders, EmbeddingError, Offline, TextRefused
 from services.api.matcher import MOST_CHARACTERS, REST_S, Matcher
 from services.api.matching import Vector
 from services.api.threads import Threads
@@ -27,6 +27,7 @@ class Provider(Embedders):
         self.away = False
         self.slow_s = 0.0
         self.slow_for: set[str] = set()
+        self.refuses: Callable[[str], bool] = lambda text: False
 
     def of(self, provider_id: str) -> "Provider":
         return self
@@ -37,6 +38,8 @@ class Provider(Embedders):
             await asyncio.sleep(self.slow_s or 5.0)
         if self.away:
             raise EmbeddingError("openai: no answer in time")
+        for text in filter(self.refuses, texts):
+            raise TextRefused("openai: status 400: too long", text)
         return await Offline().embed(model, texts)
 
 
@@ -171,6 +174,41 @@ def test_a_provider_that_is_away_or_slow_holds_up_one_message_a_moment(
         world.now += REST_S + 1
         await world.matcher.prepare("a", "p", "m")
         assert await world.who("What is the refund policy") == "1"
+
+    within(test)
+
+
+def test_a_question_that_the_provider_refuses_leaves_the_others_their_vectors() -> None:
+    async def test(world: World) -> None:
+        world.book.evolve(written("3", "too long"))
+        world.provider.refuses = lambda text: text.startswith("too long")
+        await world.matcher.prepare("a", "p", "m")
+        asked = len(world.provider.asked)
+        assert await world.who("What is the refund policy") == "1"
+        assert await world.who("Too long!") == "3", "equal texts need no vector"
+        assert world.provider.asked[asked:] == [["What is the refund policy"]], "nobody asks for it again"
+
+    within(test)
+
+
+def test_a_message_that_the_provider_refuses_is_the_only_one_that_is_not_compared() -> None:
+    async def test(world: World) -> None:
+        world.provider.refuses = lambda text: text.startswith("too long")
+        assert await world.who("too long, this message") is None
+        assert await world.who("What is the refund policy") == "1"
+
+    within(test)
+
+
+@pytest.mark.parametrize("everything", ["whatever is sent", "the questions"])
+def test_a_provider_that_refuses_everything_has_made_no_vectors(everything: str) -> None:
+    async def test(world: World) -> None:
+        world.provider.refuses = lambda text: everything == "whatever is sent" or text in (REFUND, "Where are you?")
+        with pytest.raises(EmbeddingError, match="status 400"):
+            await world.matcher.prepare("a", "p", "m")
+        world.provider.refuses = lambda text: False
+        await world.matcher.prepare("a", "p", "m")
+        assert await world.who("What is the refund policy") == "1", "whoever asks again is heard"
 
     within(test)
 
