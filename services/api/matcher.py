@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from libs.events.annotations import AnnotationBook, AnnotationJobBegun, AnnotationWritten
@@ -25,7 +26,8 @@ from services.api.threads import Threads
 logger = logging.getLogger(__name__)
 
 PATIENCE_S: Final = 1.5
-"""How long a message waits for vectors; providers on the network answer within half of it."""
+"""How long a message waits for vectors, and how long after its beginning making those of all questions is waited for.
+Providers on the network answer within half of it."""
 REST_S: Final = 10.0
 """How long a provider that has failed is not asked by messages."""
 MOST_CHARACTERS: Final = 4_000
@@ -48,6 +50,7 @@ class _Known:
 class _Space:
     """What a model has made of an app's questions."""
 
+    app_id: str
     provider_id: str
     model: str
     vectors: dict[str, "Vector[float]"] = field(default_factory=dict)
@@ -55,6 +58,8 @@ class _Space:
     refused: dict[str, str] = field(default_factory=dict)
     """Questions that the provider makes no vector of, and what it says. They answer messages that are equal."""
     filling: "asyncio.Task[None] | None" = None
+    waited_for_until: float = 0.0
+    """On the loop's clock: messages behind it are compared with the vectors that are there."""
     rests_until: float = 0.0
 
     def lacks(self, question: str) -> bool:
@@ -137,7 +142,7 @@ class Matcher:
         return known
 
     def _space(self, app_id: str, provider_id: str, model: str) -> _Space:
-        return self._spaces.setdefault((app_id, provider_id, model), _Space(provider_id, model))
+        return self._spaces.setdefault((app_id, provider_id, model), _Space(app_id, provider_id, model))
 
     async def _near(
         self, job: AnnotationJobBegun, written: tuple[AnnotationWritten, ...], query: str
@@ -148,24 +153,21 @@ class Matcher:
         self._leave(job.app_id, space)
         if self._monotonic() < space.rests_until:
             return None
-        asked: Vector[float] | None = None
+        ends = asyncio.get_running_loop().time() + self._patience_s
         try:
             embedder = self._embedders.of(provider_id)
             filling = self._filling(space, embedder, [each.question for each in written])
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout_at(ends):
                 (asked,) = await embedder.embed(model, [query])
-                if filling is not None:
-                    await asyncio.shield(filling)  # it goes on for the messages behind this one
         except TextRefused as error:  # the provider is well
-            logger.warning("annotations_not_compared", extra={"app_id": job.app_id, "problem": str(error)})
+            self._not_compared(job.app_id, str(error))
             return None
         except (EmbeddingError, TimeoutError) as error:
-            if asked is None or isinstance(error, EmbeddingError):
-                space.rests_until = self._monotonic() + REST_S
-                problem = str(error) or f"no answer within {self._patience_s:g} s"
-                logger.warning("annotations_not_compared", extra={"app_id": job.app_id, "problem": problem})
-            if asked is None:
-                return None
+            self._rest(space, str(error) or f"no answer within {self._patience_s:g} s")
+            return None
+        if filling is not None:
+            left_s = min(ends, space.waited_for_until) - asyncio.get_running_loop().time()
+            await asyncio.wait((filling,), timeout=max(0.0, left_s))  # it goes on for the messages behind this one
         by_id = {each.annotation_id: each for each in reversed(written)}  # of equals the newest
         vectors = {
             each: vector for each, one in by_id.items() if (vector := space.vectors.get(one.question)) is not None
@@ -175,13 +177,26 @@ class Matcher:
 
     def _filling(self, space: _Space, embedder: Embedder, questions: list[str]) -> "asyncio.Task[None] | None":
         """What makes the vectors that are missing; None: none is."""
-        if space.filling is not None and not space.filling.done():
-            return space.filling
         if not any(map(space.lacks, questions)):
             return None
-        space.filling = asyncio.ensure_future(_fill(space, embedder, questions))
-        space.filling.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+        if space.filling is None or space.filling.done():
+            space.filling = asyncio.ensure_future(_fill(space, embedder, questions))
+            space.filling.add_done_callback(partial(self._filled, space))
+            space.waited_for_until = asyncio.get_running_loop().time() + self._patience_s
         return space.filling
+
+    def _filled(self, space: _Space, done: "asyncio.Task[None]") -> None:
+        problem = None if done.cancelled() else done.exception()
+        if problem is not None:
+            self._rest(space, str(problem) or type(problem).__name__)
+
+    def _rest(self, space: _Space, problem: str) -> None:
+        if self._monotonic() >= space.rests_until:  # else it has been said
+            self._not_compared(space.app_id, problem)
+        space.rests_until = self._monotonic() + REST_S
+
+    def _not_compared(self, app_id: str, problem: str) -> None:
+        logger.warning("annotations_not_compared", extra={"app_id": app_id, "problem": problem})
 
     def _leave(self, app_id: str, space: _Space | None) -> None:
         """Forget what all other models have made of the app's questions, unless they still do."""

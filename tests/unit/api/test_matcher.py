@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from libs.events.annotations import AnnotationBook, AnnotationDeleted, AnnotationJobBegun, AnnotationJobEnded
-from services.api.embeddings import Embedders, EmbeddingError, Offline, TextRefused
+from services.api.embeddings import BATCH, Embedders, EmbeddingError, Offline, TextRefused
 from services.api.matcher import MOST_CHARACTERS, REST_S, Matcher
 from services.api.matching import Vector
 from services.api.threads import Threads
@@ -44,12 +44,14 @@ class Provider(Embedders):
 
 
 class World:
-    def __init__(self, threshold: float = 0.7) -> None:
+    def __init__(self, threshold: float = 0.7, patience_s: float = 0.05) -> None:
         self.book = AnnotationBook()
         self.provider = Provider()
         self.threads = Threads(1)
         self.now = 100.0
-        self.matcher = Matcher(self.book, self.provider, self.threads, patience_s=0.05, monotonic=lambda: self.now)
+        self.matcher = Matcher(
+            self.book, self.provider, self.threads, patience_s=patience_s, monotonic=lambda: self.now
+        )
         for fact in (
             written("1", REFUND),
             written("2", "Where are you?"),
@@ -215,13 +217,35 @@ def test_a_provider_that_refuses_everything_has_made_no_vectors(everything: str)
 
 def test_messages_do_not_wait_for_all_vectors_of_a_process_that_has_just_begun() -> None:
     async def test(world: World) -> None:
-        world.provider.slow_for = {REFUND}
-        async with asyncio.timeout(1):
-            assert await world.who("What is the refund policy") is None
-        assert sum(REFUND in texts for texts in world.provider.asked) == 1
-        async with asyncio.timeout(1):
-            await world.who("Another")
-        assert sum(REFUND in texts for texts in world.provider.asked) == 1, "one look for the vectors is enough"
+        for number in range(BATCH):
+            world.book.evolve(written(f"3-{number:02}", f"Another question, number {number}?"))
+        world.book.evolve(written("4", "the last"))
+        world.provider.slow_for = {"the last"}
+        waited: list[float] = []
+        for query in ("What is the refund policy", "What is your own refund policy", "Your refund policy?"):
+            begun = time.monotonic()
+            assert await world.who(query) == "1", "compared with what is there"
+            waited.append(time.monotonic() - begun)
+        assert 0.4 < waited[0] < 1.5
+        assert max(waited[1:]) < 0.3, "it is waited for once, not by every message until it is done"
+        assert sum("the last" in texts for texts in world.provider.asked) == 1
+
+    within(test, patience_s=0.5)
+
+
+def test_vectors_that_could_not_be_made_behind_the_messages_are_left_for_a_while(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test(world: World) -> None:
+        world.provider.refuses = lambda text: REFUND == text or text == "hello"
+        assert await world.who("Another") is None
+        asked = len(world.provider.asked)
+        assert await world.who("One more") is None
+        assert len(world.provider.asked) == asked
+        assert [record.message for record in caplog.records] == ["annotations_not_compared"]
+        world.provider.refuses = lambda text: False
+        world.now += REST_S + 1
+        assert await world.who("What is the refund policy") == "1"
 
     within(test)
 
