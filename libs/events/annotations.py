@@ -134,7 +134,7 @@ class AnnotationBook:
             return
         self._ended[fact.job_id] = fact
         settled = self._settled.get(job.app_id)
-        if fact.error is None and (settled is None or self._order[job.job_id] > self._order[settled.job_id]):
+        if fact.error is None and (settled is None or self.later(job, settled)):
             self._settled[job.app_id] = job
 
     def forget(self, key: str) -> None:
@@ -169,6 +169,10 @@ class AnnotationBook:
         """The job that made the app's annotations answer messages; None: they do not."""
         settled = self._settled.get(app_id)
         return settled if settled is not None and settled.action == "enable" else None
+
+    def later(self, job: AnnotationJobBegun, other: AnnotationJobBegun) -> bool:
+        """Whether the job was asked for behind the other. Both are known."""
+        return self._order[job.job_id] > self._order[other.job_id]
 
     def job(self, app_id: str, job_id: str) -> tuple[AnnotationJobBegun, AnnotationJobEnded | None] | None:
         """A job of the app, and its end if it has come."""

@@ -1,7 +1,8 @@
 """Annotations written, changed and deleted; and the jobs that let them answer messages, or not. All of it is facts.
 
 A job works in the process that was asked. That process may die: then its job has no end, and counts as failed once it
-should have ended. Nobody takes it over, because whoever wants it asks again.
+should have ended. Nobody takes it over, because whoever wants it asks again. A process works on one wish of an app at
+a time: a later one ends the one before.
 """
 
 import asyncio
@@ -32,6 +33,8 @@ JOB_S: Final = 600.0
 _TO_END_S: Final = 20.0
 """How much longer the record of a job's end may take."""
 
+OVERTAKEN: Final = "another wish came behind it"
+
 JobStatus = Literal["processing", "completed", "error"]
 
 
@@ -53,6 +56,8 @@ class Annotating:
         self._new_uuid = new_uuid
         self._job_s = job_s
         self._working: set[asyncio.Task[None]] = set()
+        self._preparing: dict[str, tuple[AnnotationJobBegun, asyncio.Task[None]]] = {}
+        """By app."""
 
     async def stop(self) -> None:
         """End what is under way."""
@@ -107,13 +112,19 @@ class Annotating:
             app, "enable", score_threshold=threshold, embedding_provider_name=provider_id, embedding_model_name=model
         )
         await self._publisher.record([job])
-        self._spawn(self._work(job, provider_id, model))
+        preparing = self._spawn(self._matcher.prepare(app.app_id, provider_id, model))
+        if self._overtake(job):
+            self._preparing[app.app_id] = job, preparing
+        else:
+            preparing.cancel()
+        self._spawn(self._work(job, preparing))
         return job.job_id
 
     async def disable(self, app: AppCreated) -> str:
         """A job that is done; its id. Raises ApiError."""
         job = self._job(app, "disable")
         await self._publisher.record([job, self._end(job, None)])
+        self._overtake(job)
         return job.job_id
 
     def status(self, job: AnnotationJobBegun, end: AnnotationJobEnded | None) -> tuple[JobStatus, str]:
@@ -138,24 +149,50 @@ class Annotating:
     def _end(self, job: AnnotationJobBegun, error: str | None) -> AnnotationJobEnded:
         return AnnotationJobEnded(job_id=job.job_id, app_id=job.app_id, error=error, ended_at_us=self._now_us())
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.ensure_future(work)
         self._working.add(task)
         task.add_done_callback(self._working.discard)
+        return task
 
-    async def _work(self, job: AnnotationJobBegun, provider_id: str, model: str) -> None:
-        error: str | None = None
-        try:
-            async with asyncio.timeout(self._job_s):
-                await self._matcher.prepare(job.app_id, provider_id, model)
-        except EmbeddingError as refused:
-            error = str(refused)
-        except TimeoutError:
-            error = f"the vectors of all questions took longer than {self._job_s:g} s"
-        try:
-            await self._publisher.record([self._end(job, error)])
-        except ApiError as unconfirmed:  # the job counts as failed when its time is over
-            logger.warning("annotation_job_not_ended", extra={"job_id": job.job_id, "problem": unconfirmed.message})
+    def _overtake(self, job: AnnotationJobBegun) -> bool:
+        """End the wish that is worked on, unless it was the later one: the log says which."""
+        other, preparing = self._preparing.get(job.app_id, (None, None))
+        if other is None or preparing is None:
+            return True
+        if self._book.later(other, job):
+            return False
+        preparing.cancel()
+        return True
+
+    async def _work(self, job: AnnotationJobBegun, preparing: "asyncio.Task[None]") -> None:
+        names = job.embedding_provider_name or "", job.embedding_model_name or ""
+        with self._matcher.holding(job.app_id, *names):
+            try:
+                await asyncio.wait((preparing,), timeout=self._job_s)
+                error = self._problem(job, preparing)
+            finally:
+                preparing.cancel()
+                if self._preparing.get(job.app_id) == (job, preparing):
+                    del self._preparing[job.app_id]
+            try:
+                await self._publisher.record([self._end(job, error)])
+            except ApiError as unconfirmed:  # the job counts as failed when its time is over
+                logger.warning("annotation_job_not_ended", extra={"job_id": job.job_id, "problem": unconfirmed.message})
+
+    def _problem(self, job: AnnotationJobBegun, preparing: "asyncio.Task[None]") -> str | None:
+        if not preparing.done():
+            return f"the vectors of all questions took longer than {self._job_s:g} s"
+        if preparing.cancelled():
+            return OVERTAKEN
+        match preparing.exception():
+            case None:
+                return None
+            case EmbeddingError() as refused:
+                return str(refused)
+            case broken:  # its text was not made to be shown
+                logger.error("annotation_job_broken", extra={"job_id": job.job_id}, exc_info=broken)
+                return f"unexpected {type(broken).__name__}: the log of the process says more"
 
 
 def reply_of(book: AnnotationBook, app_id: str) -> Json:

@@ -11,7 +11,8 @@ every process at every start.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -61,6 +62,8 @@ class _Space:
     waited_for_until: float = 0.0
     """On the loop's clock: messages behind it are compared with the vectors that are there."""
     rests_until: float = 0.0
+    held: int = 0
+    """By how many jobs that may make it the one that answers."""
 
     def lacks(self, question: str) -> bool:
         return question not in self.vectors and question not in self.refused
@@ -112,6 +115,18 @@ class Matcher:
             account_name=ADMIN_NAME,
         )
 
+    @contextmanager
+    def holding(self, app_id: str, provider_id: str, model: str) -> Iterator[None]:
+        """What is made of the app's questions stays meanwhile, and behind it if this is what answers then."""
+        space = self._space(app_id, provider_id, model)
+        space.held += 1
+        try:
+            yield
+        finally:
+            space.held -= 1
+            job = self._book.answering(app_id)
+            self._leave(app_id, None if job is None else self._space_of(job))
+
     async def prepare(self, app_id: str, provider_id: str, model: str) -> None:
         """Have a vector for every question of the app. Raises EmbeddingError."""
         embedder = self._embedders.of(provider_id)
@@ -144,21 +159,23 @@ class Matcher:
     def _space(self, app_id: str, provider_id: str, model: str) -> _Space:
         return self._spaces.setdefault((app_id, provider_id, model), _Space(app_id, provider_id, model))
 
+    def _space_of(self, job: AnnotationJobBegun) -> _Space:
+        return self._space(job.app_id, job.embedding_provider_name or "", job.embedding_model_name or "")
+
     async def _near(
         self, job: AnnotationJobBegun, written: tuple[AnnotationWritten, ...], query: str
     ) -> tuple[AnnotationWritten, float] | None:
         """The annotation whose question means nearly the same, and how nearly."""
-        provider_id, model = job.embedding_provider_name or "", job.embedding_model_name or ""
-        space = self._space(job.app_id, provider_id, model)
+        space = self._space_of(job)
         self._leave(job.app_id, space)
         if self._monotonic() < space.rests_until:
             return None
         ends = asyncio.get_running_loop().time() + self._patience_s
         try:
-            embedder = self._embedders.of(provider_id)
+            embedder = self._embedders.of(space.provider_id)
             filling = self._filling(space, embedder, [each.question for each in written])
             async with asyncio.timeout_at(ends):
-                (asked,) = await embedder.embed(model, [query])
+                (asked,) = await embedder.embed(space.model, [query])
         except TextRefused as error:  # the provider is well
             self._not_compared(job.app_id, str(error))
             return None
@@ -199,9 +216,11 @@ class Matcher:
         logger.warning("annotations_not_compared", extra={"app_id": app_id, "problem": problem})
 
     def _leave(self, app_id: str, space: _Space | None) -> None:
-        """Forget what all other models have made of the app's questions, unless they still do."""
+        """Forget what all other models have made of the app's questions, but for what jobs hold."""
         for key, other in list(self._spaces.items()):
-            if key[0] == app_id and other is not space and (other.filling is None or other.filling.done()):
+            if key[0] == app_id and other is not space and other.held == 0:
+                if other.filling is not None:
+                    other.filling.cancel()
                 del self._spaces[key]
 
 
