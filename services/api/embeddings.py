@@ -19,6 +19,8 @@ BATCH: Final = 32
 TIMEOUT_S: Final = 30.0
 _REFUSALS: Final = (400, 413, 422)
 """Statuses that speak of what was sent, be it a text or their number."""
+_UNREADABLE: Final = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+"""What reading an answer of another form raises; the last two: a number of hundreds of digits, brackets in brackets."""
 _MAX_ERROR_CHARS: Final = 300
 _DIMENSIONS: Final = 512
 _GRAM: Final = 3
@@ -114,7 +116,7 @@ class OpenAICompatible:
             raise self._error(f"status {response.status_code}: {_said(response)}")
         try:
             return _vectors(response.json(), len(texts))
-        except (ValueError, TypeError, LookupError, AttributeError):
+        except _UNREADABLE:
             raise self._error(f"it sent no {len(texts)} vectors. Is {model} a model for embeddings?") from None
 
     def _error(self, message: str) -> EmbeddingError:
@@ -127,7 +129,7 @@ class OpenAICompatible:
 
 
 def _vectors(answer: Any, count: int) -> list["Vector[float]"]:
-    """Raises ValueError, TypeError, LookupError or AttributeError: the answer is of another form."""
+    """Raises one of _UNREADABLE: the answer is of another form."""
     data = answer["data"]
     ordered = sorted(data, key=lambda one: one.get("index", 0))  # stable: without numbers they stand in order
     if len(ordered) != count:
@@ -138,11 +140,11 @@ def _vectors(answer: Any, count: int) -> list["Vector[float]"]:
 def _said(response: httpx.Response) -> str:
     try:
         said = response.json()
-    except ValueError:
+        error = said.get("error") if isinstance(said, dict) else None
+        message = error.get("message") if isinstance(error, dict) else error
+        return str(message or response.reason_phrase)
+    except _UNREADABLE:
         return response.reason_phrase
-    error = said.get("error") if isinstance(said, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    return str(message or response.reason_phrase)
 
 
 class Offline:

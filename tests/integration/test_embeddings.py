@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 import pytest
 
+from libs.providers import reach
 from libs.settings import Provider
-from services.api.embeddings import BATCH, Embedders, EmbeddingError, TextRefused
+from services.api.embeddings import BATCH, Embedders, EmbeddingError, OpenAICompatible, TextRefused
 from services.api.matching import likeness
 from tests.model_server import ModelServer
 
@@ -90,6 +92,33 @@ def test_one_text_that_is_refused_is_told_from_a_provider_that_is_not_well(statu
 def test_half_a_surrogate_pair_is_no_reason_against_a_provider() -> None:
     _, (request,) = embed("small", ["a\ud83d"])
     assert request["body"]["input"] == ["a?"]
+
+
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b'{"data": 1}',
+        b'{"data": [{"embedding": [1' + b"0" * 400 + b"]}]}",
+        b'{"data": [{"embedding": [1e400]}]}',
+        b"[" * 100_000,
+        b'{"error":' * 100_000,
+        b"1" * 5_000,
+    ],
+    ids=lambda body: str(body[:24]),
+)
+def test_whatever_a_server_answers_is_no_more_than_an_error(body: bytes, status: int) -> None:
+    async def ask() -> None:
+        answering = httpx.MockTransport(lambda _: httpx.Response(status, content=body))
+        async with httpx.AsyncClient(transport=answering) as client:
+            to = reach({"OPENAI": Provider("http://models", KEY)}, "openai")
+            with pytest.raises(EmbeddingError, match="openai: "):
+                await OpenAICompatible(client, to).embed("m", ["a"])
+
+    asyncio.run(ask())
 
 
 def test_a_server_that_is_away_or_unknown_says_so() -> None:
