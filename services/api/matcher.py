@@ -11,7 +11,8 @@ every process at every start.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,12 +40,14 @@ _PLAIN: Final = ("hello",)
 """What a model that makes vectors takes."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Known:
     """The annotations of an app, by what counts of their questions."""
 
-    of: tuple[AnnotationWritten, ...]
-    equal: dict[str, AnnotationWritten]
+    of: tuple[AnnotationWritten, ...] = ()
+    normal: Mapping[str, str] = field(default_factory=dict)
+    """By question."""
+    equal: Mapping[str, AnnotationWritten] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -87,18 +90,21 @@ class Matcher:
         self._patience_s = patience_s
         self._monotonic = monotonic
         self._apps: dict[str, _Known] = {}
+        self._looking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._spaces: dict[tuple[str, str, str], _Space] = {}
 
     async def match(self, app_id: str, query: str) -> Annotation | None:
         """The annotation that answers the message; None: the workflow does. Raises nothing."""
-        job = self._book.answering(app_id)
-        if job is None:
+        if self._book.answering(app_id) is None:
             if self._apps.pop(app_id, None) is not None:
                 self._leave(app_id, None)
             return None
         if len(query) > MOST_CHARACTERS:  # looked at before anything else: it may be of megabytes, and this is the loop
             return None
-        known = self._known(app_id)
+        known = await self._known(app_id)
+        job = self._book.answering(app_id)
+        if job is None:
+            return None
         found, score = known.equal.get(normal(query)), EQUAL
         if found is None and known.of and query:
             near = await self._near(job, known.of, query)
@@ -147,14 +153,13 @@ class Matcher:
         await asyncio.gather(*filling, return_exceptions=True)
         await self._embedders.aclose()
 
-    def _known(self, app_id: str) -> _Known:
-        written = self._book.of_app(app_id)
-        known = self._apps.get(app_id)
-        if known is None or known.of is not written:
-            equal = {normal(each.question): each for each in written}  # of equal questions the newest answers
-            equal.pop("", None)
-            known = self._apps[app_id] = _Known(written, equal)
-        return known
+    async def _known(self, app_id: str) -> _Known:
+        async with self._looking[app_id]:  # messages at the same time share what one has them wait for
+            written = self._book.of_app(app_id)
+            known = self._apps.get(app_id, _Known())
+            if known.of is not written:
+                known = self._apps[app_id] = await self._threads.run(_look, written, known.normal)
+            return known
 
     def _space(self, app_id: str, provider_id: str, model: str) -> _Space:
         return self._spaces.setdefault((app_id, provider_id, model), _Space(app_id, provider_id, model))
@@ -222,6 +227,14 @@ class Matcher:
                 if other.filling is not None:
                     other.filling.cancel()
                 del self._spaces[key]
+
+
+def _look(written: tuple[AnnotationWritten, ...], before: Mapping[str, str]) -> _Known:
+    """Questions may be millions of characters together. `before`: what is known of questions."""
+    questions = {each.question: before.get(each.question) or normal(each.question) for each in written}
+    equal = {questions[each.question]: each for each in written}  # of equal questions the newest answers
+    equal.pop("", None)
+    return _Known(written, questions, equal)
 
 
 async def _fill(space: _Space, embedder: Embedder, questions: Iterable[str]) -> None:

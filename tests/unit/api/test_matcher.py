@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from libs.events.annotations import AnnotationBook, AnnotationDeleted, AnnotationJobBegun, AnnotationJobEnded
 from services.api.embeddings import BATCH, Embedders, EmbeddingError, Offline, TextRefused
 from services.api.matcher import MOST_CHARACTERS, REST_S, Matcher
-from services.api.matching import Vector
+from services.api.matching import Vector, normal
 from services.api.threads import Threads
 from tests.unit.test_annotation_book import written
 
@@ -265,6 +266,26 @@ def test_a_message_of_megabytes_holds_up_nobody() -> None:
         assert await world.who("\ufdfa" * 500_000) is None, "NFKC makes 18 characters of it"
         assert time.monotonic() - begun < 0.5
         assert await world.who(REFUND + " " * MOST_CHARACTERS) is None, "not compared for equality either"
+
+    within(test)
+
+
+def test_the_questions_of_an_app_hold_up_nobody_and_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[tuple[str, bool]] = []
+
+    def look(text: str) -> str:
+        looked.append((text, threading.current_thread() is threading.main_thread()))
+        return normal(text)
+
+    async def test(world: World) -> None:
+        monkeypatch.setattr("services.api.matcher.normal", look)
+        assert await asyncio.gather(world.who(REFUND), world.who(REFUND)) == ["1", "1"]
+        messages = [(REFUND, True)] * 2
+        assert looked == [(REFUND, False), ("Where are you?", False), *messages], "messages only on the loop"
+        looked.clear()
+        world.book.evolve(written("3", "How late?"))
+        assert await world.who("how late") == "3"
+        assert looked == [("How late?", False), ("how late", True)]
 
     within(test)
 
