@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import JsonValue
 
 from libs.workflow.configs.flow import HumanInputConfig
-from libs.workflow.inputs import file_value
+from libs.workflow.inputs import allowed_file
 from libs.workflow.outcome import Asked, Succeeded, Values
 from libs.workflow.pool import Pool
 from libs.workflow.problems import WorkflowError, kind_of
@@ -27,6 +27,7 @@ TIMEOUT: Final = "__timeout"
 _UNIT_S: Final[Mapping[str, float]] = {"hour": 3_600.0, "day": 86_400.0}
 _FIELD: Final = re.compile(r"\{\{#\$output\.([a-zA-Z_][a-zA-Z0-9_]{0,99})#\}\}")
 _FILE_TYPES: Final[Mapping[str, str]] = {"file": "file", "file-list": "array[file]"}
+_FILE_RULES: Final = ("allowed_file_types", "allowed_file_extensions", "allowed_file_upload_methods")
 
 
 class FormInvalid(WorkflowError):
@@ -123,14 +124,14 @@ def _value(field: Mapping[str, Any], given: Any) -> JsonValue:
     if kind == "file":
         if not isinstance(given, dict):
             raise ValueError(f"expected a file, got {kind_of(given)}")
-        return _file(given)
+        return allowed_file(given, _rules(field))
     if kind == "file-list":
         if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
             raise ValueError(f"expected a list of files, got {kind_of(given)}")
         most = field.get("number_limits")
         if isinstance(most, int) and 0 < most < len(given):
             raise ValueError(f"at most {most} files, got {len(given)}")
-        return [_file(each) for each in given]
+        return [allowed_file(each, _rules(field)) for each in given]
     if not isinstance(given, str):
         raise ValueError(f"expected a text, got {kind_of(given)}")
     text = given.replace("\x00", "")
@@ -140,11 +141,10 @@ def _value(field: Mapping[str, Any], given: Any) -> JsonValue:
     return text
 
 
-def _file(given: Mapping[str, Any]) -> JsonValue:
-    try:
-        return file_value(given)
-    except ValueError as error:
-        raise ValueError(f"the file {error}") from None
+def _rules(field: Mapping[str, Any]) -> Mapping[str, list[str]]:
+    """Which files the field takes; the form is JSON from a document, so any of it may be something else."""
+    given = {name: field.get(name) for name in _FILE_RULES}
+    return {name: [str(each) for each in rule] for name, rule in given.items() if isinstance(rule, list)}
 
 
 def _options(field: Mapping[str, Any]) -> list[str] | None:

@@ -20,6 +20,7 @@ __all__ = [
     "InputInvalid",
     "StartVariable",
     "accepted_files",
+    "allowed_file",
     "file_value",
     "type_of_extension",
     "type_of_file",
@@ -309,6 +310,18 @@ def _written(given: Mapping[str, Any], text: str) -> dict[str, JsonValue]:
     }
 
 
+def allowed_file(given: Mapping[str, Any], rules: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """The value of a file that must be of the type that it is given as, and fit `rules`. Raises ValueError."""
+    try:
+        value = file_value(given)
+    except ValueError as error:
+        raise ValueError(f"the file {error}") from None
+    problem = _mistyped(given) or _refused({**given, "type": value["type"]}, rules)
+    if problem:
+        raise ValueError(problem)
+    return value
+
+
 def _checked_file(variable: StartVariable, given: Mapping[str, Any], name: str) -> JsonValue:
     try:
         value = file_value(given)
@@ -325,18 +338,26 @@ def _checked_file(variable: StartVariable, given: Mapping[str, Any], name: str) 
 
 
 def _check_allowed(name: str, given: Mapping[str, Any], rules: Mapping[str, Any]) -> None:
+    problem = _refused(given, rules)
+    if problem:
+        raise _Wrong(f"{name}: {problem}")
+
+
+def _refused(given: Mapping[str, Any], rules: Mapping[str, Any]) -> str | None:
+    """Why the rules do not allow the file; None: they do."""
     methods = rules.get("allowed_file_upload_methods") or ()
     method = given.get("transfer_method")
     if methods and method in ("local_file", "remote_url") and method not in methods:
-        raise _Wrong(f"{name}: files by {method} are not allowed; allowed: {', '.join(methods)}")
+        return f"files by {method} are not allowed; allowed: {', '.join(methods)}"
     types = rules.get("allowed_file_types") or ()
     kind = given.get("type") or "custom"
     if types and kind not in types and "custom" not in types:
-        raise _Wrong(f"{name}: files of type {str(kind)[:40]} are not allowed; allowed: {', '.join(types)}")
+        return f"files of type {str(kind)[:40]} are not allowed; allowed: {', '.join(types)}"
     extensions = {str(each).lower().lstrip(".") for each in rules.get("allowed_file_extensions") or ()}
     own = _own_extension(given)
     if own and extensions and "custom" in types and kind not in set(types) - {"custom"} and own not in extensions:
-        raise _Wrong(f"{name}: files with the extension .{own[:20]} are not allowed")
+        return f"files with the extension .{own[:20]} are not allowed"
+    return None
 
 
 def type_of_extension(extension: str) -> str:
@@ -356,11 +377,18 @@ def type_of_file(extension: str, mime_type: str) -> str:
 
 
 def _check_type(name: str, given: Mapping[str, Any]) -> None:
+    problem = _mistyped(given)
+    if problem:
+        raise _Wrong(f"{name}: {problem}")
+
+
+def _mistyped(given: Mapping[str, Any]) -> str | None:
     """The type that the request gives must be the one that the extension shows; `custom` is any."""
     kind, own = given.get("type"), _own_extension(given)
     detected = type_of_extension(own)
     if kind in FILE_TYPES and detected not in (kind, "custom"):
-        raise _Wrong(f"{name}: the file is given as {kind}, its extension .{own} says {detected}")
+        return f"the file is given as {kind}, its extension .{own} says {detected}"
+    return None
 
 
 def _url(given: Mapping[str, Any]) -> str | None:

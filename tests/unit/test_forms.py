@@ -21,6 +21,7 @@ def _form(**config: Any) -> dict[str, Any]:
 
 
 NOTE = {"type": "paragraph", "output_variable_name": "note"}
+FILES = {"type": "file-list", "output_variable_name": "f"}
 COLOUR = {"type": "select", "output_variable_name": "colour", "option_source": {"type": "constant", "value": ["red"]}}
 
 
@@ -78,6 +79,20 @@ def test_a_submission_keeps_what_was_asked_for() -> None:
             {"f": [FILE, FILE]},
             "f: at most 1 files, got 2",
         ),
+        ([FILES | {"allowed_file_types": ["image"]}], "ok", {"f": [FILE]}, "f: files of type document are not allowed"),
+        ([FILES], "ok", {"f": [FILE | {"type": "image"}]}, "f: the file is given as image, its extension .pdf says"),
+        (
+            [FILES | {"type": "file", "allowed_file_upload_methods": ["local_file"]}],
+            "ok",
+            {"f": FILE},
+            "f: files by remote_url are not allowed; allowed: local_file",
+        ),
+        (
+            [FILES | {"type": "file", "allowed_file_types": ["custom"], "allowed_file_extensions": [".DOCX"]}],
+            "ok",
+            {"f": FILE | {"type": "custom"}},
+            "f: files with the extension .pdf are not allowed",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(fields: list[Any], action: str, given: dict[str, Any], problem: str) -> None:
@@ -86,9 +101,18 @@ def test_what_does_not_fit_is_said(fields: list[Any], action: str, given: dict[s
     assert problem in str(caught.value)
 
 
+def test_a_file_that_the_field_allows_fits() -> None:
+    rules = {
+        "allowed_file_types": ["document"],
+        "allowed_file_upload_methods": ["remote_url"],
+        "allowed_file_extensions": "nonsense of a document",
+    }
+    (file,) = check_submission(_form(inputs=[FILES | rules]), ("ok",), "ok", {"f": [FILE]})["f"]  # type: ignore[misc,union-attr]
+    assert file["extension"] == ".pdf"  # type: ignore[call-overload,index]
+
+
 def test_files_of_a_form_are_files_behind_it() -> None:
-    fields = [{"type": "file-list", "output_variable_name": "f"}]
-    form = _form(inputs=fields, form_content="{{#$output.f#}}", user_actions=[{"id": "ok", "title": "OK"}])
+    form = _form(inputs=[FILES], form_content="{{#$output.f#}}", user_actions=[{"id": "ok", "title": "OK"}])
     values = check_submission(form, ("ok",), "ok", {"f": [FILE]})
     done = outcome(Form("ask", "", "form", form, 0, "ok", values))
     assert done.output_types == {"f": "array[file]"}
