@@ -5,7 +5,7 @@ behind it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from libs.events.commands import (
     RenameConversation,
     SetConversationVariable,
 )
-from libs.events.ids import run_id_of_message
+from libs.events.ids import execution_id, run_id_of_message
 from libs.events.registry import AppCreated
 from libs.workflow.segments import NUMBER_TYPES
 from libs.workflow.variables import MAX_VARIABLE_BYTES, fits
@@ -334,11 +334,8 @@ def _message(parts: Parts, row: Row, parent: str | None, thoughts: Mapping[str, 
         "created_at": _seconds(row["created_at"]),
         "agent_thoughts": [],
         "message_files": [
-            *(_file(row["id"], each, "user") for each in json.loads(row["files"] or "[]") if each),
-            *(
-                _file(row["id"], each, "assistant")
-                for each in from_models.files_with(json.loads(row["answer_files"] or "[]"))
-            ),
+            *_files(row["id"], json.loads(row["files"] or "[]"), "user"),
+            *_files(row["id"], from_models.files_with(json.loads(row["answer_files"] or "[]")), "assistant"),
         ],
         "status": "paused" if row["run_status"] == "paused" else row["status"],
         "error": row["error"],
@@ -347,9 +344,16 @@ def _message(parts: Parts, row: Row, parent: str | None, thoughts: Mapping[str, 
     }
 
 
-def _file(message_id: str, file: Json, owner: str) -> Json:
+def _files(message_id: str, files: Sequence[Json], owner: str) -> Iterator[Json]:
+    for position, file in enumerate(files):
+        if file:
+            yield _file(file, owner, execution_id(message_id, owner, str(position)))
+
+
+def _file(file: Json, owner: str, own_id: str) -> Json:
+    """`own_id`: for a file that is not kept here, so that nothing else names it."""
     return {
-        "id": file.get("id") or file.get("related_id") or message_id,
+        "id": file.get("id") or file.get("related_id") or own_id,
         "filename": file.get("filename"),
         "type": file.get("type"),
         "url": file.get("url") or file.get("remote_url"),

@@ -52,13 +52,19 @@ def script(executor: ScriptedExecutor, run_id: str, accepted: RunAccepted) -> No
         finish(executor, run_id, accepted)
 
 
-def finish(executor: ScriptedExecutor, run_id: str, accepted: RunAccepted, answer: str = "yes") -> None:
+def finish(
+    executor: ScriptedExecutor,
+    run_id: str,
+    accepted: RunAccepted,
+    answer: str = "yes",
+    files: tuple[Any, ...] = (PICTURE,),
+) -> None:
     wrote = VariableUpdate(selector=("conversation", "count"), value=5, value_type="integer")
     executor.emit(
         run_id,
         NodeSucceeded(node_id="llm", outputs={"text": answer}),
         RunSucceeded(
-            outputs={"answer": f"{answer} {accepted.query}", "files": [PICTURE]},
+            outputs={"answer": f"{answer} {accepted.query}", "files": [*files]},
             conversation_id=accepted.conversation_id,
             updates=(wrote,),
         ),
@@ -174,6 +180,25 @@ def test_files_of_a_message_say_whose_they_are(server: Server, key: str) -> None
             "size": 3, "transfer_method": "tool_file", "belongs_to": "assistant", "upload_file_id": "f1",
         }
     ]  # fmt: skip
+
+
+def test_every_file_of_a_message_has_an_id_of_its_own(server: Server, key: str, executor: ScriptedExecutor) -> None:
+    body = {"inputs": {}, "query": "wait", "user": "ann", "response_mode": "streaming"}
+    headers = {"Authorization": f"Bearer {key}"}
+    with server.stream("POST", "/v1/chat-messages", key, body) as stream:
+        (first, *_) = stream.take(4)
+        links = tuple(
+            PICTURE | {"transfer_method": "remote_url", "related_id": None, "url": f"https://files.example/{name}.png"}
+            for name in "ab"
+        )
+        finish(executor, stream.run_id, executor.accepted[stream.run_id], files=(PICTURE, *links))
+        stream.rest()
+    query = {"user": "ann", "conversation_id": first.data["conversation_id"]}
+    listed = [server.http.get("/v1/messages", params=query, headers=headers).json()["data"] for _ in range(2)]
+    assert listed[0] == listed[1]
+    ids = [each["id"] for each in listed[0][0]["message_files"]]
+    assert ids[0] == "f1"
+    assert len({*ids, first.data["message_id"]}) == 4
 
 
 def test_a_forgotten_conversation_goes_on_from_what_the_tables_hold(
