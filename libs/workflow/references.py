@@ -33,8 +33,9 @@ def selectors(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Callab
                 for selector in placeholders(value):
                     yield selector, lambda trail=trail: _path(trail)  # type: ignore[misc]  # bound at once
         elif type(value) is dict:
+            constant = value.get("type") == "constant"  # its `value` is what it says, such as options of a select
             work.extend(
-                (inner, (trail, name), name)
+                (inner, (trail, name), "" if constant and name == "value" else name)
                 for name, inner in value.items()
                 if type(inner) in _NESTED and name not in _SKIPPED
             )

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from libs.workflow.definition import check_document
-from tests.documents import code, document, edges, end, if_else, node, start
+from libs.workflow.problems import Problem
+from tests.documents import code, document, edges, end, human_input, if_else, node, start
 
 Document = dict[str, Any]
 
@@ -157,6 +158,19 @@ def test_an_oddity_is_named_and_tolerated(name: str) -> None:
     assert definition is not None, problems
     assert [each.at for each in problems if words in each.problem] == [at], problems
     assert {each.severity for each in problems} == {"warning"}
+
+
+def test_options_of_a_form_are_no_selectors() -> None:
+    def problems(*options: str) -> tuple[Problem, ...]:
+        source = {"type": "constant", "value": options}
+        asked = human_input(
+            "ask", "ok", inputs=[{"type": "select", "output_variable_name": "c", "option_source": source}]
+        )
+        return check_document(json.dumps(plain(asked, arrows="start > ask, ask[ok] > end, ask[__timeout] > end")))[1]
+
+    assert problems("approve", "reject later") == ()
+    (problem,) = problems("{{#gone.q#}}", "later")
+    assert 'refers to node "gone"' in problem.problem
 
 
 @pytest.mark.parametrize("name", ["7", "not-a-uuid", ""])
