@@ -27,6 +27,7 @@ from services.api.parts import Parts
 from services.api.reads import RunSummary
 from services.api.records import RecordsUnavailable
 from services.api.requests import is_uuid
+from services.api.runs import STATUSES as EVERY_STATUS
 from services.api.schemas import answers, errors, parameters, streamed
 from services.api.workflows import attach
 
@@ -112,7 +113,7 @@ def _details(router: APIRouter, parts: Parts) -> None:
         openapi_extra=CONSOLE | parameters(*LOG_QUERY),
     )
     async def app_logs(request: Request, app: App) -> Response:
-        return await log_page(parts, app.app_id, request.query_params, STATUSES)
+        return await log_page(parts, app.app_id, request.query_params, EVERY_STATUS)
 
     @router.get(
         "/apps/{app_id}/workflow-archived-logs",
