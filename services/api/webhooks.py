@@ -15,7 +15,6 @@ from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request
 from pydantic import JsonValue
-from pydantic_core import from_json
 from starlette.responses import JSONResponse, Response
 
 from libs.events.ids import task_id_of
@@ -30,7 +29,7 @@ from services.api.errors import ApiError, bad_request, invalid_param, not_found
 from services.api.frames import Json
 from services.api.multipart import MultipartInvalid, Part, parse_multipart
 from services.api.parts import Parts
-from services.api.requests import RunRequest, body_digest, idempotency_key, read_body
+from services.api.requests import RunRequest, body_digest, idempotency_key, parsed, read_body
 from services.api.schemas import Responses, errors
 from services.api.starting import Wanted
 from services.api.uploads import FileUser
@@ -207,10 +206,7 @@ async def _content(request: Request) -> _Content:
         return _Content({}, (Part("raw", "webhook.bin", named, content),), is_file=True)
     if named == "text/plain":
         return _Content({"raw": content.decode("utf-8", "replace")})
-    try:
-        value = from_json(content, allow_inf_nan=False)
-    except ValueError as error:
-        raise bad_request(f"the body is not JSON: {error}") from error
+    value = parsed(content)
     return _Content(value if isinstance(value, dict) else {"raw": json.dumps(value)})
 
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from services.api.access import end_user_id
 from services.api.errors import ApiError
 from services.api.records import make_cursor, read_cursor
-from services.api.requests import body_digest, is_app_key, is_uuid, read_body
+from services.api.requests import body_digest, is_app_key, is_uuid, parsed, read_body
 
 
 def test_how_an_answer_is_delivered_does_not_make_another_request() -> None:
@@ -49,6 +49,25 @@ def test_an_end_user_has_one_id_per_app() -> None:
 
 def test_a_cursor_reads_back() -> None:
     assert read_cursor(make_cursor({"created_at": 5, "id": "x"})) == (5, "x")
+
+
+@pytest.mark.parametrize(
+    "number", ["1e400", "-1e400", "1.5E+309", "1" + "0" * 400 + ".0", "9" * 250 + "e99", "[{'a': 1e400}]"]
+)
+def test_a_number_that_becomes_infinity_is_refused(number: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        parsed(f'{{"a": {number}}}'.replace("'", '"').encode())
+    assert (caught.value.status, caught.value.code) == (400, "bad_request")
+    assert "too large" in caught.value.message
+
+
+def test_large_numbers_and_what_looks_like_them_are_taken() -> None:
+    text = '{"a": [1e308, -1.7e308, 1e-400, "1e400", 3e45], "b": ' + "9" * 300 + "}"
+    assert parsed(text.encode())["a"] == [1e308, -1.7e308, 0.0, "1e400", 3e45]
+
+
+def test_a_byte_order_mark_in_front_of_a_body_is_passed_over() -> None:
+    assert parsed(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
 
 
 def _request(parts: AsyncIterator[bytes]) -> Request:
