@@ -48,7 +48,7 @@ def _add_annotations(router: APIRouter, parts: Parts) -> None:
         app = await parts.access.app_key(request)
         query = request.query_params
         page = whole(query, "page", 1, MAX_PAGE)
-        limit = min(whole(query, "limit", 20, MAX_PAGE), MOST_LIMIT)
+        limit = whole(query, "limit", 20, MOST_LIMIT, cut=True)
         await parts.access.catch_up()
         found = _with(parts.registry.annotations.of_app(app.app_id), query.get("keyword") or "")
         shown = found[(page - 1) * limit : page * limit]

@@ -230,14 +230,15 @@ async def _variable_row(tables: Tables, conversation_id: str, variable_id: str) 
     raise not_found("Conversation variable does not exist")
 
 
-def whole(query: Mapping[str, str], name: str, default: int, most: int) -> int:
-    """A whole number of the query, from 1. Raises ApiError 400."""
+def whole(query: Mapping[str, str], name: str, default: int, most: int, *, cut: bool = False) -> int:
+    """A whole number of the query, from 1; `cut`: one above `most` counts as `most`. Raises ApiError 400."""
     raw = query.get(name)
     if raw is None or raw == "":
         return default
-    if not (raw.isascii() and raw.isdecimal() and len(raw) < 16 and 1 <= int(raw) <= most):
+    given = int(raw) if raw.isascii() and raw.isdecimal() and len(raw) < 16 else 0
+    if given < 1 or (given > most and not cut):
         raise invalid_param(f"{name}: expected a whole number from 1 to {most}", name)
-    return int(raw)
+    return min(given, most)
 
 
 # --- rows as JSON. Blocking: large values are fetched from the blobs --------------------------------------------------

@@ -153,6 +153,7 @@ def test_pages_come_newest_first_and_a_keyword_looks_into_both_texts(there: Ther
     assert there.listed(keyword=" question 3 ")["total"] == 1
     assert there.listed(keyword="nothing")["data"] == []
     assert there.listed(limit=5_000)["limit"] == 100, "as the reference: more than a page holds is a full page"
+    assert "from 1 to 100" in there.ask("GET", "/apps/annotations?limit=0").json()["message"]
 
 
 GREETING = document([start(), node("answer", "answer", answer="Hello")], edges("start > answer"), mode="advanced-chat")
