@@ -7,6 +7,7 @@ Plain ASGI: a stream passes through it as one coroutine, message by message.
 """
 
 import logging
+import re
 import time
 from typing import Any
 
@@ -17,6 +18,13 @@ from services.api.errors import ApiError
 from services.api.metrics import ApiMetrics
 
 logger = logging.getLogger(__name__)
+
+_UUID = "[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+_ID_IN_PATH = re.compile(rf"(?<!/nodes)/{_UUID}(?=/|$)")
+"""Ids of nodes are texts of the document, whatever they look like."""
+_ID_IN_QUERY = re.compile(
+    rf"(?<![^&])(?:app|app_id|conversation_id|first_id|id|last_id|run|workflow_id)={_UUID}(?=&|$)".encode()
+)
 
 _METHODS = b"GET, PUT, POST, DELETE, OPTIONS, PATCH"
 _REQUEST_HEADERS = b"Content-Type, X-App-Code, X-App-Passport, Authorization, Idempotency-Key, Last-Event-ID"
@@ -39,6 +47,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _with_canonical_ids(scope)
         begun_s = time.perf_counter()
         started = False
         route = ""
@@ -82,6 +91,19 @@ class Edge:
         route = route or getattr(scope.get("route"), "path", "none")
         self._metrics.requests.labels(scope["method"], route, status).inc()
         self._metrics.seconds.labels(route).observe(took_s)
+
+
+def _with_canonical_ids(scope: Any) -> Any:
+    """UUIDs are kept in lower case and may be asked for in any; here, so that no route has to think of it.
+
+    What comes to a trigger is for the workflow, as it is.
+    """
+    if scope["path"].startswith("/triggers/"):
+        return scope
+    return scope | {
+        "path": _ID_IN_PATH.sub(lambda found: found[0].lower(), scope["path"]),
+        "query_string": _ID_IN_QUERY.sub(lambda found: found[0].lower(), scope["query_string"]),
+    }
 
 
 def _is_head_of_get(scope: Any) -> bool:

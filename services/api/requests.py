@@ -186,6 +186,11 @@ def is_uuid(text: str) -> bool:
         return False
 
 
+def canonical_id(text: str) -> str:
+    """An id as it is kept: of a UUID, upper case means the same. Anything else stays as it is."""
+    return text.lower() if is_uuid(text) else text
+
+
 _KEY = re.compile(r"app-[A-Za-z0-9_-]{8,120}")
 
 

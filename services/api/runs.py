@@ -28,7 +28,7 @@ from services.api.history import Span, read_events
 from services.api.parts import Parts
 from services.api.reads import RunSummary
 from services.api.records import Filter, RecordsUnavailable, make_cursor, read_cursor
-from services.api.requests import RunRequest, body_digest, read_json, whole_number
+from services.api.requests import RunRequest, body_digest, canonical_id, read_json, whole_number
 from services.api.schemas import answers, errors, json_body, secured, streamed
 from services.api.starting import Wanted
 from services.api.tail import Answer
@@ -196,7 +196,7 @@ async def _app_to_run(parts: Parts, principal: Principal, body: Json) -> AppCrea
         return principal.app
     if not isinstance(app_id, str) or not app_id:
         raise invalid_param("app_id is required", "app_id")
-    return await parts.access.app(app_id, principal)
+    return await parts.access.app(canonical_id(app_id), principal)
 
 
 def _place(principal: Principal, body: Json) -> Json:
@@ -210,6 +210,7 @@ def _place(principal: Principal, body: Json) -> Json:
         raise invalid_param("root: goes without only, which runs one node and nothing that leads to it", "root")
     if not principal.admin:
         raise forbidden("only needs the admin token: whoever has a key starts workflows, not single nodes of them")
+    from_run = None if from_run is None else canonical_id(from_run)
     return {"only": only, "from_run": from_run, "triggered_from": "debugging", "invoke_from": "debugger"}
 
 

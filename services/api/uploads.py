@@ -22,7 +22,7 @@ from services.api.access import Principal
 from services.api.errors import ApiError, invalid_param, unavailable
 from services.api.frames import Json
 from services.api.multipart import Part
-from services.api.requests import is_uuid
+from services.api.requests import canonical_id, is_uuid
 from services.api.threads import Threads
 
 LIMITS_MB: Final[Mapping[str, int]] = {"image": 10, "audio": 50, "video": 100}
@@ -182,7 +182,7 @@ class Uploads:
         file_id = next((given[name] for name in _IDS if given.get(name)), None)
         if not isinstance(file_id, str) or not is_uuid(file_id):
             return {name: value for name, value in given.items() if name != "dify_model_identity"}
-        file = await self.find(file_id)
+        file = await self.find(canonical_id(file_id))
         if file is None or not user.may_use(file):
             problems.append(f"{where} in input form: invalid upload file. Upload it with the same `user` first")
             return None

@@ -12,7 +12,7 @@ from services.api.errors import ApiError, bad_request, invalid_param, not_found
 from services.api.frames import Cursor, encode
 from services.api.parts import Parts
 from services.api.reads import RunSummary
-from services.api.requests import RunRequest, body_digest, check_trace_session, is_uuid, read_json
+from services.api.requests import RunRequest, body_digest, canonical_id, check_trace_session, is_uuid, read_json
 from services.api.schemas import answers, errors, json_body, secured, streamed
 from services.api.sse import EventStream
 from services.api.starting import Wanted, run_headers
@@ -107,6 +107,7 @@ async def chosen_version(parts: Parts, app: AppCreated, workflow_id: str | None)
         return newest
     if not is_uuid(workflow_id):
         raise bad_request("workflow_id must be a UUID")
+    workflow_id = canonical_id(workflow_id)
     if workflow_id == draft_workflow_id(app.app_id):
         raise bad_request("a draft cannot be run by its id. Publish it")
     version = parts.registry.version(workflow_id)

@@ -286,6 +286,17 @@ def test_an_uploaded_file_becomes_a_value_that_says_what_is_known_of_it(
     assert executor.accepted[again.json()["workflow_run_id"]].inputs["f"] == value
 
 
+def test_a_file_is_found_by_its_id_in_upper_case(
+    server: Server, app: dict[str, Any], executor: ScriptedExecutor
+) -> None:
+    file_id = upload(server, app).json()["id"]
+    assert server.http.get(f"/v1/files/{file_id.upper()}/preview", headers=bearer(app)).content == b"hello"
+    answer = run_with(server, app, local(file_id.upper()))
+    assert answer.status_code == 200, answer.text
+    value: Any = executor.accepted[answer.json()["workflow_run_id"]].inputs["f"]
+    assert value["related_id"] == file_id
+
+
 @pytest.mark.parametrize(("only", "name"), [("start", "f"), ("end", "start.f")])
 def test_a_node_that_runs_alone_gets_what_is_known_of_a_file(
     server: Server, app: dict[str, Any], executor: ScriptedExecutor, only: str, name: str

@@ -18,7 +18,18 @@ from libs.tables import open_engine, sqlite_url
 from services.api import Limits
 from services.api.records import Records
 from services.projector.projector import Projector
-from tests.api_world import SPEAKING, ScriptedExecutor, Server, StuckLog, finish_llm, names, nothing, to_llm, until
+from tests.api_world import (
+    ECHO,
+    SPEAKING,
+    ScriptedExecutor,
+    Server,
+    StuckLog,
+    finish_llm,
+    names,
+    nothing,
+    to_llm,
+    until,
+)
 
 DEEP = base64.urlsafe_b64encode(b"[" * 20_000).decode()
 """A cursor that nobody gave out."""
@@ -340,6 +351,30 @@ def test_an_unknown_run_is_404_everywhere(server: Server, key: str, run_id: str)
     for path in (f"/v1/workflows/run/{run_id}", f"/v1/runs/{run_id}", f"/v1/runs/{run_id}/history"):
         answer = server.http.get(path, headers=bearer(key))
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_ids_may_be_in_upper_case(server: Server, app: dict[str, Any], key: str) -> None:
+    headers = bearer(key)
+    body = {"inputs": {}, "user": "u"}
+    made = server.http.post(f"/v1/workflows/{app['workflow_id'].upper()}/run", json=body, headers=headers)
+    assert made.status_code == 200, made.text
+    run_id, task_id = made.json()["workflow_run_id"], made.json()["task_id"]
+    run = server.http.get(f"/v1/workflows/run/{run_id.upper()}", headers=headers)
+    assert run.json()["id"] == run_id
+    stopped = server.http.post(f"/v1/workflows/tasks/{task_id.upper()}/stop", json={"user": "u"}, headers=headers)
+    assert stopped.json() == {"result": "success"}
+    ours = server.http.post("/v1/runs", json=body | {"app_id": app["app_id"].upper()}, headers=server.admin())
+    assert ours.status_code in (200, 202), ours.text
+    update = server.http.post(f"/v1/apps/import?app={app['app_id'].upper()}", content=ECHO, headers=server.admin())
+    assert update.json()["app_id"] == app["app_id"]
+
+
+def test_a_user_in_the_query_stays_as_it_is(server: Server, key: str) -> None:
+    user = "A1B2C3D4-0000-4000-8000-00000000000F"
+    run_id = server.start(key, {"inputs": {}, "user": user}).json()["workflow_run_id"]
+    for asked, status in ((user, 200), (user.lower(), 404)):
+        path = f"/v1/workflow/{run_id.upper()}/events"
+        assert server.http.get(path, params={"user": asked}, headers=bearer(key)).status_code == status
 
 
 def test_a_run_that_never_was_is_404(server: Server, key: str) -> None:

@@ -201,6 +201,20 @@ def test_every_file_of_a_message_has_an_id_of_its_own(server: Server, key: str, 
     assert len({*ids, first.data["message_id"]}) == 4
 
 
+def test_conversations_and_messages_are_found_in_upper_case(server: Server, key: str) -> None:
+    said = [say(server, key, "now")]
+    said.append(say(server, key, "now", conversation_id=said[0]["conversation_id"].upper()))
+    talk = said[0]["conversation_id"]
+    assert said[1]["conversation_id"] == talk
+    headers = {"Authorization": f"Bearer {key}"}
+    query = {"user": "ann", "conversation_id": talk.upper(), "first_id": said[1]["message_id"].upper()}
+    (message,) = server.http.get("/v1/messages", params=query, headers=headers).json()["data"]
+    assert message["id"] == said[0]["message_id"]
+    body = {"user": "ann", "name": "A1B2C3D4-0000-4000-8000-00000000000F"}
+    named = server.http.post(f"/v1/conversations/{talk.upper()}/name", json=body, headers=headers).json()
+    assert (named["id"], named["name"]) == (talk, body["name"])
+
+
 def test_a_forgotten_conversation_goes_on_from_what_the_tables_hold(
     server: Server, key: str, executor: ScriptedExecutor
 ) -> None:
