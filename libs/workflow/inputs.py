@@ -4,6 +4,7 @@ The texts follow the reference where clients match on them ("city is required in
 Uploaded files are not looked up here: whoever stores uploads puts name, size and media type into the mapping before.
 """
 
+import mimetypes
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -39,6 +40,26 @@ FILE_TYPES: Final[Mapping[str, frozenset[str]]] = {
         "txt markdown md mdx pdf html htm xlsx xls vtt properties doc docx csv eml msg ppt pptx xml epub odt".split()
     ),
 }
+_OFFICE: Final = "application/vnd.openxmlformats-officedocument"
+_MIME_TYPES: Final[Mapping[str, str]] = {
+    "docx": f"{_OFFICE}.wordprocessingml.document",
+    "xlsx": f"{_OFFICE}.spreadsheetml.sheet",
+    "pptx": f"{_OFFICE}.presentationml.presentation",
+    "odt": "application/vnd.oasis.opendocument.text",
+    "epub": "application/epub+zip",
+    "msg": "application/vnd.ms-outlook",
+    "md": "text/markdown",
+    "markdown": "text/markdown",
+    "mdx": "text/markdown",
+    "webp": "image/webp",
+    "m4a": "audio/mp4",
+    "amr": "audio/amr",
+    "mpga": "audio/mpeg",
+    "xml": "application/xml",
+}
+"""Of extensions that Python does not know, or not in every version."""
+_STANDARD: Final = mimetypes.MimeTypes()
+"""Python's own list, without what files of this machine add to it: all replicas say the same."""
 _RECORDS: Final = ("upload_file_id", "tool_file_id", "datasource_file_id", "reference", "related_id")
 
 
@@ -274,16 +295,18 @@ def file_value(given: Mapping[str, Any]) -> dict[str, JsonValue]:
         raise ValueError(f"needs the id of the file, because its transfer_method is {method}")
     name = given.get("filename") or given.get("name") or _name_of(url)
     extension = given.get("extension") or _extension_of(name)
+    record_id = None if method == "remote_url" else str(record)
     value: dict[str, JsonValue] = {
         "dify_model_identity": FILE_IDENTITY,
         "id": given.get("id"),
         "type": given.get("type") or "custom",
         "transfer_method": method,
         "remote_url": url if method == "remote_url" else None,
-        "related_id": None if method == "remote_url" else str(record),
+        "reference": record_id,
+        "related_id": record_id,
         "filename": name,
         "extension": f".{extension.lstrip('.')}" if isinstance(extension, str) and extension else None,
-        "mime_type": given.get("mime_type"),
+        "mime_type": given.get("mime_type") or _mime_type_of(extension),
         "size": given.get("size") if isinstance(given.get("size"), int) else -1,
         "url": url,
     }
@@ -300,6 +323,7 @@ def _written(given: Mapping[str, Any], text: str) -> dict[str, JsonValue]:
         "type": given.get("type") or "document",
         "transfer_method": "local_file",
         "remote_url": None,
+        "reference": None,
         "related_id": None,
         "filename": name,
         "extension": f".{extension}" if extension else None,
@@ -413,6 +437,13 @@ def _name_of(url: str | None) -> str | None:
 
 def _extension_of(name: object) -> str:
     return name.rpartition(".")[2].lower() if isinstance(name, str) and "." in name else ""
+
+
+def _mime_type_of(extension: object) -> str | None:
+    """What the extension alone says; None when it says nothing, so that who reads the file believes the server."""
+    own = extension.lower().lstrip(".") if isinstance(extension, str) else ""
+    found = _MIME_TYPES.get(own) or _STANDARD.guess_type(f"x.{own}")[0]
+    return None if found == "application/octet-stream" else found
 
 
 def _is_uuid(value: object) -> bool:

@@ -99,6 +99,7 @@ class KeptFiles:
             "type": type_of_file(kept.extension, kept.mime_type),
             "transfer_method": "tool_file",
             "remote_url": None,
+            "reference": kept.file_id,
             "related_id": kept.file_id,
             "filename": kept.name,
             "extension": f".{kept.extension}" if kept.extension else None,

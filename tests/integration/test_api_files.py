@@ -279,8 +279,8 @@ def test_an_uploaded_file_becomes_a_value_that_says_what_is_known_of_it(
     value: Any = executor.accepted[answer.json()["workflow_run_id"]].inputs["f"]
     assert value == {
         "dify_model_identity": "__dify__file__", "id": None, "type": "document", "transfer_method": "local_file",
-        "remote_url": None, "related_id": file_id, "filename": "a.pdf", "extension": ".pdf",
-        "mime_type": "application/pdf", "size": 5, "url": f"/v1/files/{file_id}/preview",
+        "remote_url": None, "reference": file_id, "related_id": file_id, "filename": "a.pdf",
+        "extension": ".pdf", "mime_type": "application/pdf", "size": 5, "url": f"/v1/files/{file_id}/preview",
     }  # fmt: skip
     again = run_with(server, app, value)  # what a run answered can be given to the next one
     assert executor.accepted[again.json()["workflow_run_id"]].inputs["f"] == value

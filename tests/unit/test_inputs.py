@@ -133,8 +133,28 @@ def test_a_remote_file_becomes_a_file_value() -> None:
     assert file["url"] == file["remote_url"] == REMOTE["url"]
 
 
+@pytest.mark.parametrize(
+    ("name", "mime_type"),
+    [
+        ("a.PDF", "application/pdf"),
+        ("a.webp", "image/webp"),
+        ("a.docx", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
+        ("a.bin", None),
+        ("a.nobodyknows", None),
+        ("a", None),
+        ("", None),
+    ],
+)
+def test_the_extension_of_a_remote_file_says_its_media_type(name: str, mime_type: str | None) -> None:
+    file = {"type": "custom", "transfer_method": "remote_url", "url": f"https://files.example/{name}"}
+    made = value("file", file)
+    assert (made["mime_type"], made["reference"]) == (mime_type, None)
+    assert value("file", file | {"mime_type": "x/y"})["mime_type"] == "x/y"
+
+
 def test_an_uploaded_file_becomes_a_file_value_that_names_its_record() -> None:
-    assert value("file", UPLOAD | {"name": "a.txt"})["related_id"] == UPLOAD["upload_file_id"]
+    made = value("file", UPLOAD | {"name": "a.txt"})
+    assert made["related_id"] == made["reference"] == UPLOAD["upload_file_id"]
 
 
 @pytest.mark.parametrize(
