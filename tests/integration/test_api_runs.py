@@ -377,6 +377,12 @@ def test_a_user_in_the_query_stays_as_it_is(server: Server, key: str) -> None:
         assert server.http.get(path, params={"user": asked}, headers=bearer(key)).status_code == status
 
 
+def test_of_a_repeated_parameter_the_last_counts(server: Server, key: str) -> None:
+    run_id = server.start(key, {"inputs": {}, "user": "u"}).json()["workflow_run_id"]
+    for query, status in (("user=other&user=u", 200), ("user=u&user=other", 404)):
+        assert server.http.get(f"/v1/workflow/{run_id}/events?{query}", headers=bearer(key)).status_code == status
+
+
 def test_a_run_that_never_was_is_404(server: Server, key: str) -> None:
     run_id = new_run_id(1, int(time.time() * 1e6), 5)
     assert server.http.get(f"/v1/runs/{run_id}", headers=bearer(key)).status_code == 404
