@@ -5,6 +5,7 @@ opened; whether the form is still open is decided by the executor, in the order 
 """
 
 from fastapi import APIRouter, Request
+from pydantic import JsonValue
 from starlette.responses import JSONResponse, Response
 
 from libs.events.ids import run_id_of_form
@@ -105,11 +106,7 @@ async def submit(parts: Parts, maker: FrameMaker, form: AskedForm, body: Json, u
         raise invalid_param("inputs: expected an object", "inputs")
     _require_open(form)
     opened = form.opened
-    try:
-        given = {name: await parts.uploads.mentioned(name, value, user) for name, value in inputs.items()}
-        values = check_submission(opened.form, opened.actions, action, given)
-    except FormInvalid as error:
-        raise ApiError(400, "invalid_form_data", str(error)) from error
+    values = await fitting(parts, opened.form, opened.actions, action, inputs, user)
     answer = await parts.submitter.submit_form(
         maker.run_id, opened.form_id, action, values, user.user, answer_s=DECIDE_S
     )
@@ -117,6 +114,17 @@ async def submit(parts: Parts, maker: FrameMaker, form: AskedForm, body: Json, u
         raise unavailable("no executor has decided the submission yet. Ask for the form to find out, or submit again")
     if isinstance(answer, CommandRejected):
         await _refused(parts, maker.run_id, form, answer)
+
+
+async def fitting(
+    parts: Parts, form: Json, actions: tuple[str, ...], action: str, inputs: Json, user: FileUser
+) -> dict[str, JsonValue]:
+    """The values that answer the form, with what is known of uploaded files. Raises ApiError 400, 503."""
+    try:
+        given = {name: await parts.uploads.mentioned(name, value, user) for name, value in inputs.items()}
+        return check_submission(form, actions, action, given)
+    except FormInvalid as error:
+        raise ApiError(400, "invalid_form_data", str(error)) from error
 
 
 async def _refused(parts: Parts, run_id: str, form: AskedForm, rejected: CommandRejected) -> None:

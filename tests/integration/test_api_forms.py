@@ -33,6 +33,18 @@ TWO = document(
     [start("q"), human_input("one"), human_input("two"), end(a="one.note", b="two.note")],
     edges("start > one[ok] > end", "start > two[ok] > end"),
 )
+PICTURE = document(
+    [
+        start("q"),
+        human_input(
+            "ask",
+            "ok",
+            inputs=[{"type": "file", "output_variable_name": "picture", "allowed_file_types": ["image"]}],
+        ),
+        end(picture="ask.picture"),
+    ],
+    edges("start > ask[ok] > end"),
+)
 STEPS = document(
     [start("q"), human_input("ask"), template("t", "x"), end(out="t.output")], edges("start > ask[ok] > t > end")
 )
@@ -179,6 +191,30 @@ def test_a_submission_that_does_not_fit_leaves_the_form_open(
     answer = api.submit(token, **body)
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
     assert api.form(token).status_code == 200
+
+
+def uploaded(api: Api, name: str, kind: str, mime_type: str, headers: dict[str, str], **more: Any) -> dict[str, Any]:
+    """A mention of a file, given as `kind`."""
+    made = api.http.post("/v1/files/upload", headers=headers, files={"file": (name, b"content", mime_type)}, **more)
+    assert made.status_code == 201, made.text
+    return {"type": kind, "transfer_method": "local_file", "upload_file_id": made.json()["id"]}
+
+
+def test_a_form_takes_the_files_that_its_field_allows(api: Api) -> None:
+    answer = api.start(PICTURE)
+    token = token_of(answer)
+    of_user = {"data": {"user": "u2"}}
+    report = uploaded(api, "a.pdf", "document", "application/pdf", api.key(PICTURE), **of_user)
+    link = {"type": "document", "transfer_method": "remote_url", "url": "https://files.example/a.pdf"}
+    for file in (report, report | {"type": "image"}, link, link | {"type": "image"}):
+        refused = api.submit(token, PICTURE, inputs={"picture": file})
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_form_data"), refused.text
+        assert "picture: " in refused.json()["message"]
+    fitting = uploaded(api, "a.png", "image", "image/png", api.key(PICTURE), **of_user)
+    assert api.submit(token, PICTURE, inputs={"picture": fitting}).status_code == 200
+    until(lambda: api.detail(answer["workflow_run_id"], PICTURE)["status"] == "succeeded")
+    outputs = api.detail(answer["workflow_run_id"], PICTURE)["outputs"]
+    assert outputs["picture"]["filename"] == "a.png"
 
 
 def test_a_form_of_another_app_or_of_none_does_not_exist(api: Api) -> None:

@@ -11,7 +11,7 @@ import pytest
 from flowledger.dev import start_embedded
 from libs.settings import Settings
 from tests.api_world import until
-from tests.integration.test_api_forms import ASK, Api, token_of
+from tests.integration.test_api_forms import ASK, PICTURE, Api, token_of, uploaded
 
 NODE = "workflows/draft/human-input/nodes/ask/form"
 
@@ -26,11 +26,11 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     instance.stop()
 
 
-def _draft(api: Api) -> str:
-    """A new app whose draft is ASK; its path."""
+def _draft(api: Api, document: str = ASK) -> str:
+    """A new app with a draft; its path."""
     made = api.http.post("/console/api/apps", json={"name": "Drafted", "mode": "workflow"}, headers=api.admin).json()
     path = f"/console/api/apps/{made['id']}"
-    body = {"graph": json.loads(ASK)["workflow"]["graph"], "features": {}}
+    body = {"graph": json.loads(document)["workflow"]["graph"], "features": {}}
     saved = api.http.post(f"{path}/workflows/draft", json=body, headers=api.admin)
     assert saved.status_code == 200, saved.text
     return path
@@ -102,6 +102,19 @@ def test_a_form_of_the_draft_is_answered_and_kept_as_its_last_run(api: Api, note
     assert (wrong.status_code, wrong.json()["code"]) == (400, "invalid_form_data")
     none = _post(api, f"{path}/{NODE}/run", {"inputs": {}})
     assert none.status_code == 400
+
+
+def test_a_form_of_the_draft_takes_the_files_that_its_field_allows(api: Api) -> None:
+    path = _draft(api, PICTURE)
+    app_id = path.rpartition("/")[2]
+
+    def answered(name: str, mime_type: str) -> httpx.Response:
+        file = uploaded(api, name, "image", mime_type, api.admin, params={"app_id": app_id})
+        return _post(api, f"{path}/{NODE}/run", {"inputs": {}, "form_inputs": {"picture": file}, "action": "ok"})
+
+    refused = answered("a.pdf", "application/pdf")
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_form_data"), refused.text
+    assert answered("a.png", "image/png").json()["picture"]["filename"] == "a.png"
 
 
 def test_a_single_run_of_a_node_that_asks_is_answered_as_paused(api: Api) -> None:

@@ -10,7 +10,7 @@ from libs.events.codec import rfc3339
 from libs.events.model import RunPaused
 from libs.events.registry import AppCreated
 from libs.workflow.definition import Definition, Node
-from libs.workflow.forms import FormInvalid, ask, check_submission, outcome
+from libs.workflow.forms import ask, outcome
 from libs.workflow.modes import PartInvalid, prepare
 from libs.workflow.outcome import Asked
 from libs.workflow.pool import Pool
@@ -26,12 +26,13 @@ from services.api.console.draft_runs import wanted_part
 from services.api.console.session import CHAT_PREFIX, Account, App
 from services.api.console.variables import kept_variables
 from services.api.drafting import SINGLE_STEP
-from services.api.errors import ApiError, invalid_param, not_found
-from services.api.forms import MAX_BYTES, asking, shown, submitted
+from services.api.errors import invalid_param, not_found
+from services.api.forms import MAX_BYTES, asking, fitting, shown, submitted
 from services.api.frames import Json, encode
 from services.api.parts import Parts
 from services.api.requests import read_json
 from services.api.schemas import answers, json_body
+from services.api.uploads import FileUser
 
 FORM_PATH: Final = "/v1/form/human_input/"
 _DRAFT: Final = "/apps/{app_id}%s/workflows/draft/human-input/nodes/{node_id}/form/"
@@ -110,7 +111,7 @@ def _drafts(router: APIRouter, parts: Parts, path: str) -> None:
     )
     async def try_form(request: Request, app: App, node_id: str, body: Body) -> Response:
         node, asked = await _asked(parts, request, app, body, node_id)
-        outputs = _outputs(node, asked, body)
+        outputs = await _outputs(parts, app, node, asked, body)
         pins: Json = {"nodes": {node.id: {"outputs": _literal(outputs), "branch": body["action"]}}}
         wanted = await wanted_part(parts, request, app, {"inputs": body.get("inputs") or {}}, node_id, node.type)
         await parts.starter.finished(replace(wanted, triggered_from=SINGLE_STEP, pins=pins))
@@ -165,15 +166,13 @@ def _pool(definition: Definition, variables: Json) -> Pool:
     return pool
 
 
-def _outputs(node: Node, asked: Asked, body: Json) -> dict[str, Any]:
+async def _outputs(parts: Parts, app: AppCreated, node: Node, asked: Asked, body: Json) -> dict[str, Any]:
     """What the node gives for the answer in `body`. Raises ApiError 400."""
     action, inputs = body.get("action"), body.get("form_inputs")
     if not isinstance(action, str) or not isinstance(inputs, dict):
         raise invalid_param("form_inputs (an object) and action (a text) are required", "form_inputs")
-    try:
-        values = check_submission(asked.form, asked.actions, action, inputs)
-    except FormInvalid as error:
-        raise ApiError(400, "invalid_form_data", str(error)) from error
+    user = FileUser(app.app_id, Principal(None), ADMIN_ID)
+    values = await fitting(parts, asked.form, asked.actions, action, inputs, user)
     return outcome(Form(node.id, "", "", asked.form, 0, action, values)).outputs
 
 
