@@ -73,13 +73,17 @@ def transfer(
     if target.partitions < source.partitions:
         raise TransferRefused(f"the target has {target.partitions} partitions, the source {source.partitions}")
     owner = f"transfer-{source.topic_id(Topic.EVENTS)}"
+    # Before all else: what a run needs was written before its events, so what is read later on holds all of it.
+    ends = {number: source.bounds(Topic.EVENTS, number)[1] for number in range(source.partitions)}
     there = {number: _look(target, number, owner) for number in range(source.partitions)}
     done = Transferred(definitions=_definitions(source, target))
     there_already = moved_files(target)
     for number in there.keys() - there_already.keys():
         done.files += _files(source, source_blobs, target, target_blobs, number)
     for number, known in there.items():
-        _Partition(source, source_blobs, target, target_blobs, number, owner, known, now_us, done).copy(progress)
+        _Partition(source, source_blobs, target, target_blobs, number, owner, known, now_us, done).copy(
+            ends[number], progress
+        )
     return done
 
 
@@ -89,7 +93,7 @@ def _look(target: Log, partition: int, owner: str) -> _There:
         # Positions of commands are part of the fold; those of two logs cannot be told apart.
         raise TransferRefused(f"partition {partition} of the target has commands already. Export into new topics")
     there, ours = _There(), False
-    for record in _records(target, partition):
+    for record in _records(target, partition, target.bounds(Topic.EVENTS, partition)[1]):
         validity = there.validity
         before = (validity.epoch, validity.n)
         if not validity.admit(stamp_of(record)):
@@ -118,8 +122,8 @@ def _note(there: _There, record: Record, name: str, place: Mark) -> None:
         there.marks[kind, of] = place.model_copy(update={"kind": kind, "of": of})
 
 
-def _records(log: Log, partition: int) -> Iterator[Record]:
-    first, end = log.bounds(Topic.EVENTS, partition)
+def _records(log: Log, partition: int, end: int) -> Iterator[Record]:
+    first, _ = log.bounds(Topic.EVENTS, partition)
     if first > 0:
         raise LogError(f"{Topic.EVENTS}[{partition}] begins at {first}: older events were deleted, runs are not whole")
     for batch in log.read(Topic.EVENTS, partition, 0, end):
@@ -184,13 +188,12 @@ class _Partition:
         self._claimed_at = -1
         self._batch: list[Entry] = []
 
-    def copy(self, progress: Callable[[int, int], None]) -> None:
-        total = self._source.bounds(Topic.EVENTS, self._number)[1]
+    def copy(self, end: int, progress: Callable[[int, int], None]) -> None:
         appender = self._target.open_appender(self._acks.put)
         try:
             self._claim(appender)
             validity, others = Validity(), 0
-            for record in _records(self._source, self._number):
+            for record in _records(self._source, self._number, end):
                 name = type_of(record)
                 if not validity.admit(stamp_of(record)) or name in _LEFT_BEHIND:
                     continue
@@ -202,9 +205,9 @@ class _Partition:
                 self._take(record, name, run_id)
                 if len(self._batch) >= _BATCH:
                     self._send(appender)
-                    progress(record.offset, total)
+                    progress(record.offset, end)
             self._release(appender)
-            progress(total, total)
+            progress(end, end)
         finally:
             appender.close(5.0)
 
