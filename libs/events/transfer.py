@@ -9,6 +9,7 @@ Done again after it broke off, it goes on where it was: what is in the target al
 owner meanwhile: a foreign claim, or runs of somebody else's in a partition, end it.
 """
 
+import hashlib
 import queue
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -131,15 +132,25 @@ def _records(log: Log, partition: int, end: int) -> Iterator[Record]:
 
 
 def _definitions(source: Log, target: Log) -> int:
-    """Facts are immutable and have keys of their own: what is there is left out."""
-    known = {record.key for record in _topic(target)}
+    """Facts that share a key are told apart by what they say: of each key, what follows the newest that is there.
+
+    Their number would not do: compaction may take away some of a key, here or there.
+    """
+    end = source.bounds(Topic.DEFINITIONS, 0)[1]
+    newest = {record.key: _digest(record) for record in _topic(target)}
+    there = (record for record in _topic(source, end) if newest.get(record.key) == _digest(record)) if newest else ()
+    copied_to = {record.key: record.offset for record in there}
     copied = 0
-    for record in _topic(source):
-        if record.key not in known:
+    for record in _topic(source, end):
+        if record.offset > copied_to.get(record.key, -1):
             entry = Entry(record.key, record.value, list(record.headers.items()))
             target.send(Topic.DEFINITIONS, 0, entry, _ACK_S).result()
             copied += 1
     return copied
+
+
+def _digest(record: Record) -> bytes:
+    return b"" if record.value is None else hashlib.sha256(record.value).digest()
 
 
 def _files(source: Log, source_blobs: Blobs, target: Log, target_blobs: Blobs, number: int) -> int:
@@ -152,9 +163,8 @@ def _files(source: Log, source_blobs: Blobs, target: Log, target_blobs: Blobs, n
     return len(moved)
 
 
-def _topic(log: Log) -> Iterator[Record]:
-    first, end = log.bounds(Topic.DEFINITIONS, 0)
-    for batch in log.read(Topic.DEFINITIONS, 0, first, end):
+def _topic(log: Log, end: int | None = None) -> Iterator[Record]:
+    for batch in log.read(Topic.DEFINITIONS, 0, log.bounds(Topic.DEFINITIONS, 0)[0], end):
         yield from batch
 
 

@@ -12,11 +12,12 @@ from libs.events.blobs import LogBlobs
 from libs.events.codec import encode_event, type_of
 from libs.events.commands import Caller
 from libs.events.ids import new_run_id
-from libs.events.log import Log, Topic
+from libs.events.log import Log, LogError, Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.model import Event, PartitionClaimed, RunAccepted
-from libs.events.registry import DocumentStored, Fact, encode_fact, read_registry
+from libs.events.registry import AppCreated, DocumentStored, Fact, encode_fact, read_registry, taken_back
 from libs.events.transfer import Transferred, transfer
+from libs.events.triggers import ScheduleFired, TriggerSwitched
 
 AT_US = 1_700_000_000_000_000
 Made = Callable[[], MemoryLog]
@@ -84,3 +85,40 @@ def test_a_run_that_begins_meanwhile_does_not_come_without_its_document(
     assert "RunAccepted" not in types_of(target)
     assert moved(source, target).runs == 1
     assert read_registry(target).document("late") is not None
+
+
+def facts_of(log: Log) -> list[tuple[bytes | None, bytes | None]]:
+    return [(record.key, record.value) for batch in log.read(Topic.DEFINITIONS, 0, 0) for record in batch]
+
+
+@pytest.mark.parametrize("written", range(8))
+def test_facts_that_share_a_key_all_come_wherever_it_broke_off(
+    made: Made, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    source, target = made(), made()
+    put(source, AppCreated(app_id="a", name="A", created_at_us=1))
+    for enabled, at_us in ((True, 1), (False, 2)):
+        put(source, TriggerSwitched(app_id="a", node_id="n", enabled=enabled, switched_at_us=at_us))
+        put(source, ScheduleFired(app_id="a", node_id="n", due_us=10 * at_us, fired_at_us=10 * at_us + 1))
+    for name in ("B", "C"):
+        put(source, AppCreated(app_id="b", name=name, created_at_us=1))
+        source.send(Topic.DEFINITIONS, 0, taken_back("app/b")).result(5)
+    send = target.send
+
+    def gone(topic: Topic, *arguments: Any) -> Any:
+        if topic is Topic.DEFINITIONS and len(facts_of(target)) == written:
+            raise LogError("gone")
+        return send(topic, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, "send", gone)
+        with pytest.raises(LogError, match="gone"):
+            moved(source, target)
+    assert len(facts_of(target)) == written
+    moved(source, target)
+    assert dict(facts_of(target)) == dict(facts_of(source))
+    triggers = read_registry(target).triggers
+    fired = triggers.fired("a", "n")
+    assert (triggers.enabled("a", "n"), fired and fired.due_us) == (False, 20)
+    there = len(facts_of(target))
+    assert (moved(source, target).definitions, len(facts_of(target))) == (0, there)
