@@ -4,8 +4,8 @@ A file's id is made like a run's: a UUID in which its partition and its time sta
 topic without a list of files, and no process gets larger by the number of them. The record is written when the bytes
 are durable and never changes; whoever knows the id of a file that was answered finds it, on every replica.
 
-Files that came from another log have records that are younger than their ids. They stand together, and a record of the
-index topic (key: `files-<partition>`) says where.
+Files that came from another log have records that are younger than their ids. They stand together, once for each time
+that some were brought, and a record of the index topic (key: `files-<partition>`) says where.
 
 Any thread may call; everything but `put_blob` blocks.
 """
@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import from_json
@@ -65,7 +66,7 @@ class Files:
         self._now_us = now_us
         self._random_bits = random_bits
         self._known: OrderedDict[str, StoredFile] = OrderedDict()
-        self._moved: dict[int, tuple[int, int]] | None = None
+        self._moved: dict[int, MovedFiles] | None = None
         self._lock = threading.Lock()
 
     def store(
@@ -131,8 +132,8 @@ class Files:
     def _look_up_moved(self, file_id: str, partition: int) -> StoredFile | None:
         if self._moved is None:
             self._moved = moved_files(self._log)
-        first, end = self._moved.get(partition, (0, 0))
-        found = (file for file in _files(self._log, partition, first, end) if file.file_id == file_id)
+        ranges = self._moved.get(partition, NONE_MOVED).ranges
+        found = (file for place in ranges for file in files_in(self._log, partition, *place) if file.file_id == file_id)
         return next(found, None)
 
     def _keep(self, file: StoredFile) -> None:
@@ -142,42 +143,70 @@ class Files:
                 self._known.popitem(last=False)
 
 
-def files_in(log: Log, partition: int) -> Iterator[StoredFile]:
-    """All files of a partition, oldest first. Blocking: reads the partition's blobs. Raises LogError."""
-    yield from _files(log, partition, *log.bounds(Topic.BLOBS, partition))
+class MovedFiles(NamedTuple):
+    """What is known of the files of a partition that came from another log."""
+
+    ranges: tuple[tuple[int, int], ...] = ()
+    """[first offset, end) of their records."""
+    source: str = ""
+    """Topic id of the blobs that they came from."""
+    copied_to: int = 0
+    """Offset there up to which all files have come."""
 
 
-def _files(log: Log, partition: int, first: int, end: int) -> Iterator[StoredFile]:
+NONE_MOVED = MovedFiles()
+
+
+def files_in(log: Log, partition: int, first: int, end: int) -> Iterator[StoredFile]:
+    """All files of a partition between two offsets, oldest first. Blocking: reads its blobs. Raises LogError."""
     for batch in log.read(Topic.BLOBS, partition, first, end, batch=_BATCH) if first < end else ():
         for record in batch:
             if _HEADER in record.headers:
                 yield _decoded(record)
 
 
-def move_in(log: Log, partition: int, files: Sequence[StoredFile]) -> None:
+def move_in(
+    log: Log,
+    partition: int,
+    files: Sequence[StoredFile],
+    before: MovedFiles = NONE_MOVED,
+    source: str = "",
+    copied_to: int = 0,
+) -> None:
     """Write the records of files of another log, whose contents are here. Nobody else may write meanwhile.
 
-    Blocking. Raises LogError; what was written then is not found, and can be written again.
+    `before`: those that came earlier. Blocking. Raises LogError; what was written then is not found, and can be written
+    again.
     """
     offsets = [log.send(Topic.BLOBS, partition, _entry(file), _MOVE_S).result() for file in files]
-    place = {"first": min(offsets, default=0), "end": max(offsets, default=-1) + 1}
-    value = place | {"topic_id": log.topic_id(Topic.BLOBS)}
+    ranges = [*before.ranges, *([(offsets[0], offsets[-1] + 1)] if offsets else [])]
+    value = {"ranges": ranges, "source": source, "copied_to": copied_to, "topic_id": log.topic_id(Topic.BLOBS)}
     log.send(Topic.INDEX, 0, Entry(b"%s%d" % (_MOVED, partition), json.dumps(value).encode()), _MOVE_S).result()
 
 
-def moved_files(log: Log) -> dict[int, tuple[int, int]]:
-    """Partition -> [first offset, end) of the records that `move_in` wrote. Blocking. Raises LogError."""
-    found: dict[int, tuple[int, int]] = {}
-    topic_id = log.topic_id(Topic.BLOBS)
-    for batch in log.read(Topic.INDEX, 0, *log.bounds(Topic.INDEX, 0)):
-        for record in batch:
-            key = record.key or b""
-            if not key.startswith(_MOVED):
-                continue
-            with suppress(ValueError, TypeError, KeyError, AttributeError):  # no record of ours
-                value = from_json(record.value or b"", allow_inf_nan=False)
-                if value["topic_id"] == topic_id:
-                    found[int(key.removeprefix(_MOVED))] = int(value["first"]), int(value["end"])
+def moved_files(log: Log) -> dict[int, MovedFiles]:
+    """Partition -> what `move_in` wrote. Blocking. Raises LogError."""
+    return _moved_between(log, *log.bounds(Topic.INDEX, 0))
+
+
+def _moved_between(log: Log, first: int, end: int) -> dict[int, MovedFiles]:
+    records = [
+        record
+        for batch in log.read(Topic.INDEX, 0, first, end)
+        for record in batch
+        if record.key is not None and record.key.startswith(_MOVED)
+    ]
+    found: dict[int, MovedFiles] = {}
+    topic_id = log.topic_id(Topic.BLOBS) if records else ""
+    for record in records:
+        with suppress(ValueError, TypeError, KeyError, AttributeError):  # no record of ours
+            value = from_json(record.value or b"", allow_inf_nan=False)
+            if value["topic_id"] == topic_id:
+                # Earlier releases: one range, and nothing of the source.
+                pairs = value["ranges"] if "ranges" in value else [(value["first"], value["end"])]
+                ranges = tuple((int(first), int(end)) for first, end in pairs)
+                moved = MovedFiles(ranges, str(value.get("source", "")), int(value.get("copied_to", 0)))
+                found[int((record.key or b"").removeprefix(_MOVED))] = moved
     return found
 
 

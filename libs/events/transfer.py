@@ -17,7 +17,7 @@ from typing import Any
 
 from libs.events.blobs import Blobs, is_ref
 from libs.events.codec import encode_body, encode_event, run_of, stamp_of, type_of
-from libs.events.files import files_in, move_in, moved_files
+from libs.events.files import NONE_MOVED, MovedFiles, files_in, move_in, moved_files
 from libs.events.log import Ack, Entry, Log, LogError, Record, Topic
 from libs.events.model import EVENT_TYPES, RUN_END_TYPES, Mark, PartitionClaimed, PartitionReleased
 from libs.events.slots import slots, with_values
@@ -78,9 +78,9 @@ def transfer(
     ends = {number: source.bounds(Topic.EVENTS, number)[1] for number in range(source.partitions)}
     there = {number: _look(target, number, owner) for number in range(source.partitions)}
     done = Transferred(definitions=_definitions(source, target))
-    there_already = moved_files(target)
-    for number in there.keys() - there_already.keys():
-        done.files += _files(source, source_blobs, target, target_blobs, number)
+    moved = moved_files(target)
+    for number in there:
+        done.files += _files(source, source_blobs, target, target_blobs, number, moved.get(number, NONE_MOVED))
     for number, known in there.items():
         _Partition(source, source_blobs, target, target_blobs, number, owner, known, now_us, done).copy(
             ends[number], progress
@@ -153,13 +153,19 @@ def _digest(record: Record) -> bytes:
     return b"" if record.value is None else hashlib.sha256(record.value).digest()
 
 
-def _files(source: Log, source_blobs: Blobs, target: Log, target_blobs: Blobs, number: int) -> int:
-    """Before the events: who reads one of a run that goes on there finds its files."""
+def _files(source: Log, source_blobs: Blobs, target: Log, target_blobs: Blobs, number: int, before: MovedFiles) -> int:
+    """Before the events: who reads one of a run that goes on there finds its files. `before`: what has come already."""
+    topic_id = source.topic_id(Topic.BLOBS)
+    first, end = source.bounds(Topic.BLOBS, number)
+    if before.source == topic_id:
+        first = max(first, before.copied_to)
+    if first >= end:
+        return 0
     moved = [
         file.model_copy(update={"blob": target_blobs.put(file.file_id, source_blobs.get(file.blob)).result(_ACK_S)})
-        for file in files_in(source, number)
+        for file in files_in(source, number, first, end)
     ]
-    move_in(target, number, moved)
+    move_in(target, number, moved, before, topic_id, end)
     return len(moved)
 
 

@@ -11,6 +11,7 @@ from libs.events import transfer as transfers
 from libs.events.blobs import LogBlobs
 from libs.events.codec import encode_event, type_of
 from libs.events.commands import Caller
+from libs.events.files import Files
 from libs.events.ids import new_run_id
 from libs.events.log import Log, LogError, Topic
 from libs.events.memory import MemoryLog, MemoryStore
@@ -20,15 +21,15 @@ from libs.events.transfer import Transferred, transfer
 from libs.events.triggers import ScheduleFired, TriggerSwitched
 
 AT_US = 1_700_000_000_000_000
-Made = Callable[[], MemoryLog]
+Made = Callable[..., MemoryLog]
 
 
 @pytest.fixture
 def made() -> Iterator[Made]:
     logs: list[MemoryLog] = []
 
-    def make() -> MemoryLog:
-        logs.append(MemoryLog(MemoryStore(partitions=1)))
+    def make(at_ms: int | None = None) -> MemoryLog:
+        logs.append(MemoryLog(MemoryStore(partitions=1), now_ms=lambda: at_ms or now_us() // 1000))
         return logs[-1]
 
     yield make
@@ -60,6 +61,30 @@ def accepted(digest: str) -> tuple[str, RunAccepted]:
 
 def moved(source: Log, target: Log) -> Transferred:
     return transfer(source, LogBlobs(source), target, LogBlobs(target), now_us=now_us)
+
+
+def broken_off_behind_its_files(source: Log, target: Log) -> None:
+    def gone(*_: Any) -> None:
+        raise LogError("gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfers._Partition, "copy", gone)  # noqa: SLF001  # where it dies
+        with pytest.raises(LogError, match="gone"):
+            moved(source, target)
+
+
+def files_of(log: Log, at_us: int | None = None) -> Files:
+    return Files(log, LogBlobs(log), now_us=lambda: at_us or now_us(), random_bits=random.getrandbits)
+
+
+def upload(log: Log, content: bytes, at_us: int | None = None) -> str:
+    files = files_of(log, at_us)
+    return files.store(content, app_id="a", owner="u", name="a.txt", mime_type="text/plain").file_id
+
+
+def download(log: Log, file_id: str) -> bytes | None:
+    file = files_of(log).find(file_id)
+    return file and files_of(log).content(file)
 
 
 def types_of(log: Log) -> list[str]:
@@ -122,3 +147,17 @@ def test_facts_that_share_a_key_all_come_wherever_it_broke_off(
     assert (triggers.enabled("a", "n"), fired and fired.due_us) == (False, 20)
     there = len(facts_of(target))
     assert (moved(source, target).definitions, len(facts_of(target))) == (0, there)
+
+
+def test_files_that_were_uploaded_since_the_first_try_come_with_the_second(made: Made) -> None:
+    source, target = made(AT_US // 1000), made()
+    contents = {upload(source, content, AT_US): content for content in (b"1", b"2")}
+    broken_off_behind_its_files(source, target)
+    contents[upload(source, b"3", AT_US)] = b"3"
+    write(source, PartitionClaimed(owner="o", commands_topic_id="t"), 0)
+    assert moved(source, target).files == 1
+    assert {file_id: download(target, file_id) for file_id in contents} == contents
+    assert moved(source, target).files == 0
+    contents[upload(source, b"4", AT_US)] = b"4"
+    assert moved(source, target).files == 1
+    assert {file_id: download(target, file_id) for file_id in contents} == contents
