@@ -78,7 +78,7 @@ def _into_file(given: "Settings", file: Path) -> "Transferred":
         raise Problem(f"log export: {file} is there already. Name a new file", USAGE)
     growing = partial(file)
     with _problems("log export"):
-        with ExitStack() as opened:
+        with _begun_in(growing), ExitStack() as opened:
             source = opened.enter_context(closing(open_log(given)))
             own = LogBlobs(source) if given.kafka is not None else FolderBlobs(given.data / "blobs")
             blobs = opened.enter_context(closing(blobs_by_setting(given, own)))
@@ -135,7 +135,7 @@ def _into_folder(given: "Settings", source: "Log", source_blobs: "Blobs") -> "Tr
     from libs.storage import blobs_by_setting
 
     growing = given.data / IMPORTING
-    with ExitStack() as opened:
+    with _begun_in(growing), ExitStack() as opened:
         target = opened.enter_context(closing(SqliteLog(growing, source.partitions)))
         blobs = opened.enter_context(closing(blobs_by_setting(given, FolderBlobs(growing / "blobs"))))
         done = _moved(source, source_blobs, target, blobs)
@@ -176,6 +176,16 @@ def _moved(source: "Log", source_blobs: "Blobs", target: "Log", target_blobs: "B
             now_us=lambda: time.time_ns() // 1000,
             progress=shown_by(bar),
         )
+
+
+@contextmanager
+def _begun_in(growing: Path) -> Iterator[None]:
+    from libs.events.transfer import TransferRefused
+
+    try:
+        yield
+    except TransferRefused as error:
+        raise TransferRefused(f"{error}, or delete {growing} to begin anew") from error
 
 
 @contextmanager

@@ -6,14 +6,19 @@ an owner writes for itself (claims, checkpoints, snapshots, rejections) stays be
 Unfinished runs go on there.
 
 Done again after it broke off, it goes on where it was: what is in the target already is left out. It must be the only
-owner meanwhile: a foreign claim, or runs of somebody else's in a partition, end it.
+owner meanwhile: a foreign claim, or runs of somebody else's in a partition, end it. The first record that it writes, in
+the index topic, says which log is brought: no other one may follow it.
 """
 
 import hashlib
+import json
 import queue
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic_core import from_json
 
 from libs.events.blobs import Blobs, is_ref
 from libs.events.codec import encode_body, encode_event, run_of, stamp_of, type_of
@@ -25,6 +30,7 @@ from libs.events.validity import Validity
 
 _BATCH = 500
 _ACK_S = 60.0
+_ORIGIN = b"brought-from"
 _LEFT_BEHIND = frozenset(
     {
         "PartitionClaimed", "PartitionReleased", "OwnerConfirmed", "CommandRejected", "CheckpointWritten",
@@ -73,10 +79,20 @@ def transfer(
     """Blocking. Raises TransferRefused, LogError; call again after the latter."""
     if target.partitions < source.partitions:
         raise TransferRefused(f"the target has {target.partitions} partitions, the source {source.partitions}")
-    owner = f"transfer-{source.topic_id(Topic.EVENTS)}"
+    origin = source.topic_id(Topic.EVENTS)
+    owner = f"transfer-{origin}"
+    begun = _begun(target)
+    if begun not in (None, origin):
+        raise TransferRefused(
+            f"the target has begun to get another log ({begun}, this one is {origin}). "
+            "Bring that one again, or choose a new target"
+        )
     # Before all else: what a run needs was written before its events, so what is read later on holds all of it.
     ends = {number: source.bounds(Topic.EVENTS, number)[1] for number in range(source.partitions)}
     there = {number: _look(target, number, owner) for number in range(source.partitions)}
+    if begun is None:
+        note = json.dumps({"source": origin, "topic_id": target.topic_id(Topic.EVENTS)}).encode()
+        target.send(Topic.INDEX, 0, Entry(_ORIGIN, note), _ACK_S).result()
     done = Transferred(definitions=_definitions(source, target))
     moved = moved_files(target)
     for number in there:
@@ -86,6 +102,18 @@ def transfer(
             ends[number], progress
         )
     return done
+
+
+def _begun(target: Log) -> str | None:
+    """Whose log the target has begun to get."""
+    topic_id, found = target.topic_id(Topic.EVENTS), None
+    for batch in target.read(Topic.INDEX, 0, target.bounds(Topic.INDEX, 0)[0]):
+        for record in batch:
+            if record.key == _ORIGIN:
+                with suppress(ValueError, TypeError, KeyError):  # no record of ours
+                    value = from_json(record.value or b"", allow_inf_nan=False)
+                    found = str(value["source"]) if value["topic_id"] == topic_id else found
+    return found
 
 
 def _look(target: Log, partition: int, owner: str) -> _There:

@@ -17,7 +17,7 @@ from flowledger import Client
 from flowledger.cli import run
 from flowledger.dev import start_embedded
 from libs.events import transfer as transfers
-from libs.events.archive import open_archive
+from libs.events.archive import make_archive, open_archive
 from libs.events.blobs import FolderBlobs, LogBlobs
 from libs.events.files import Files
 from libs.events.log import Log, LogError
@@ -150,6 +150,9 @@ def test_an_import_that_broke_off_keeps_the_folder_shut_and_goes_on(
         assert cli("log", "import", file, "--yes", "--data", there)[0] == 7
     exit_code, _, err = cli("runs", "--data", there)
     assert (exit_code, "an import has not ended" in err) == (7, True)
+    make_archive(tmp_path / "other.ledger", 1).close()
+    exit_code, _, err = cli("log", "import", tmp_path / "other.ledger", "--yes", "--data", there)
+    assert (exit_code, f"or delete {there / 'importing'} to begin anew" in err) == (7, True), err
     exit_code, out, _ = cli("log", "import", file, "--yes", "--json", "--data", there)
     assert (exit_code, json.loads(out)["skipped"] > 0) == (0, True)
     assert not (there / "importing").exists()

@@ -17,7 +17,7 @@ from libs.events.log import Log, LogError, Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.model import Event, PartitionClaimed, RunAccepted
 from libs.events.registry import AppCreated, DocumentStored, Fact, encode_fact, read_registry, taken_back
-from libs.events.transfer import Transferred, transfer
+from libs.events.transfer import Transferred, TransferRefused, transfer
 from libs.events.triggers import ScheduleFired, TriggerSwitched
 
 AT_US = 1_700_000_000_000_000
@@ -161,3 +161,30 @@ def test_files_that_were_uploaded_since_the_first_try_come_with_the_second(made:
     contents[upload(source, b"4", AT_US)] = b"4"
     assert moved(source, target).files == 1
     assert {file_id: download(target, file_id) for file_id in contents} == contents
+
+
+def test_a_target_that_another_log_began_is_refused_wherever_that_broke_off(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = made(), made()
+    for source, name in ((first, "first"), (second, "second")):
+        put(source, AppCreated(app_id=name, name=name, created_at_us=1))
+        write(source, PartitionClaimed(owner="o", commands_topic_id="t"), 0)
+        run_id, event = accepted("d")
+        write(source, event, 1, run_id, 1)
+
+    def gone(*_: Any) -> None:
+        raise LogError("gone")
+
+    for step in ("_definitions", "_files"):
+        target = made()
+        with monkeypatch.context() as patch:
+            patch.setattr(transfers, step, gone)
+            with pytest.raises(LogError, match="gone"):
+                moved(first, target)
+        with pytest.raises(TransferRefused, match="begun to get another log"):
+            moved(second, target)
+        moved(first, target)
+        with pytest.raises(TransferRefused, match="begun to get another log"):
+            moved(second, target)
+        assert [app.name for app in read_registry(target).apps()] == ["first"]
