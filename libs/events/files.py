@@ -57,6 +57,20 @@ class StoredFile(BaseModel):
     blob: dict[str, JsonValue]
 
 
+class MovedFiles(NamedTuple):
+    """What is known of the files of a partition that came from another log."""
+
+    ranges: tuple[tuple[int, int], ...] = ()
+    """[first offset, end) of their records."""
+    source: str = ""
+    """Topic id of the blobs that they came from."""
+    copied_to: int = 0
+    """Offset there up to which all files have come."""
+
+
+NONE_MOVED = MovedFiles()
+
+
 class Files:
     """`random_bits(n)`: a random number of n bits; ids must not be guessable. `now_us`: the wall clock."""
 
@@ -66,7 +80,7 @@ class Files:
         self._now_us = now_us
         self._random_bits = random_bits
         self._known: OrderedDict[str, StoredFile] = OrderedDict()
-        self._moved: dict[int, MovedFiles] | None = None
+        self._moved: tuple[int, dict[int, MovedFiles]] = (0, {})
         self._lock = threading.Lock()
 
     def store(
@@ -130,11 +144,23 @@ class Files:
         return None
 
     def _look_up_moved(self, file_id: str, partition: int) -> StoredFile | None:
-        if self._moved is None:
-            self._moved = moved_files(self._log)
-        ranges = self._moved.get(partition, NONE_MOVED).ranges
-        found = (file for place in ranges for file in files_in(self._log, partition, *place) if file.file_id == file_id)
-        return next(found, None)
+        wanted = file_id.encode()
+        for first, end in self._moved_now().get(partition, NONE_MOVED).ranges:
+            for record in _records(self._log, partition, first, end):
+                if record.headers.get(_HEADER) == wanted:
+                    return _decoded(record)
+        return None
+
+    def _moved_now(self) -> dict[int, MovedFiles]:
+        """An import may go on while this process lives, so what is new in the index topic is read each time."""
+        read_to, moved = self._moved
+        first, end = self._log.bounds(Topic.INDEX, 0)
+        if not first <= read_to <= end:
+            read_to, moved = first, {}
+        if read_to < end:
+            moved = moved | _moved_between(self._log, read_to, end)
+            self._moved = end, moved  # both at once: a thread that is late only makes the next one read again
+        return moved
 
     def _keep(self, file: StoredFile) -> None:
         with self._lock:
@@ -143,26 +169,16 @@ class Files:
                 self._known.popitem(last=False)
 
 
-class MovedFiles(NamedTuple):
-    """What is known of the files of a partition that came from another log."""
-
-    ranges: tuple[tuple[int, int], ...] = ()
-    """[first offset, end) of their records."""
-    source: str = ""
-    """Topic id of the blobs that they came from."""
-    copied_to: int = 0
-    """Offset there up to which all files have come."""
-
-
-NONE_MOVED = MovedFiles()
-
-
 def files_in(log: Log, partition: int, first: int, end: int) -> Iterator[StoredFile]:
     """All files of a partition between two offsets, oldest first. Blocking: reads its blobs. Raises LogError."""
+    for record in _records(log, partition, first, end):
+        if _HEADER in record.headers:
+            yield _decoded(record)
+
+
+def _records(log: Log, partition: int, first: int, end: int) -> Iterator[Record]:
     for batch in log.read(Topic.BLOBS, partition, first, end, batch=_BATCH) if first < end else ():
-        for record in batch:
-            if _HEADER in record.headers:
-                yield _decoded(record)
+        yield from batch
 
 
 def move_in(

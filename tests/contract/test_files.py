@@ -1,5 +1,6 @@
 """Files are found by their id alone, over every log; their bytes lie where the blobs are."""
 
+import json
 import random
 from contextlib import closing
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from libs.events.blobs import Blobs, FolderBlobs, LogBlobs
-from libs.events.files import Files, extension_of, move_in
+from libs.events.files import Files, extension_of, move_in, moved_files
 from libs.events.ids import created_at_us, new_run_id, partition_of
 from libs.events.log import Entry, Log, Topic
 from tests.contract.conftest import PARTITIONS
@@ -82,6 +83,9 @@ def test_an_id_that_names_no_file_is_not_found(log: Log) -> None:
         (b"files-2", b'"topic_id"'),
         (b"files-2", b'{"topic_id": "@"}'),
         (b"files-2", b'{"topic_id": "@", "first": null, "end": 1}'),
+        (b"files-2", b'{"topic_id": "@", "ranges": [[1]]}'),
+        (b"files-2", b'{"topic_id": "@", "ranges": 1}'),
+        (b"files-2", b'{"topic_id": "@", "ranges": [], "copied_to": "?"}'),
         (b"files-\xd9", b'{"topic_id": "@", "first": 0, "end": 1}'),
     ],
 )
@@ -93,6 +97,27 @@ def test_a_foreign_record_of_moved_files_hides_none_of_ours(log: Log, key: bytes
     log.send(Topic.INDEX, 0, Entry(key, named)).result(PATIENCE_S)
     found = files_of(log).find(moved.file_id)
     assert found == moved
+
+
+def test_a_process_that_looked_before_finds_files_that_were_moved_in_since(log: Log) -> None:
+    made = files_of(log).store(b"x", app_id="a", owner="u", name="a.txt", mime_type="text/plain")
+    first, second = (made.model_copy(update={"file_id": new_run_id(2, 1_000_000, n)}) for n in (7, 8))
+    looked = files_of(log)
+    assert looked.find(first.file_id) is None
+    move_in(log, 2, [first])
+    assert (looked.find(first.file_id), looked.find(second.file_id)) == (first, None)
+    move_in(log, 2, [second], moved_files(log)[2])
+    assert (looked.find(second.file_id), files_of(log).find(first.file_id)) == (second, first)
+
+
+def test_a_moved_file_that_cannot_be_read_hides_no_other(log: Log) -> None:
+    made = files_of(log).store(b"x", app_id="a", owner="u", name="a.txt", mime_type="text/plain")
+    moved = made.model_copy(update={"file_id": new_run_id(2, 1_000_000, 7)})
+    first = log.send(Topic.BLOBS, 2, Entry(b"other", b"?", [("file", b"other")])).result(PATIENCE_S)
+    move_in(log, 2, [moved])
+    place = {"first": first, "end": log.bounds(Topic.BLOBS, 2)[1], "topic_id": log.topic_id(Topic.BLOBS)}
+    log.send(Topic.INDEX, 0, Entry(b"files-2", json.dumps(place).encode())).result(PATIENCE_S)
+    assert files_of(log).find(moved.file_id) == moved
 
 
 def test_bytes_in_a_folder_and_what_is_known_of_them_in_the_log(log: Log, tmp_path: Path) -> None:
