@@ -210,3 +210,4 @@ def _show(done: Any, *, as_json: bool) -> None:
             f"{done.runs} runs in {done.events} events, {done.definitions} definitions, {done.files} files; "
             f"{done.skipped} were there"
         )
+        talk(f"All of it is there: {done.there}")

@@ -66,6 +66,8 @@ class MovedFiles(NamedTuple):
     """Topic id of the blobs that they came from."""
     copied_to: int = 0
     """Offset there up to which all files have come."""
+    brought: int = 0
+    """How many have come."""
 
 
 NONE_MOVED = MovedFiles()
@@ -196,7 +198,8 @@ def move_in(
     """
     offsets = [log.send(Topic.BLOBS, partition, _entry(file), _MOVE_S).result() for file in files]
     ranges = [*before.ranges, *([(offsets[0], offsets[-1] + 1)] if offsets else [])]
-    value = {"ranges": ranges, "source": source, "copied_to": copied_to, "topic_id": log.topic_id(Topic.BLOBS)}
+    value = {"ranges": ranges, "brought": before.brought + len(files), "source": source, "copied_to": copied_to}
+    value["topic_id"] = log.topic_id(Topic.BLOBS)
     log.send(Topic.INDEX, 0, Entry(b"%s%d" % (_MOVED, partition), json.dumps(value).encode()), _MOVE_S).result()
 
 
@@ -221,7 +224,8 @@ def _moved_between(log: Log, first: int, end: int) -> dict[int, MovedFiles]:
                 # Earlier releases: one range, and nothing of the source.
                 pairs = value["ranges"] if "ranges" in value else [(value["first"], value["end"])]
                 ranges = tuple((int(first), int(end)) for first, end in pairs)
-                moved = MovedFiles(ranges, str(value.get("source", "")), int(value.get("copied_to", 0)))
+                copied_to, brought = int(value.get("copied_to", 0)), int(value.get("brought", 0))
+                moved = MovedFiles(ranges, str(value.get("source", "")), copied_to, brought)
                 found[int((record.key or b"").removeprefix(_MOVED))] = moved
     return found
 

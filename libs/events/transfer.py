@@ -3,7 +3,8 @@
 The target is claimed like an owner claims it: a claim in each partition, then the source's valid events, renumbered
 `(epoch, n)`, with their run sequences, times and causes as they were, large values and uploaded files moved along. What
 an owner writes for itself (claims, checkpoints, snapshots, rejections) stays behind; the next owner makes its own.
-Unfinished runs go on there.
+Unfinished runs go on there. At the end the target is read again: it must hold as many runs, events and files, and the
+same definitions.
 
 Done again after it broke off, it goes on where it was: what is in the target already is left out. It must be the only
 owner meanwhile: a foreign claim, or runs of somebody else's in a partition, end it. The first record that it writes, in
@@ -31,6 +32,7 @@ from libs.events.validity import Validity
 _BATCH = 500
 _ACK_S = 60.0
 _ORIGIN = b"brought-from"
+_TAKEN_BACK = b""
 _LEFT_BEHIND = frozenset(
     {
         "PartitionClaimed", "PartitionReleased", "OwnerConfirmed", "CommandRejected", "CheckpointWritten",
@@ -43,7 +45,21 @@ _MARKED = {"RunAccepted": "accepted", "RunStarted": "started", "ConversationVari
 
 
 class TransferRefused(LogError):
-    """The target is not one that this log can be written into. Nothing more was written."""
+    """The target is not one that this log can be brought into, as it is."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a log holds of what is brought along."""
+
+    runs: int = 0
+    events: int = 0
+    definitions: int = 0
+    """Keys whose newest fact was not taken back."""
+    files: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.runs} runs in {self.events} events, {self.definitions} definitions, {self.files} files"
 
 
 @dataclass(slots=True)
@@ -54,6 +70,8 @@ class Transferred:
     skipped: int = 0
     """Events that were there already."""
     files: int = 0
+    there: Totals = field(default_factory=Totals)
+    """Read from the target at the end. It is as much as was read from the source, else the transfer fails."""
 
 
 @dataclass(slots=True)
@@ -93,15 +111,33 @@ def transfer(
     if begun is None:
         note = json.dumps({"source": origin, "topic_id": target.topic_id(Topic.EVENTS)}).encode()
         target.send(Topic.INDEX, 0, Entry(_ORIGIN, note), _ACK_S).result()
-    done = Transferred(definitions=_definitions(source, target))
+    done, wanted = Transferred(), Totals()
+    done.definitions, facts = _definitions(source, target)
     moved = moved_files(target)
     for number in there:
         done.files += _files(source, source_blobs, target, target_blobs, number, moved.get(number, NONE_MOVED))
     for number, known in there.items():
         _Partition(source, source_blobs, target, target_blobs, number, owner, known, now_us, done).copy(
-            ends[number], progress
+            ends[number], wanted, progress
         )
+    _check(target, facts, wanted, done.there)
     return done
+
+
+def _check(target: Log, facts: dict[bytes | None, bytes], wanted: Totals, there: Totals) -> None:
+    """Read what the target holds into `there`. Raises TransferRefused when it is not as much as the source holds."""
+    for number in range(target.partitions):
+        for _, name in _kept(target, number, target.bounds(Topic.EVENTS, number)[1]):
+            there.events += 1
+            there.runs += name == "RunAccepted"
+    found = {record.key: _digest(record) for record in _topic(target)}
+    there.definitions = sum(found.get(key, _TAKEN_BACK) == digest != _TAKEN_BACK for key, digest in facts.items())
+    wanted.definitions = sum(digest != _TAKEN_BACK for digest in facts.values())
+    for number, moved in moved_files(target).items():
+        wanted.files += moved.brought
+        there.files += sum(1 for place in moved.ranges for _ in files_in(target, number, *place))
+    if there != wanted:
+        raise TransferRefused(f"the target holds {there}, the source {wanted}. Choose a new target")
 
 
 def _begun(target: Log) -> str | None:
@@ -159,39 +195,53 @@ def _records(log: Log, partition: int, end: int) -> Iterator[Record]:
         yield from batch
 
 
-def _definitions(source: Log, target: Log) -> int:
-    """Facts that share a key are told apart by what they say: of each key, what follows the newest that is there.
+def _kept(log: Log, partition: int, end: int) -> Iterator[tuple[Record, str]]:
+    """The events that are brought along, with their types."""
+    validity = Validity()
+    for record in _records(log, partition, end):
+        name = type_of(record)
+        if validity.admit(stamp_of(record)) and name not in _LEFT_BEHIND:
+            yield record, name
 
+
+def _definitions(source: Log, target: Log) -> tuple[int, dict[bytes | None, bytes]]:
+    """How many were copied, and what the newest of each key says.
+
+    Facts that share a key are told apart by what they say: of each key comes what follows the newest that is there.
     Their number would not do: compaction may take away some of a key, here or there.
     """
     end = source.bounds(Topic.DEFINITIONS, 0)[1]
     newest = {record.key: _digest(record) for record in _topic(target)}
     there = (record for record in _topic(source, end) if newest.get(record.key) == _digest(record)) if newest else ()
     copied_to = {record.key: record.offset for record in there}
-    copied = 0
+    copied, facts = 0, dict[bytes | None, bytes]()
     for record in _topic(source, end):
+        facts[record.key] = _digest(record)
         if record.offset > copied_to.get(record.key, -1):
             entry = Entry(record.key, record.value, list(record.headers.items()))
             target.send(Topic.DEFINITIONS, 0, entry, _ACK_S).result()
             copied += 1
-    return copied
+    return copied, facts
 
 
 def _digest(record: Record) -> bytes:
-    return b"" if record.value is None else hashlib.sha256(record.value).digest()
+    return _TAKEN_BACK if record.value is None else hashlib.sha256(record.value).digest()
 
 
 def _files(source: Log, source_blobs: Blobs, target: Log, target_blobs: Blobs, number: int, before: MovedFiles) -> int:
     """Before the events: who reads one of a run that goes on there finds its files. `before`: what has come already."""
     topic_id = source.topic_id(Topic.BLOBS)
     first, end = source.bounds(Topic.BLOBS, number)
-    if before.source == topic_id:
-        first = max(first, before.copied_to)
+    if before.source != topic_id:
+        before = NONE_MOVED  # nobody noted how many have come: all of them come again
+    first = max(first, before.copied_to)
     if first >= end:
         return 0
+    # What was brought into the source itself, and broke off, may stand there twice.
+    files = {file.file_id: file for file in files_in(source, number, first, end)}
     moved = [
         file.model_copy(update={"blob": target_blobs.put(file.file_id, source_blobs.get(file.blob)).result(_ACK_S)})
-        for file in files_in(source, number, first, end)
+        for file in files.values()
     ]
     move_in(target, number, moved, before, topic_id, end)
     return len(moved)
@@ -232,15 +282,14 @@ class _Partition:
         self._claimed_at = -1
         self._batch: list[Entry] = []
 
-    def copy(self, end: int, progress: Callable[[int, int], None]) -> None:
+    def copy(self, end: int, wanted: Totals, progress: Callable[[int, int], None]) -> None:
         appender = self._target.open_appender(self._acks.put)
         try:
             self._claim(appender)
-            validity, others = Validity(), 0
-            for record in _records(self._source, self._number, end):
-                name = type_of(record)
-                if not validity.admit(stamp_of(record)) or name in _LEFT_BEHIND:
-                    continue
+            others = 0
+            for record, name in _kept(self._source, self._number, end):
+                wanted.events += 1
+                wanted.runs += name == "RunAccepted"
                 run_id = run_of(record)
                 others += not run_id
                 if self._is_there(record, run_id, others):

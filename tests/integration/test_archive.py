@@ -75,7 +75,8 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 def exported(cli: Cli, folder: Path, into: Path) -> Path:
     file = into / "backup.ledger"
-    assert cli("log", "export", "-o", file, "--data", folder)[0] == 0
+    exit_code, _, err = cli("log", "export", "-o", file, "--data", folder)
+    assert (exit_code, "All of it is there: 3 runs in " in err) == (0, True), err
     assert [each.name for each in into.iterdir()] == ["backup.ledger"]
     return file
 
@@ -110,6 +111,7 @@ def test_everything_comes_along_into_a_new_folder_and_goes_on_there(
     exit_code, out, err = cli("log", "import", file, "--yes", "--json", "--data", there)
     assert exit_code == 0, err
     assert (json.loads(out)["runs"], json.loads(out)["files"]) == (3, 1)
+    assert (json.loads(out)["there"]["runs"], json.loads(out)["there"]["files"]) == (3, 1)
     assert "will need another secret key" in err
     with closing(SqliteLog(folder, read_only=True)) as old, closing(SqliteLog(there, read_only=True)) as new:
         before = histories(old, FolderBlobs(folder / "blobs"))

@@ -13,11 +13,11 @@ from libs.events.codec import encode_event, type_of
 from libs.events.commands import Caller
 from libs.events.files import Files
 from libs.events.ids import new_run_id
-from libs.events.log import Log, LogError, Topic
+from libs.events.log import Entry, Log, LogError, Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.model import Event, PartitionClaimed, RunAccepted
 from libs.events.registry import AppCreated, DocumentStored, Fact, encode_fact, read_registry, taken_back
-from libs.events.transfer import Transferred, TransferRefused, transfer
+from libs.events.transfer import Totals, Transferred, TransferRefused, transfer
 from libs.events.triggers import ScheduleFired, TriggerSwitched
 
 AT_US = 1_700_000_000_000_000
@@ -188,3 +188,32 @@ def test_a_target_that_another_log_began_is_refused_wherever_that_broke_off(
         with pytest.raises(TransferRefused, match="begun to get another log"):
             moved(second, target)
         assert [app.name for app in read_registry(target).apps()] == ["first"]
+
+
+def test_what_has_not_arrived_is_noticed_at_the_end(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = made(AT_US // 1000)
+    put(source, AppCreated(app_id="a", name="A", created_at_us=1), DocumentStored(digest="d", document="..."))
+    source.send(Topic.DEFINITIONS, 0, taken_back("app/a")).result(5)
+    upload(source, b"1", AT_US)
+    write(source, PartitionClaimed(owner="o", commands_topic_id="t"), 0)
+    run_id, event = accepted("d")
+    write(source, event, 1, run_id, 1)
+    assert moved(source, made()).there == Totals(runs=1, events=1, definitions=1, files=1)
+    lost = (
+        "the target holds {} runs in {} events, {} definitions, {} files, the source 1 runs in 1 events, 1 definitions"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(transfers._Partition, "_is_there", lambda *_: True)  # noqa: SLF001  # what loses events
+        with pytest.raises(TransferRefused, match=lost.format(0, 0, 1, 1)):
+            moved(source, made())
+    for topic, left in ((Topic.DEFINITIONS, (1, 1, 0, 1)), (Topic.BLOBS, (1, 1, 1, 0))):
+        target = made()
+        send = target.send
+
+        def lose(to: Topic, number: int, entry: Entry, *rest: Any, send: Any = send, topic: Topic = topic) -> Any:
+            return send(to, number, Entry(b"lost", None) if to is topic else entry, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(target, "send", lose)
+            with pytest.raises(TransferRefused, match=lost.format(*left)):
+                moved(source, target)
