@@ -180,10 +180,15 @@ def _moved(source: "Log", source_blobs: "Blobs", target: "Log", target_blobs: "B
 
 @contextmanager
 def _begun_in(growing: Path) -> Iterator[None]:
+    from libs.events.sqlite import OtherPartitions
     from libs.events.transfer import TransferRefused
 
     try:
         yield
+    except OtherPartitions as error:
+        raise TransferRefused(
+            f"another log was begun in {growing}. Bring that one again, or delete {growing} to begin anew"
+        ) from error
     except TransferRefused as error:
         raise TransferRefused(f"{error}, or delete {growing} to begin anew") from error
 

@@ -36,6 +36,10 @@ _BUSY_S = 5.0
 _STORED = tuple(topic for topic in Topic if topic not in EPHEMERAL)
 
 
+class OtherPartitions(LogError):
+    """The log that is there has another number of partitions than was asked for."""
+
+
 class SqliteLog(LocalLog):
     """The log in `folder`, made when it is not there (unless `read_only`).
 
@@ -76,7 +80,7 @@ class SqliteStore:
         self.partitions = int(meta["partitions"])
         if not read_only and self.partitions != partitions:
             self.close()
-            raise LogError(
+            raise OtherPartitions(
                 f"{path} has {self.partitions} partitions, not {partitions}. Set partitions={self.partitions}"
             )
 

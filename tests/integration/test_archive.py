@@ -152,9 +152,12 @@ def test_an_import_that_broke_off_keeps_the_folder_shut_and_goes_on(
         assert cli("log", "import", file, "--yes", "--data", there)[0] == 7
     exit_code, _, err = cli("runs", "--data", there)
     assert (exit_code, "an import has not ended" in err) == (7, True)
-    make_archive(tmp_path / "other.ledger", 1).close()
-    exit_code, _, err = cli("log", "import", tmp_path / "other.ledger", "--yes", "--data", there)
-    assert (exit_code, f"or delete {there / 'importing'} to begin anew" in err) == (7, True), err
+    for partitions in (1, 2):
+        other = tmp_path / f"{partitions}.ledger"
+        make_archive(other, partitions).close()
+        exit_code, _, err = cli("log", "import", other, "--yes", "--data", there)
+        assert (exit_code, f"or delete {there / 'importing'} to begin anew" in err) == (7, True), err
+        assert "another log" in err
     exit_code, out, _ = cli("log", "import", file, "--yes", "--json", "--data", there)
     assert (exit_code, json.loads(out)["skipped"] > 0) == (0, True)
     assert not (there / "importing").exists()
