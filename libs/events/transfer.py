@@ -14,6 +14,7 @@ the index topic, says which log is brought: no other one may follow it.
 import hashlib
 import json
 import queue
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -80,7 +81,9 @@ class _There:
 
     validity: Validity = field(default_factory=Validity)
     seqs: dict[str, int] = field(default_factory=dict)
-    marks: dict[tuple[str, str], Mark] = field(default_factory=dict)
+    marks: dict[tuple[str, str], list[Mark]] = field(default_factory=dict)
+    """Where what later runs of a conversation need stands. Several in a log that was brought from another one, where
+    commands counted from 0 before."""
     others: int = 0
     """Events without a run (of conversations) that were written."""
 
@@ -181,10 +184,17 @@ def _note(there: _There, record: Record, name: str, place: Mark) -> None:
         there.seqs[run_id] = int(record.headers["ce_sequence"])
     else:
         there.others += 1
+    marked = _marked(record, name)
+    if marked is not None:
+        kind, of = marked
+        there.marks.setdefault(marked, []).append(place.model_copy(update={"kind": kind, "of": of}))
+
+
+def _marked(record: Record, name: str) -> tuple[str, str] | None:
     kind = _MARKED.get(name)
-    if kind is not None:
-        of = run_id if kind != "edited" else record.headers.get("ce_cause", b"").decode("utf-8", "replace")
-        there.marks[kind, of] = place.model_copy(update={"kind": kind, "of": of})
+    if kind is None:
+        return None
+    return kind, run_of(record) if kind != "edited" else record.headers.get("ce_cause", b"").decode("utf-8", "replace")
 
 
 def _records(log: Log, partition: int, end: int) -> Iterator[Record]:
@@ -281,6 +291,8 @@ class _Partition:
         self._n = 0
         self._claimed_at = -1
         self._batch: list[Entry] = []
+        self._offsets: dict[tuple[str, str], list[int]] = {}
+        """In the source, of what `marks` has in the target: in the same order."""
 
     def copy(self, end: int, wanted: Totals, progress: Callable[[int, int], None]) -> None:
         appender = self._target.open_appender(self._acks.put)
@@ -290,6 +302,8 @@ class _Partition:
             for record, name in _kept(self._source, self._number, end):
                 wanted.events += 1
                 wanted.runs += name == "RunAccepted"
+                if (marked := _marked(record, name)) is not None:
+                    self._offsets.setdefault(marked, []).append(record.offset)
                 run_id = run_of(record)
                 others += not run_id
                 if self._is_there(record, run_id, others):
@@ -360,10 +374,12 @@ class _Partition:
         return encode_body(event)
 
     def _mark(self, mark: Mark) -> Mark:
-        found = self._there.marks.get((mark.kind, mark.of))
-        if found is None:
+        marked = (mark.kind, mark.of)
+        number = bisect_left(self._offsets.get(marked, ()), mark.offset)  # the first that stands behind the mark
+        found = self._there.marks.get(marked, ())
+        if number >= len(found):
             raise LogError(f"the log has no {mark.kind} of {mark.of}, which a later run of its conversation needs")
-        return found
+        return found[number]
 
     def _send(self, appender: Any) -> None:
         if not self._batch:

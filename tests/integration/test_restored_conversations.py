@@ -57,18 +57,28 @@ class Talk:
         self.instance.stop()
 
 
-def test_an_edit_has_the_command_of_another_conversations_edit_before_the_import(tmp_path: Path) -> None:
-    one, two, archive = tmp_path / "one", tmp_path / "two", tmp_path / "log.ledger"
+def brought(source: Path, target: Path) -> None:
+    archive = target.with_suffix(".ledger")
+    assert command_line(["log", "export", "-o", str(archive), "--data", str(source)]) == 0
+    assert command_line(["log", "import", str(archive), "--yes", "--data", str(target)]) == 0
+
+
+def test_edits_of_two_conversations_have_the_same_command_before_and_after_an_import(tmp_path: Path) -> None:
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
     talk = Talk(one)
     ann, carl = talk.say("ann")["conversation_id"], talk.say("carl")["conversation_id"]
     talk.edit("carl", carl, "address", "12 Quiet Street")  # command 2
     talk.close()
-    assert command_line(["log", "export", "-o", str(archive), "--data", str(one)]) == 0
-    assert command_line(["log", "import", str(archive), "--yes", "--data", str(two)]) == 0
+    brought(one, two)
     talk = Talk(two, talk.key)
     for name in ("a", "b"):
         talk.rename("ann", ann, name)
     talk.edit("ann", ann, "lang", "fr")  # command 2 of this log
+    assert talk.say("ann", ann)["answer"] == "none, fr"
+    assert talk.say("carl", carl)["answer"] == "12 Quiet Street, none"
+    talk.close()
+    brought(two, three)
+    talk = Talk(three, talk.key)
     assert talk.say("ann", ann)["answer"] == "none, fr"
     assert talk.say("carl", carl)["answer"] == "12 Quiet Street, none"
     talk.close()
