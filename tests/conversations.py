@@ -1,4 +1,5 @@
-"""Chatflows for tests: one that counts its messages and remembers them, and one whose model is given sources."""
+"""Chatflows for tests: one that counts its messages and remembers them, one that speaks, one whose model is given
+sources."""
 
 from typing import Any
 
@@ -46,6 +47,12 @@ def counting(variables: list[dict[str, Any]] | None = None, *, inputs: tuple[str
         conversation_variables=COUNTING if variables is None else variables,
         **workflow,
     )
+
+
+def speaking() -> str:
+    """start > llm > answer; what the model says is shown as it comes."""
+    nodes = [start(), llm(), node("answer", "answer", answer="Well: {{#llm.text#}}")]
+    return document(nodes, edges("start > llm > answer"), mode="advanced-chat")
 
 
 def citing(answer: str, results: list[Any], *, cites: bool = True, **data: Any) -> str:

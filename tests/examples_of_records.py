@@ -338,5 +338,8 @@ MORE: dict[str, Event | AnyCommand | Fact] = {
     "RunAccepted-annotation": RunAccepted(command_offset=8, task_id="t1", **_ANNOTATED),
     "StartRun-annotation": StartRun(run_id=RUN, not_after_us=1_762_000_060_000_000, **_ANNOTATED),
     "StartRun-fork": StartRun(run_id=RUN, not_after_us=1_762_000_060_000_000, **_FORK),
+    "StopRun-said": StopRun(run_id=RUN, by="ann", said="größe so far"),
+    "StopRequested-said": StopRequested(command_offset=9, reason="User requested stop", by="ann", said="größe so far"),
+    "RunPaused-answer": RunPaused(forms=("f-1",), answer="größe so far", total_steps=3, elapsed_s=0.75),
 }
 """Fields that came later, by the name of their golden record."""

@@ -2,9 +2,9 @@
 
 An event whose JSON exceeds `LIMIT_BYTES` is written with references (see `libs.events.blobs`) in the place of its
 largest values: values of `inputs`, `outputs`, `process_data`, `metadata`, `variables`, `pins`, `form`, `conversation`,
-written variables, a round's output, a snapshot's state, a conversation's history, the beginning of a fork; whole
-fields when many small values are too much together. References stand only in these places, so a reader looks nowhere
-else.
+written variables, a round's output, a snapshot's state, a conversation's history, the beginning of a fork, the answer
+of a message so far; whole fields when many small values are too much together. References stand only in these places,
+so a reader looks nowhere else.
 
 A value of the user's that merely looks like a reference must not be taken for one: it is moved out too, whatever its
 size, and comes back as what it was. That is why `oversized` is also true for a body that may contain such a value.

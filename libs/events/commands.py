@@ -113,6 +113,8 @@ class StopRun(_Command):
     type: Literal["StopRun"] = "StopRun"
     reason: str = "User requested stop"
     by: str = ""
+    said: str | None = None
+    """Chatflows: the answer as far as clients see it where the stop was asked for."""
 
 
 class PauseRun(_Command):

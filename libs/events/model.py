@@ -259,6 +259,9 @@ class StopRequested(_Event):
     command_offset: int
     reason: str
     by: str = ""
+    said: JsonValue = None
+    """Chatflows: the text that clients saw where the stop was asked for. Where it goes on from what finished answer
+    nodes have said, it becomes the run's `answer`."""
 
 
 class PauseRequested(_Event):
@@ -290,6 +293,8 @@ class RunPaused(_Event):
     """Ids of the forms it waits for, in the order in which they were opened."""
     reason: str | None = None
     """Of the pause that somebody asked for; absent: it waits for forms alone."""
+    answer: JsonValue = None
+    """Chatflows: the text of the answer nodes that have finished."""
     total_steps: int = 0
     total_tokens: int = 0
     elapsed_s: float = 0.0

@@ -1,8 +1,8 @@
 """Where in an event something may stand in the place of a value: a reference to a blob, or a sealed secret.
 
 Values of `inputs`, `outputs`, `process_data`, `metadata`, `variables`, `pins`, `form`, `conversation`, written
-variables, a round's output, a snapshot's state, a conversation's history, the beginning of a fork. Stand-ins are
-nowhere else, so a reader looks nowhere else.
+variables, a round's output, a snapshot's state, a conversation's history, the beginning of a fork, the answer of a
+message so far. Stand-ins are nowhere else, so a reader looks nowhere else.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pydantic import BaseModel, JsonValue
 from libs.events.blobs import is_ref
 
 OBJECTS = ("inputs", "outputs", "process_data", "metadata", "variables", "pins", "form", "conversation")
-WHOLE = ("state", "output", "history", "value", "prefix")
+WHOLE = ("state", "output", "history", "value", "prefix", "said", "answer")
 
 Slot = tuple[str, str | int | None]
 """A field, and in it a key (objects), a position (`updates`) or None (all of it)."""

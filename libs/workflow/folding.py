@@ -124,6 +124,7 @@ def apply(state: RunState, event: RunEvent, at_us: int, epoch: int) -> None:
             _on_form_answered(state, Key(event.path, event.node_id), forms.TIMEOUT, {})
         case StopRequested():
             state.stop_reason = event.reason
+            state.said = event.said if isinstance(event.said, str) else None
         case PauseRequested():
             state.pause_reason = event.reason
         case ResumeRequested():

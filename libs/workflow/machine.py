@@ -19,6 +19,8 @@ Rules (the reference engine's, except where `docs/compatibility.md` says otherwi
   - an ordinary node takes all its outgoing edges, a branch node those of the selected handle and skips the others;
   - a failure that neither a retry nor a strategy handles fails the run at once: running siblings are cancelled;
   - a message that an annotation answers starts no node: its run ends at once with that answer;
+  - the answer of a message that was stopped is what the person who stopped it saw, where that is more than finished
+    answer nodes have said;
   - a run is paused when nothing of it runs and nothing can start before a person acts: all that is active waits for a
     form, or somebody asked for a pause. Whatever was answered first in the log counts: submission or expiry.
 """
@@ -114,6 +116,7 @@ class Stop:
     command_offset: int
     reason: str
     by: str = ""
+    said: str | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -169,10 +172,10 @@ def decide(state: RunState, command: Command) -> RunEvent | Rejection:
             return _start(state, command)
         case CompleteAttempt():
             return _complete(state, command)
-        case Stop(command_offset, reason, by):
+        case Stop(command_offset, reason, by, said):
             if state.ended or state.stop_reason is not None:
                 return Rejection(f"run {state.run_id} is {'stopping' if not state.ended else state.status}")
-            return StopRequested(command_offset=command_offset, reason=reason, by=by)
+            return StopRequested(command_offset=command_offset, reason=reason, by=by, said=said)
         case CheckTime(now_us):
             spent_s = state.spent_us(now_us) / 1e6
             if state.status != RUNNING or state.ending or not 0 < state.max_time_s < spent_s:
@@ -302,6 +305,7 @@ def _pause(state: RunState) -> RunPaused | None:
     return RunPaused(
         forms=tuple(form.form_id for form in state.forms.values()),
         reason=state.pause_reason,
+        answer=state.outputs.get("answer") if _conversation_of(state) is not None else None,
         total_steps=state.total_steps,
         total_tokens=state.total_tokens,
         elapsed_s=state.spent_us(state.at_us) / 1e6,
@@ -373,9 +377,15 @@ def _totals(state: RunState) -> dict[str, Any]:
     }
 
 
-def _left_to_the_conversation(state: RunState) -> dict[str, Any]:
+def _conversation_of(state: RunState) -> str | None:
+    """Whose message the run answers; None: it answers none."""
     accepted = state.accepted
-    if accepted is None or accepted.mode != "advanced-chat" or accepted.conversation_id is None:
+    return accepted.conversation_id if accepted is not None and accepted.mode == "advanced-chat" else None
+
+
+def _left_to_the_conversation(state: RunState) -> dict[str, Any]:
+    conversation_id = _conversation_of(state)
+    if conversation_id is None:
         return {}
     pool = state.pool
     found = ((("conversation", name), kind) for name, kind in state.written.items())
@@ -384,13 +394,26 @@ def _left_to_the_conversation(state: RunState) -> dict[str, Any]:
         for selector, kind in found
         if (segment := pool.get(selector)) is not None
     )
-    return {"conversation_id": accepted.conversation_id, "updates": tuple(updates) or None}
+    return {"conversation_id": conversation_id, "updates": tuple(updates) or None}
+
+
+def _outputs_when_stopped(state: RunState) -> Values:
+    """With the text that was shown, which no node may have finished; it goes on from what finished ones have said."""
+    finished = state.outputs.get("answer", "")
+    if (
+        state.said
+        and _conversation_of(state) is not None
+        and isinstance(finished, str)
+        and state.said.startswith(finished)
+    ):
+        return state.outputs | {"answer": state.said}
+    return state.outputs
 
 
 def _end(state: RunState) -> RunEvent:
     totals = _totals(state)
     if state.stop_reason is not None:
-        return RunStopped(error=state.stop_reason, **totals)
+        return RunStopped(error=state.stop_reason, **totals | {"outputs": _outputs_when_stopped(state)})
     if state.error is not None:
         code = "limit_exceeded" if state.limit else "node_failed"
         return RunFailed(error=state.error, code=code, node_id=state.failed_node, **totals)

@@ -214,6 +214,8 @@ class RunState:
     written: dict[str, str] = field(default_factory=dict)
     """Conversation variables that the run has written -> type."""
     stop_reason: str | None = None
+    said: str | None = None
+    """Chatflows: what clients saw of the answer where the stop was asked for."""
     limit: str | None = None
     failed_node: str | None = None
     error: str | None = None
@@ -281,6 +283,8 @@ def dump_state(state: RunState) -> JsonValue:
         "to_skip": [[*key, by, handle] for key, by, handle in state.to_skip],
         "forms": [{name: getattr(form, name) for name in Form.__slots__} for form in state.forms.values()],
         "prefix": list(state.prefix),
+        # Only where there is one: releases that do not know it read all other snapshots.
+        **({} if state.said is None else {"said": state.said}),
     }
 
 
@@ -317,6 +321,7 @@ def load_state(definition: Definition, run_id: str, data: JsonValue) -> RunState
         if form.action is not None:
             state.answered[key] = None
     state.prefix = deque(raw.get("prefix", ()))
+    state.said = raw.get("said")
     for execution in state.running():
         if execution.status == "running" and execution.key not in state.containers:
             state.epochs[execution.epoch] = state.epochs.get(execution.epoch, 0) + 1

@@ -6,7 +6,8 @@ A pure state machine over the events of one run. It must be given every event, i
 
 The concatenated text depends on the events alone; chunks only make parts of it appear earlier. So a replica that has
 seen no chunk, or other chunks, shows the same text. (One exception: what a stopped attempt had shown stays, although
-no event holds it; taking text away from a person who pressed stop helps nobody.)
+no event may hold it; taking text away from a person who pressed stop helps nobody. Where the stop says what was shown,
+and the run ends with that as its answer, whoever has seen less sees the rest.)
 
 Rules:
 - Each response node has one session; it begins when the node becomes active (`libs.workflow.activation`).
@@ -29,6 +30,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
 
+from pydantic import JsonValue
+
 from libs.events.chunks import Chunk
 from libs.events.commands import Annotation
 from libs.events.model import (
@@ -49,6 +52,7 @@ from libs.events.model import (
     RunStarted,
     RunStopped,
     RunSucceeded,
+    StopRequested,
 )
 from libs.workflow.activation import Activation, Variable, Watched, stuck, watches, writers_of
 from libs.workflow.definition import Definition, Node, NodeKind
@@ -171,6 +175,8 @@ class ResponseStream:
         self._seq = 0
         self._epoch = 0
         self._annotation: Annotation | None = None
+        self._said: JsonValue = None
+        """What a stop says was shown."""
 
     @property
     def position(self) -> int:
@@ -205,9 +211,12 @@ class ResponseStream:
                 return self._on_round_over(self._round(event), view)
             case RunSucceeded() | RunPartiallySucceeded():
                 return self._on_round_over("", view)
-            case RunFailed() | RunStopped():
-                self._queue.clear()
-                self._graphs.clear()
+            case StopRequested():
+                self._said = event.said
+            case RunStopped():
+                return self._on_stopped(event)
+            case RunFailed():
+                self._close()
         return []
 
     def on_chunk(self, chunk: Chunk) -> list[Text]:
@@ -280,6 +289,22 @@ class ResponseStream:
             rest = [piece for piece in session.pieces[session.at :] if piece.anchor is None]
             session.pieces, session.at = rest if session.fixed else (), 0
         return said + self._advance(view)
+
+    def _on_stopped(self, event: RunStopped) -> list[Text]:
+        """What was shown where the stop was asked for and not here: its chunks came there alone."""
+        self._close()
+        answer = event.outputs.get("answer")
+        if not isinstance(answer, str) or answer != self._said or len(answer) <= self.position:
+            return []
+        shown = "".join([*self._held, *(self._partial.parts if self._partial else ())])
+        if not answer.startswith(shown):
+            return []
+        self._held, self._held_length, self._partial = [answer], len(answer), None
+        return [Text(answer[len(shown) :], (), "")]
+
+    def _close(self) -> None:
+        self._queue.clear()
+        self._graphs.clear()
 
     def _begin(self, path: str, view: RunView) -> list[Text]:
         graph = self._graphs[path]

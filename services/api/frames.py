@@ -189,6 +189,11 @@ class FrameMaker:
         return self._said[0] if self._said else ""
 
     @property
+    def answer(self) -> str | None:
+        """What a client shows of a message's answer by now; None: nothing, or the run answers no message."""
+        return (self.text or None) if self._chat else None
+
+    @property
     def unsettled(self) -> bool:
         """Whether an attempt that began before the newest event may be streaming."""
         return any(node.attempt_seq < self.seq for node in self._speaking.values())

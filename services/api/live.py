@@ -138,6 +138,11 @@ class LiveRun:
         return Cursor() if self.fold is None else Cursor(self.seq, self.fold.maker.position)
 
     @property
+    def said(self) -> str | None:
+        """What clients see of a message's answer by now; None where nothing is seen, or it cannot be told."""
+        return None if self.fold is None or self.broken is not None else self.fold.maker.answer
+
+    @property
     def current(self) -> bool:
         """Whether every event that was read is folded."""
         return self._held is None and not self._restoring and not self._waiting and self.broken is None

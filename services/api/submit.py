@@ -47,6 +47,9 @@ UNKNOWN = (
     "Repeat the request with the same Idempotency-Key to find out"
 )
 
+MOST_SAID = 100_000
+"""Characters of a message that a stop carries, the first ones: a command must stay well below a record's size."""
+
 UNKNOWN_WISH = "the log did not confirm this in time, so it may or may not happen. Ask for the run, or repeat it"
 
 
@@ -192,8 +195,14 @@ class Submitter:
             on_refusal(_refused(answer))
 
     async def stop(self, run_id: str, reason: str, by: str, *, answer_s: float = 0) -> Answer | None:
-        """Ask for a run to stop; the answer if it comes within `answer_s`. Raises ApiError (503)."""
-        return await self._ask(StopRun(run_id=run_id, reason=reason, by=by), answer_s)
+        """Ask for a run to stop; the answer if it comes within `answer_s`. Raises ApiError (503).
+
+        What this replica has shown of a message goes with it: streamed text is in no event before its node is done.
+        """
+        live = self._tail.live(run_id)
+        said = live.said if live is not None else None
+        command = StopRun(run_id=run_id, reason=reason, by=by, said=said and said[:MOST_SAID])
+        return await self._ask(command, answer_s)
 
     async def pause(self, run_id: str, reason: str, by: str, *, answer_s: float) -> Answer | None:
         """As `stop`."""

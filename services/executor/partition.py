@@ -181,7 +181,7 @@ class PartitionFold:
             return self._reject(command, offset, "not_running", f"run {command.run_id} is not running")
         match command:
             case StopRun():
-                stop = StopRequested(command_offset=offset, reason=command.reason, by=command.by)
+                stop = StopRequested(command_offset=offset, reason=command.reason, by=command.by, said=command.said)
                 return Decision(command.run_id, stop)
             case PauseRun():
                 if entry.held:

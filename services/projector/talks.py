@@ -23,6 +23,7 @@ from libs.events.model import (
     RunAccepted,
     RunFailed,
     RunPartiallySucceeded,
+    RunPaused,
     RunStarted,
     RunStopped,
     RunSucceeded,
@@ -58,6 +59,9 @@ def project_talk(changes: TalkChanges, recorded: Recorded) -> None:
             _on_ended(changes, event, recorded)
             for update in event.updates or ():
                 _on_written(changes, event.conversation_id, update.selector[1], update.value, recorded)
+        case RunPaused() if event.answer is not None:  # of what a message waits with
+            paused = {"id": message_id_of(recorded.run_id), **_place(recorded), "answer": _json(event.answer)}
+            fold(changes.messages, paused, _NONE)
         case ConversationVariableSet():
             _on_written(changes, event.conversation_id, event.name, event.value, recorded)
             _change(changes, event.conversation_id, recorded, changed_by=event.command_offset)

@@ -1,7 +1,8 @@
 """Chatflows over HTTP: a whole embedded instance with the stand-in for models, every endpoint with its codes."""
 
+import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from flowledger.cli import run
 from flowledger.dev import start_embedded
 from libs.settings import load_settings
+from services.executor.models.offline import Offline
+from services.executor.models.port import Delta, ModelRequest
 from tests.api_world import ECHO, Sse, names, until
-from tests.conversations import counting
+from tests.conversations import counting, speaking
 from tests.documents import document, edges, human_input, node, start
 
 FEATURES = {
@@ -31,6 +34,16 @@ ASKING = document(
     edges("start > ask[ok] > answer"),
     mode="advanced-chat",
 )
+GREETING = document(
+    [
+        start(),
+        node("hello", "answer", answer="Hello. "),
+        human_input("ask"),
+        node("answer", "answer", answer="thanks for {{#ask.note#}}"),
+    ],
+    edges("start > hello > ask[ok] > answer"),
+    mode="advanced-chat",
+)
 UNKNOWN = "01a219fe-cc6f-7000-9d2c-5a87966bf196"
 
 
@@ -40,6 +53,7 @@ class There:
 
     http: httpx.Client
     keys: dict[str, str]
+    app_ids: dict[str, str]
 
     def ask(self, method: str, path: str, app: str = "chat", **parts: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.keys[app]}"} | parts.pop("headers", {})
@@ -75,17 +89,21 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[There]:
         def key(text: str) -> str:
             answer = http.post("/v1/apps/import", content=text, headers=admin)
             assert answer.status_code == 200, answer.text
+            app_ids[answer.json()["api_key"]] = answer.json()["app_id"]
             return str(answer.json()["api_key"])
 
+        app_ids: dict[str, str] = {}
         keys = {
             "chat": key(counting(inputs=("name",), features=FEATURES)),
             "quiet": key(counting()),
+            "speaking": key(speaking()),
             "failing": key(FAILING),
             "asking": key(ASKING),
+            "greeting": key(GREETING),
             "workflow": key(ECHO),
             "admin": instance.admin_token,
         }
-        yield There(http, keys)
+        yield There(http, keys, {name: app_ids[key] for name, key in keys.items() if key in app_ids})
     instance.stop()
 
 
@@ -168,6 +186,61 @@ def test_a_message_that_waits_for_a_person_is_answered_with_what_it_waits_for(th
     (asked,) = message["extra_contents"]
     assert (asked["submitted"], asked["form_definition"]) == (True, None)
     assert asked["form_submission_data"]["action_id"] == "ok"
+
+
+def test_a_message_that_waits_for_a_person_is_listed_with_what_it_has_said(there: There) -> None:
+    paused = there.ask("POST", "/chat-messages", "greeting", json={"inputs": {}, "query": "hi", "user": "ann"}).json()
+    assert paused["event"] == "workflow_paused"
+    talk = {"conversation_id": paused["conversation_id"], "app": "greeting"}
+    (message,) = there.get("/messages", **talk)["data"]
+    assert (message["status"], message["answer"]) == ("paused", "Hello. ")
+    form = {"inputs": {"note": "tea"}, "action": "ok", "user": "ann"}
+    token = paused["data"]["reasons"][0]["form_token"]
+    assert there.ask("POST", f"/form/human_input/{token}", "greeting", json=form).status_code == 200
+    until(lambda: there.get("/messages", **talk)["data"][0]["status"] == "normal")
+    (message,) = there.get("/messages", **talk)["data"]
+    assert message["answer"] == "Hello. thanks for tea"
+
+
+@pytest.mark.parametrize(
+    "stop",
+    ["/v1/chat-messages/{task}/stop", "/v1/runs/{run}/stop", "/console/api/apps/{app}/workflow-runs/tasks/{task}/stop"],
+)
+def test_what_was_shown_of_a_stopped_message_is_its_answer_and_is_remembered(
+    there: There, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    asked: list[list[tuple[str, str]]] = []
+    whole = Offline.stream
+
+    async def stream(self: Offline, request: ModelRequest) -> AsyncGenerator[Delta, None]:
+        asked.append([(message.role, message.text) for message in request.messages])
+        if len(asked) > 1:
+            async for delta in whole(self, request):
+                yield delta
+            return
+        for piece in ("As far ", "as this"):
+            yield Delta(text=piece)
+        await asyncio.sleep(20)
+
+    monkeypatch.setattr(Offline, "stream", stream)
+    body = {"inputs": {}, "query": "long", "user": "ann", "response_mode": "streaming"}
+    keys = {name: {"Authorization": f"Bearer {there.keys[name]}"} for name in ("speaking", "admin")}
+    with there.http.stream("POST", "/v1/chat-messages", json=body, headers=keys["speaking"]) as response:
+        sse, shown = Sse(response), ""
+        while shown != "Well: As far as this":
+            (frame,) = sse.take(1)
+            shown += frame.data["answer"] if frame.name == "message" else ""
+        path = stop.format(task=frame.data["task_id"], run=sse.run_id, app=there.app_ids["speaking"])
+        by = keys["admin" if "console" in stop else "speaking"]
+        assert there.http.post(path, json={"user": "ann"}, headers=by).status_code == 200
+        rest = sse.rest()
+    assert names(rest) == ["message_end", "workflow_finished"]
+    assert rest[-1].data["data"]["outputs"] == {"answer": shown}
+    talk = frame.data["conversation_id"]
+    (message,) = there.get("/messages", app="speaking", conversation_id=talk)["data"]
+    assert (message["answer"], message["status"]) == (shown, "normal")
+    there.stream("on", "speaking", conversation_id=talk)
+    assert asked[1][-3:] == [("user", "long"), ("assistant", shown), ("user", "on")]
 
 
 def test_a_repeat_with_the_same_key_attaches_to_the_same_message(there: There) -> None:

@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 
+from libs.events.blobs import is_ref
+from libs.events.codec import decode_event, type_of
 from libs.events.log import Topic
 from libs.events.memory import MemoryLog, MemoryStore
 from libs.events.model import (
     ConversationVariableSet,
     NodeStarted,
+    NodeStopped,
     NodeSucceeded,
     RunAccepted,
+    RunPaused,
     RunStarted,
     RunStopped,
     RunSucceeded,
@@ -24,8 +28,8 @@ from libs.tables import open_engine, sqlite_url
 from services.api import Limits
 from services.api.records import Records
 from services.projector.projector import Projector
-from tests.api_world import ScriptedExecutor, Server, names, until
-from tests.conversations import counting
+from tests.api_world import ScriptedExecutor, Server, names, serving, until
+from tests.conversations import counting, speaking
 
 PICTURE: Any = {
     "dify_model_identity": "__dify__file__", "type": "image", "transfer_method": "tool_file", "related_id": "f1",
@@ -121,6 +125,12 @@ def say(server: Server, key: str, query: str, **more: Any) -> Any:
     return answer.json()
 
 
+def recorded(log: MemoryLog, name: str) -> list[Any]:
+    """The events of a type."""
+    batches = (batch for partition in range(3) for batch in log.read(Topic.EVENTS, partition, 0))
+    return [decode_event(record).event for batch in batches for record in batch if type_of(record) == name]
+
+
 def test_an_answer_is_stopped_by_its_user_and_nobody_else(server: Server, key: str, executor: ScriptedExecutor) -> None:
     body = {"inputs": {}, "query": "wait", "user": "ann", "response_mode": "streaming"}
     headers = {"Authorization": f"Bearer {key}"}
@@ -141,6 +151,80 @@ def test_an_answer_is_stopped_by_its_user_and_nobody_else(server: Server, key: s
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_param")
     unknown = server.http.post("/v1/chat-messages/nothing/stop", json={"user": "ann"}, headers=headers)
     assert unknown.json() == {"result": "success"}
+
+
+@pytest.mark.parametrize("spoken", ["so far", "x" * 50_000])
+def test_what_was_shown_of_a_stopped_message_is_its_answer_on_every_replica(
+    server: Server, log: MemoryLog, executor: ScriptedExecutor, engine_path: Path, spoken: str
+) -> None:
+    key = str(server.import_app(speaking())["api_key"])
+    headers = {"Authorization": f"Bearer {key}"}
+    body = {"inputs": {}, "query": "wait", "user": "ann", "response_mode": "streaming"}
+    with server.stream("POST", "/v1/chat-messages", key, body) as stream:
+        (first, *_) = stream.take(5)
+        executor.speak(stream.run_id, spoken, 0)
+        (said,) = stream.take(1)
+        assert said.data["answer"] == spoken
+        server.http.post(f"/v1/chat-messages/{first.data['task_id']}/stop", json={"user": "ann"}, headers=headers)
+        shown = f"Well: {spoken}"
+        (requested,) = until(lambda: recorded(log, "StopRequested"))
+        assert requested.said == shown or is_ref(requested.said)
+        ended = RunStopped(
+            outputs={"answer": shown},
+            error="User requested stop",
+            conversation_id=executor.accepted[stream.run_id].conversation_id,
+        )
+        executor.emit(stream.run_id, NodeStopped(node_id="llm", reason="User requested stop"), ended)
+        rest = stream.rest()
+        assert names(rest) == ["message_end", "workflow_finished"]  # the client has the text
+        assert rest[-1].data["data"]["outputs"] == {"answer": shown}
+    query = {"user": "ann", "conversation_id": first.data["conversation_id"]}
+    (message,) = server.http.get("/v1/messages", params=query, headers=headers).json()["data"]
+    assert (message["answer"], message["status"]) == (shown, "normal")
+    engine = open_engine(sqlite_url(engine_path))
+    with serving(log, records=Records(engine, log.topic_id(Topic.EVENTS)), limits=Limits(tables_s=10)) as other:
+        path = f"/v1/workflow/{stream.run_id}/events?user=ann"
+        for last, texts in (("0", shown), (said.id, "")):
+            with other.stream("GET", path, key, Last_Event_ID=str(last)) as again:
+                frames = again.rest()
+            assert "".join(each.data["answer"] for each in frames if each.name == "message") == texts
+            assert names(frames)[-2:] == ["message_end", "workflow_finished"]
+    engine.dispose()
+
+
+def test_only_the_replica_that_shows_a_message_knows_what_to_say_with_a_stop(
+    server: Server, log: MemoryLog, executor: ScriptedExecutor, engine_path: Path
+) -> None:
+    key = str(server.import_app(speaking())["api_key"])
+    engine = open_engine(sqlite_url(engine_path))
+    body = {"inputs": {}, "query": "wait", "user": "ann", "response_mode": "streaming"}
+    with serving(log, records=Records(engine, log.topic_id(Topic.EVENTS)), limits=Limits(tables_s=10)) as other:
+        with server.stream("POST", "/v1/chat-messages", key, body) as stream:
+            (first, *_) = stream.take(5)
+            executor.speak(stream.run_id, "so far", 0)
+            stream.take(1)
+            path = f"/v1/chat-messages/{first.data['task_id']}/stop"
+            until(lambda: other.parts.tail.outline(stream.run_id) is not None)
+            other.http.post(path, json={"user": "ann"}, headers={"Authorization": f"Bearer {key}"})
+            assert [each.said for each in until(lambda: recorded(log, "StopRequested"))] == [None]
+            executor.emit(stream.run_id, RunStopped(error="User requested stop"))
+            assert names(stream.rest()) == ["message_end", "workflow_finished"]
+    engine.dispose()
+
+
+def test_a_long_answer_of_a_message_that_waits_is_listed_whole(
+    server: Server, key: str, executor: ScriptedExecutor
+) -> None:
+    large = "x" * 200_000
+    body = {"inputs": {}, "query": "wait", "user": "ann", "response_mode": "streaming"}
+    with server.stream("POST", "/v1/chat-messages", key, body) as stream:
+        (first, *_) = stream.take(4)
+        executor.emit(stream.run_id, RunPaused(answer=large))
+        assert names(stream.rest())[-1] == "workflow_paused"
+    query = {"user": "ann", "conversation_id": first.data["conversation_id"]}
+    answer = server.http.get("/v1/messages", params=query, headers={"Authorization": f"Bearer {key}"})
+    (message,) = answer.json()["data"]
+    assert (message["answer"], message["status"]) == (large, "paused")
 
 
 def test_a_stream_of_a_message_is_resumed_anywhere(server: Server, key: str, executor: ScriptedExecutor) -> None:
@@ -331,17 +415,9 @@ def test_without_tables_messages_are_answered_and_lists_are_not(log: MemoryLog, 
 
 
 def test_a_change_from_outside_is_one_event(server: Server, key: str, log: MemoryLog) -> None:
-    from libs.events.codec import decode_event, type_of
-
     talk = say(server, key, "one")["conversation_id"]
     headers = {"Authorization": f"Bearer {key}"}
     path = f"/v1/conversations/{talk}/variables/v1"
     server.http.put(path, json={"value": 9, "user": "ann"}, headers=headers)
-    found = [
-        decode_event(record).event
-        for partition in range(3)
-        for batch in log.read(Topic.EVENTS, partition, 0)
-        for record in batch
-        if type_of(record) == "ConversationVariableSet"
-    ]
+    found = recorded(log, "ConversationVariableSet")
     assert [(type(each), getattr(each, "value", None)) for each in found] == [(ConversationVariableSet, 9)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from libs.events.blobs import is_ref
-from libs.events.commands import Caller, DeleteConversation, RenameConversation, SetConversationVariable
+from libs.events.commands import Caller, DeleteConversation, RenameConversation, SetConversationVariable, StopRun
 from libs.events.ids import new_conversation_id
 from libs.events.model import CommandRejected, RunAccepted, RunStarted
 from libs.workflow.conversation import Conversation, Turn, recall, told
@@ -177,6 +177,41 @@ def test_a_stopped_message_leaves_what_it_has_written() -> None:
     world.run()
     assert answer_of(world, second) == "two<> #1"  # no answer, so nothing to remember
     world.close()
+
+
+@pytest.mark.parametrize("snapshot_events", [1, 1000])
+def test_what_was_shown_of_a_stopped_message_is_its_answer_wherever_its_executor_dies(snapshot_events: int) -> None:
+    def stopped(crash_at: int | None) -> tuple[World, str, int]:
+        """The world, the message, and what landed for its stop."""
+        world = world_of(checkpoint_bytes=2_000, snapshot_events=snapshot_events)
+        handler = world.handlers["llm"]
+        assert isinstance(handler, Remembering)
+        run_id = say(world, "one", continues=False)
+        world.run(until=lambda: bool(handler.asked) and not world.log.waiting())
+        before = world.landed
+        world.command(StopRun(run_id=run_id, said="one so"))
+        if crash_at is not None:
+            world.run(landings=crash_at)
+            world.crash()
+            world.start_executor()
+        world.run()
+        return world, run_id, world.landed - before
+
+    world, _, appends = stopped(None)
+    world.close()
+    assert appends >= 3
+    for crash_at in range(appends + 1):
+        world, first, _ = stopped(crash_at)
+        state = world.fold(first)
+        assert (state.status, state.outputs) == ("stopped", {"answer": "one so"}), crash_at
+        kinds = [each.event.type for each in world.events(first)]
+        assert (kinds.count("StopRequested"), kinds.count("RunStopped")) == (1, 1)
+        second = say(world, "two")
+        world.run()
+        assert answer_of(world, second) == "two<one> #1"
+        started = next(each.event for each in world.events(second) if isinstance(each.event, RunStarted))
+        assert started.history == [["one", "one so"]]
+        world.close()
 
 
 def rejections(world: World) -> list[str]:

@@ -1,12 +1,14 @@
 """The run machine: given a document and outcomes, what happens, in which order."""
 
-from libs.events.model import NodeExcepted, NodeRetryScheduled, NodeStarted, RunFailed
+import pytest
+
+from libs.events.model import NodeExcepted, NodeRetryScheduled, NodeStarted, RunFailed, RunStopped
 from libs.workflow.fork import fork
 from libs.workflow.machine import CompleteAttempt, Rejection, StartAttempt, Stop, decide, derived, due
 from libs.workflow.outcome import Failed, Outcome, Succeeded
 from libs.workflow.state import Key, dump_state, load_state
 from tests.conversations import ANNOTATION, counting
-from tests.documents import chain, code, document, edges, end, fan_out, if_else, start, template
+from tests.documents import chain, code, document, edges, end, fan_out, if_else, node, start, template
 from tests.driver import Driver, done
 
 
@@ -154,6 +156,38 @@ def test_a_stop_cancels_what_runs_and_ends_the_run() -> None:
     assert driver.names()[-4:] == ["StopRequested", "NodeStopped(n1)", "NodeStopped(n2)", "RunStopped"]
     assert driver.state.status == "stopped"
     assert isinstance(decide(driver.state, Stop(8, "again")), Rejection)
+
+
+TALKING = [start("q"), node("hi", "answer", answer="Hi. "), code("n"), node("all", "answer", answer="{{#n.result#}}")]
+
+
+def _stopped(said: str | None, mode: str = "advanced-chat") -> Driver:
+    text = document(TALKING, edges("start > hi > n > all"), mode=mode)
+    driver = Driver(text, accepted={"conversation_id": "c"}, q="x").begin()
+    driver.start_due()
+    driver.fold(decide(driver.state, Stop(7, "enough", said=said)))
+    driver.state = load_state(driver.definition, driver.state.run_id, dump_state(driver.state))
+    driver.derive()
+    return driver
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [("Hi. par", "Hi. par"), ("Hi. ", "Hi. "), ("H", "Hi. "), ("Else", "Hi. "), ("", "Hi. "), (None, "Hi. ")],
+)
+def test_the_answer_of_a_stopped_message_is_what_was_shown_of_it(said: str | None, answer: str) -> None:
+    driver = _stopped(said)
+    assert (driver.state.status, driver.state.outputs["answer"]) == ("stopped", answer)
+    assert isinstance(driver.events[-1], RunStopped)
+    assert driver.events[-1].outputs == driver.state.outputs
+
+
+def test_a_message_that_was_stopped_before_anything_was_shown_has_no_answer() -> None:
+    driver = Driver(counting(), accepted={"conversation_id": "c"}).begin()
+    driver.start_due()
+    driver.fold(decide(driver.state, Stop(7, "enough", said="")))
+    driver.derive()
+    assert driver.state.outputs == {}
 
 
 def test_a_pending_run_can_be_stopped_before_it_begins() -> None:

@@ -33,6 +33,7 @@ TWO = document(
 BESIDE = document(
     [start(), human_input("ask"), code("slow"), end()], edges("start > ask[ok] > end", "start > slow > end")
 )
+SAYING = {"hi": "Hi. ", "bye": "Bye."}
 
 
 def _waiting(text: str = ASK, **limits: Any) -> Driver:
@@ -50,6 +51,23 @@ def test_a_run_whose_only_node_waits_is_paused() -> None:
     assert isinstance(paused, RunPaused)
     assert paused.forms == (opened.form_id,)
     assert (opened.actions, opened.token) == (("ok", "no"), "token of ask")
+
+
+@pytest.mark.parametrize(("begins", "conversation", "answer"), [
+    ("start > hi > ask", "c", "Hi. "), ("start > ask", "c", None), ("start > hi > ask", None, None),
+])  # fmt: skip
+def test_a_message_that_waits_says_what_its_answer_is_so_far(
+    begins: str, conversation: str | None, answer: str | None
+) -> None:
+    nodes = [start(), human_input("ask"), *(node(each, "answer", answer=text) for each, text in SAYING.items())]
+    text = document(nodes, edges(begins, "ask[ok] > bye"), mode="advanced-chat")
+    driver = Driver(text, accepted={"conversation_id": conversation})
+    driver.run()
+    paused = driver.events[-1]
+    assert isinstance(paused, RunPaused)
+    assert paused.answer == answer
+    driver.submit("ask", "ok")
+    assert driver.run().outputs["answer"] == (SAYING["hi"] if "hi" in begins else "") + SAYING["bye"]
 
 
 def test_a_submission_takes_the_branch_of_its_action() -> None:

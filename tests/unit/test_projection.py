@@ -20,6 +20,7 @@ from libs.events.model import (
     RunPaused,
     RunResumed,
     RunStarted,
+    RunSucceeded,
 )
 from services.projector.projection import Changes, RunContext, project, unknown_runs
 from services.projector.rows import KEPT, REPLACED, Row
@@ -57,6 +58,17 @@ def test_a_chatflow_run_has_type_chat_and_its_query() -> None:
     row = rows(history(event)).runs[RUN]
     assert (row["type"], row["query"], row["conversation_id"]) == ("chat", "hello", "c1")
     assert json.loads(row["inputs"])["sys.query"] == "hello"
+
+
+def test_a_message_that_waits_for_a_person_has_what_was_answered_so_far_until_it_ends() -> None:
+    asked = (accepted(RUN, mode="advanced-chat", query="hello", conversation_id="c1"), RunStarted(max_steps=5))
+    paused = RunPaused(forms=("f",), answer="Hi. ")
+    (message,) = rows(history(*asked, paused)).talks.messages.values()
+    assert (message["answer"], message["query"]) == ('"Hi. "', "hello")
+    ended = RunSucceeded(outputs={"answer": "Hi. Bye."}, conversation_id="c1")
+    (message,) = rows(history(*asked, paused, RunResumed(), ended)).talks.messages.values()
+    assert message["answer"] == '"Hi. Bye."'
+    assert rows(history(accepted(RUN), RunStarted(max_steps=5), RunPaused())).talks.messages == {}
 
 
 def test_a_retry_that_succeeds_clears_the_error_and_keeps_the_first_start() -> None:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from libs.events.model import RunPaused, StopRequested
+from libs.events.sealed_values import read_sealed
 from libs.events.sealing import Vault
 from libs.workflow.definition import compile_document
 from services.executor.secrets import Secrets
@@ -16,3 +18,13 @@ def test_a_declared_secret_is_one_wherever_it_is_declared(place: str) -> None:
     text = counting([VARIABLE]) if place == "conversation_variables" else counting(environment_variables=[VARIABLE])
     assert Secrets.of(compile_document(text), vault)
     assert not Secrets.of(compile_document(counting()), vault)
+
+
+def test_what_a_message_has_said_so_far_is_sealed_where_it_holds_a_secret() -> None:
+    vault = Vault(lambda: "key")
+    secrets = Secrets.of(compile_document(counting([VARIABLE])), vault)
+    said = f"It is {VARIABLE['value']}."
+    for event in (RunPaused(answer=said), StopRequested(command_offset=1, reason="enough", said=said)):
+        sealed = secrets.sealed(event)
+        assert VARIABLE["value"] not in sealed.model_dump_json()
+        assert read_sealed(sealed, vault) == event

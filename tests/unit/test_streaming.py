@@ -338,6 +338,31 @@ def test_a_stopped_run_keeps_what_was_shown_and_says_no_more() -> None:
     assert (screen.state.status, screen.shown) == ("stopped", "<par")
 
 
+@pytest.mark.parametrize("seen", ["", "par", "partial"])
+def test_who_has_seen_less_than_was_shown_where_the_stop_was_asked_for_sees_the_rest(seen: str) -> None:
+    text = chat([code("n"), answer("a", "<{{#n.result#}}>")], "start > n > a")
+    screen = Screen(text, accepted={"conversation_id": "c"})
+    screen.begin().start_due()
+    screen.chunk("n", seen)
+    screen.fold(decide(screen.state, Stop(99, "enough", said="<partial")))
+    screen.start_due()
+    assert (screen.state.outputs, screen.shown) == ({"answer": "<partial"}, "<partial")
+    assert [cause for cause, _ in screen.said if cause not in ("RunStarted", "chunk")] == (
+        ["RunStopped"] if seen != "partial" else []
+    )
+
+
+def test_who_has_seen_more_or_other_text_than_a_stop_says_keeps_it() -> None:
+    text = chat([code("n"), answer("a", "<{{#n.result#}}>")], "start > n > a")
+    for seen in ("partial", "other"):
+        screen = Screen(text, accepted={"conversation_id": "c"})
+        screen.begin().start_due()
+        screen.chunk("n", seen)
+        screen.fold(decide(screen.state, Stop(99, "enough", said="<par")))
+        screen.start_due()
+        assert (screen.state.outputs, screen.shown) == ({"answer": "<par"}, f"<{seen}")
+
+
 # --- chunks ----------------------------------------------------------------------------------------------------------
 
 
