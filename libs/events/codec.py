@@ -28,7 +28,7 @@ from pydantic_core import PydanticSerializationError, from_json
 
 from libs.events.commands import COMMAND, AnyCommand
 from libs.events.log import Entry, Record
-from libs.events.model import EVENT_TYPES, RUN_EVENT_TYPES, Event
+from libs.events.model import EVENT_TYPES, RUN_END_TYPES, RUN_EVENT_TYPES, Event
 from libs.events.sealed_values import MARK, read_sealed
 from libs.events.sealing import Vault
 
@@ -36,6 +36,9 @@ _TYPE_PREFIX = "flowledger."
 _SPEC = ("ce_specversion", b"1.0")
 _CONTENT = ("content-type", b"application/json")
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+_MARKED = {"RunAccepted": "accepted", "RunStarted": "started", "ConversationVariableSet": "edited"} | dict.fromkeys(
+    RUN_END_TYPES, "ended"
+)
 
 VERSIONS: dict[str, int] = dict.fromkeys(EVENT_TYPES, 1)
 """Schema version that is written, by event type."""
@@ -169,6 +172,16 @@ def type_of(record: Record) -> str:
 def run_of(record: Record) -> str:
     """The run id by the record's headers; empty for partition events. Never raises."""
     return (record.headers.get("ce_subject") or b"").decode("utf-8", "replace")
+
+
+def marked_as(record: Record) -> tuple[str, str] | None:
+    """`(kind, of)` of the marks (`model.Mark`) that mean this event; None: no mark does. Never raises."""
+    kind = _MARKED.get(type_of(record))
+    if kind is None:
+        return None
+    if kind == "edited":
+        return kind, (record.headers.get("ce_cause") or b"").decode("utf-8", "replace")
+    return kind, run_of(record)
 
 
 def decode_event(record: Record, vault: Vault | None = None) -> Recorded:

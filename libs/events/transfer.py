@@ -23,10 +23,10 @@ from typing import Any
 from pydantic_core import from_json
 
 from libs.events.blobs import Blobs, is_ref
-from libs.events.codec import encode_body, encode_event, run_of, stamp_of, type_of
+from libs.events.codec import encode_body, encode_event, marked_as, run_of, stamp_of, type_of
 from libs.events.files import NONE_MOVED, MovedFiles, files_in, move_in, moved_files
 from libs.events.log import Ack, Entry, Log, LogError, Record, Topic
-from libs.events.model import EVENT_TYPES, RUN_END_TYPES, Mark, PartitionClaimed, PartitionReleased
+from libs.events.model import EVENT_TYPES, Mark, PartitionClaimed, PartitionReleased
 from libs.events.slots import slots, with_values
 from libs.events.validity import Validity
 
@@ -40,9 +40,6 @@ _LEFT_BEHIND = frozenset(
         "RunSnapshotted", "RunSetAside", "RunReleased",
     }
 )  # fmt: skip
-_MARKED = {"RunAccepted": "accepted", "RunStarted": "started", "ConversationVariableSet": "edited"} | dict.fromkeys(
-    RUN_END_TYPES, "ended"
-)
 
 
 class TransferRefused(LogError):
@@ -174,27 +171,20 @@ def _look(target: Log, partition: int, owner: str) -> _There:
                 raise TransferRefused(
                     f"partition {partition} of the target has runs of its own. Export into new topics"
                 )
-            _note(there, record, name, Mark(offset=record.offset, epoch=before[0], n=before[1], kind="accepted", of=""))
+            _note(there, record, Mark(offset=record.offset, epoch=before[0], n=before[1], kind="accepted", of=""))
     return there
 
 
-def _note(there: _There, record: Record, name: str, place: Mark) -> None:
+def _note(there: _There, record: Record, place: Mark) -> None:
     run_id = run_of(record)
     if run_id:
         there.seqs[run_id] = int(record.headers["ce_sequence"])
     else:
         there.others += 1
-    marked = _marked(record, name)
+    marked = marked_as(record)
     if marked is not None:
         kind, of = marked
         there.marks.setdefault(marked, []).append(place.model_copy(update={"kind": kind, "of": of}))
-
-
-def _marked(record: Record, name: str) -> tuple[str, str] | None:
-    kind = _MARKED.get(name)
-    if kind is None:
-        return None
-    return kind, run_of(record) if kind != "edited" else record.headers.get("ce_cause", b"").decode("utf-8", "replace")
 
 
 def _records(log: Log, partition: int, end: int) -> Iterator[Record]:
@@ -302,7 +292,7 @@ class _Partition:
             for record, name in _kept(self._source, self._number, end):
                 wanted.events += 1
                 wanted.runs += name == "RunAccepted"
-                if (marked := _marked(record, name)) is not None:
+                if (marked := marked_as(record)) is not None:
                     self._offsets.setdefault(marked, []).append(record.offset)
                 run_id = run_of(record)
                 others += not run_id
@@ -351,7 +341,7 @@ class _Partition:
         headers = [(key, changed.get(key, old)) for key, old in record.headers.items()]
         self._batch.append(Entry(record.key, value, headers, self._epoch, self._n))
         place = Mark(offset=self._claimed_at + self._n, epoch=self._epoch, n=self._n - 1, kind="accepted", of="")
-        _note(self._there, record, name, place)
+        _note(self._there, record, place)
         self._there.others -= not run_id  # counted by `copy`
         self._done.events += 1
         self._done.runs += name == "RunAccepted"

@@ -12,7 +12,7 @@ from typing import Any
 
 from libs.events.blobs import Blobs
 from libs.events.claim_check import restore
-from libs.events.codec import CodecError, decode_event, run_of, stamp_of, type_of
+from libs.events.codec import CodecError, decode_event, marked_as, run_of, stamp_of, type_of
 from libs.events.log import Log, LogTruncated, Record, Topic
 from libs.events.model import (
     RUN_END_TYPES,
@@ -165,38 +165,25 @@ def read_marked(log: Log, blobs: Blobs, vault: Vault, partition: int, marks: Seq
 
     Raises LogTruncated when one of them is not there, LogError, CodecError.
     """
-    wanted: dict[tuple[str, str], list[Mark]] = {}
+    wanted: dict[tuple[str, str] | None, list[Mark]] = {}
     for mark in marks:
-        wanted.setdefault((str(mark.kind), mark.of), []).append(mark)
+        wanted.setdefault((mark.kind, mark.of), []).append(mark)
     found: dict[Mark, Record] = {}
-    for begin in sorted({(mark.offset, mark.epoch, mark.n) for mark in marks}):
-        if all(mark in found for mark in marks if (mark.offset, mark.epoch, mark.n) == begin):
+    for first in sorted(marks, key=lambda mark: mark.offset):
+        if first in found:
             continue
-        near = [mark for mark in marks if begin[0] <= mark.offset < begin[0] + APART]
-        validity = Validity(begin[1], begin[2])
-        for records in log.read(Topic.EVENTS, partition, begin[0], batch=APART):
+        near = [mark for mark in marks if first.offset <= mark.offset < first.offset + APART]
+        validity = Validity(first.epoch, first.n)
+        for records in log.read(Topic.EVENTS, partition, first.offset, batch=APART):
             for record in records:
                 if validity.admit(stamp_of(record)):
-                    for mark in wanted.get(_identity_of(record), ()):
+                    for mark in wanted.get(marked_as(record), ()):
                         # In a log that was imported commands count from 0 again, so causes repeat.
                         if mark.offset <= record.offset:
                             found.setdefault(mark, record)
             if all(mark in found for mark in near):
                 break
-    missing = next((mark for mark in marks if mark not in found), None)
-    if missing is not None:
-        raise LogTruncated(f"{Topic.EVENTS}[{partition}]: {missing.kind} of {missing.of} is gone. Restore the topic")
+        if first not in found:
+            raise LogTruncated(f"{Topic.EVENTS}[{partition}]: {first.kind} of {first.of} is gone. Restore the topic")
     decoded = {mark: decode_event(record, vault) for mark, record in found.items()}
     return [(decoded[mark].run_id, read_copied(restore(decoded[mark].event, blobs, vault), vault)) for mark in marks]
-
-
-_MARKED = {"RunAccepted": "accepted", "RunStarted": "started", "ConversationVariableSet": "edited"} | dict.fromkeys(
-    RUN_END_TYPES, "ended"
-)
-
-
-def _identity_of(record: Record) -> tuple[str, str]:
-    kind = _MARKED.get(type_of(record), "")
-    if kind == "edited":
-        return kind, (record.headers.get("ce_cause") or b"").decode("utf-8", "replace")
-    return kind, run_of(record)
