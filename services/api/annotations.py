@@ -180,7 +180,7 @@ def _with(written: tuple[AnnotationWritten, ...], keyword: str) -> list[Annotati
     """Those with the keyword, newest first."""
     sought = keyword.strip().casefold()
     found = [one for one in written if sought in one.question.casefold() or sought in one.answer.casefold()]
-    return sorted(found, key=lambda one: (one.created_at_us, one.annotation_id), reverse=True)
+    return found[::-1]
 
 
 # --- what is answered -------------------------------------------------------------------------------------------------

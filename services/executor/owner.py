@@ -239,7 +239,7 @@ class PartitionOwner:
             self._x,
             emit=self._emit,
             spawn=self._spawn,
-            active=lambda: self.phase is Phase.ACTIVE,
+            active=lambda: self.active,
         )
         self._hydration = Hydration(
             self.partition,
@@ -276,9 +276,10 @@ class PartitionOwner:
         """The epoch is over: cancel handlers, drop what memory holds. `again`: claim anew at once."""
         if self.phase is Phase.OVER:
             return
-        level = logging.WARNING if self.phase is Phase.ACTIVE else logging.INFO
-        logger.log(level, "epoch_over", extra={"partition": self.partition, "epoch": self._epoch, "reason": reason})
-        if level == logging.WARNING:
+        lost = self.active
+        about = {"partition": self.partition, "epoch": self._epoch, "reason": reason}
+        logger.log(logging.WARNING if lost else logging.INFO, "epoch_over", extra=about)
+        if lost:
             self._x.measures.epochs_lost += 1
         if alarm:
             self._x.alarm(self.partition, reason)

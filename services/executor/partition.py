@@ -319,7 +319,7 @@ class PartitionFold:
                     key = (event.app_id, event.idempotency_key)
                     self.keys[key] = KeyEntry(run_id, event.body_digest, at_us + KEY_LIFETIME_US)
                 return
-            case CommandRejected():
+            case CommandRejected() | EndUserSeen():
                 self.next_command = max(self.next_command, event.command_offset + 1)
                 return
             case PartitionClaimed():
@@ -346,9 +346,6 @@ class PartitionFold:
             ):
                 self.next_command = max(self.next_command, event.command_offset + 1)
                 self.conversations.changed(event, at_us, before)
-                return
-            case EndUserSeen():
-                self.next_command = max(self.next_command, event.command_offset + 1)
                 return
             case StopRequested() | PauseRequested() | ResumeRequested() | FormSubmitted():
                 self.next_command = max(self.next_command, event.command_offset + 1)
