@@ -6,7 +6,8 @@ run is set aside), or name a document that cannot be run (the run fails). Its ne
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from libs.events.blobs import BlobLost
@@ -64,7 +65,7 @@ class Hydration:
             return None
         definition = self._x.catalog.cached(run.digest)
         if definition is None or run.in_the_log or any(contains_ref(event) for event, _ in run.ahead):
-            self._load(run, self._hydrate(run), "run_not_loaded")
+            self._load(run, partial(self._hydrate, run), "run_not_loaded")
             return None
         run.fold_ahead(new_state(definition, run.run_id), self._epoch, self._x.vault)
         return run.state
@@ -72,15 +73,15 @@ class Hydration:
     def recall(self, run: LiveRun, state: RunState, earlier: Sequence[Mark]) -> None:
         """Read what the run's conversation is made of, as of its acceptance, unless that is under way."""
         if not run.loading:
-            self._load(run, self._recall(run, state, earlier), "conversation_not_read")
+            self._load(run, partial(self._recall, run, state, earlier), "conversation_not_read")
 
-    def _load(self, run: LiveRun, work: Coroutine[Any, Any, None], waits: str) -> None:
+    def _load(self, run: LiveRun, work: Callable[[], Awaitable[None]], waits: str) -> None:
         run.loading = True
         self._spawn(self._guarded(run, work, waits))
 
-    async def _guarded(self, run: LiveRun, work: Coroutine[Any, Any, None], waits: str) -> None:
+    async def _guarded(self, run: LiveRun, work: Callable[[], Awaitable[None]], waits: str) -> None:
         try:
-            await work
+            await work()
         except (DefinitionMissing, DefinitionInvalid) as error:
             self._fail(run, "definition_invalid", str(error))
             return
