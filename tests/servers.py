@@ -136,6 +136,13 @@ def launch(
         )
 
 
+def freeze(pid: int) -> None:
+    """Stop a child and return when it stands still: until each of its threads has seen SIGSTOP, it goes on working."""
+    os.kill(pid, signal.SIGSTOP)
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), f"process {pid} ended instead of stopping: {status}"
+
+
 def _end(process: subprocess.Popen[bytes], signum: int, timeout_s: float = 20.0) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGCONT)
@@ -272,7 +279,7 @@ class LocalKafka:
 
     def suspend(self) -> None:
         if self._process is not None:
-            self._process.send_signal(signal.SIGSTOP)
+            freeze(self._process.pid)
 
     def resume(self) -> None:
         if self._process is not None:

@@ -18,6 +18,8 @@ from typing import Any
 
 import httpx
 
+from tests import servers
+
 READY = re.compile(r"^flowledger (\w+) ready(?: on (\S+))?$")
 ADMIN_TOKEN = "test-admin-token"
 
@@ -71,7 +73,7 @@ class Service:
         self.process.stdout.close()
 
     def freeze(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
+        servers.freeze(self.process.pid)
 
     def thaw(self) -> None:
         self.process.send_signal(signal.SIGCONT)

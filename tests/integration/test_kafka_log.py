@@ -93,26 +93,38 @@ def impatient(kafka: servers.Kafka, prefix: str, seen: Seen, timeout_s: float = 
     return KafkaAppender(kafka.bootstrap, {}, f"{prefix}.events", seen.take_acks, message_timeout_s=timeout_s)
 
 
+@pytest.mark.timeout(120)
 def test_a_record_that_timed_out_while_the_broker_was_frozen_may_be_in_the_log(
     private_kafka: servers.Kafka, private_prefix: str, log: KafkaLog
 ) -> None:
+    """It waits in the broker's socket, beside the client's request for a new epoch of its own: either may be first.
+
+    What must hold of the others holds in every try; that timed out does not mean absent, in one of them.
+    """
+    tries = [_frozen_once(private_kafka, private_prefix, log, partition) for partition in range(log.partitions)]
+    assert any((1, 2) in records for records in tries)
+
+
+def _frozen_once(kafka: servers.Kafka, prefix: str, log: KafkaLog, partition: int) -> list[tuple[int, int]]:
+    """The log after the records of a frozen broker timed out and the next epoch was claimed."""
     seen = Seen()
-    appender = impatient(private_kafka, private_prefix, seen)
-    appender.append(0, [fact(1, 0), fact(1, 1)])
+    appender = impatient(kafka, prefix, seen)
+    appender.append(partition, [fact(1, 0), fact(1, 1)])
     seen.wait(lambda: len(seen.acks) == 2, "the records before the freeze")
-    private_kafka.suspend()
-    appender.append(0, burst(2, 3))
+    kafka.suspend()
+    appender.append(partition, burst(2, 3))
     seen.wait(lambda: len(seen.acks) == 5, "an answer for each record while the broker is frozen")
     assert [ack.error is None for ack in seen.acks] == [True, True, False, False, False]
-    private_kafka.resume()
-    appender.append(0, [fact(2, 0)])  # the claim of the next epoch goes through the same appender
+    kafka.resume()
+    appender.append(partition, [fact(2, 0)])  # the claim of the next epoch goes through the same appender
     seen.wait(lambda: len(seen.acks) == 6, "the claim after the freeze")
     appender.close(5)
     assert seen.acks[-1].error is None
-    records = stamps(everything(log))
-    assert (1, 2) in records, "the frozen broker had received it: timed out does not mean absent"
+    records = stamps(everything(log, partition))
+    assert records[:2] == [(1, 0), (1, 1)]
     assert records[-1] == (2, 0)
     assert len(records) == len(set(records)), "nothing was sent twice"
+    return records
 
 
 def test_after_an_error_the_rest_of_the_epoch_is_refused_until_a_claim(
@@ -125,6 +137,7 @@ def test_after_an_error_the_rest_of_the_epoch_is_refused_until_a_claim(
     private_kafka.suspend()
     appender.append(0, burst(1, 1))
     seen.wait(lambda: len(seen.acks) == 2, "the time-out")
+    assert seen.acks[1].error is not None
     private_kafka.resume()
     appender.append(0, burst(2, 2))
     appender.append(1, [fact(1, 0)])

@@ -8,7 +8,6 @@ import asyncio
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from services.executor.nodes.code import CodeHandler
 from services.executor.nodes.port import Attempt
 from services.executor.nodes.template_transform import TemplateTransformHandler
 from services.executor.sandbox import OutputTooLong, Sandbox, SandboxError, SandboxResult, SandboxUnavailable
+from tests import servers
 from tests.unit.nodes.compiled import compiled, failed, succeeded
 
 NESTED = "FLOWLEDGER_TEST_NESTED"
@@ -731,7 +731,8 @@ def test_the_end_of_the_warm_interpreter_ends_its_processes_and_the_next_call_st
 
 
 def test_a_frozen_warm_interpreter_is_replaced(loop: Loop) -> None:
-    os.kill(_zygote(loop.sandbox), signal.SIGSTOP)
+    loop.run(loop.sandbox.check())
+    servers.freeze(_zygote(loop.sandbox))
     code = "import time\ndef main():\n    time.sleep(60)"
     errors = [loop.error(code, timeout_s=0.3) for _ in range(4)]
     assert errors == ["The code did not finish within 0.3 s and was stopped"] * 4
