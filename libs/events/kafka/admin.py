@@ -21,6 +21,16 @@ from libs.events.topics import SeenTopic, TopicSpec, compare
 
 T = TypeVar("T")
 
+_TOO_FEW = KafkaError.INVALID_REPLICATION_FACTOR
+"""Too few brokers for the replicas: also while those that start, or were away, are not let in again."""
+
+_PASSING = (_TOO_FEW, KafkaError._TIMED_OUT, KafkaError.NOT_CONTROLLER)  # noqa: SLF001 (the client's own name)
+_SETTLE_S = 10.0
+"""How long too few brokers may become enough."""
+
+_REQUEST_S = 3.0
+_AGAIN_S = 0.1
+
 
 def open_admin(bootstrap: str, options: Mapping[str, str]) -> AdminClient:
     """A client for questions about topics; connects when asked. Raises LogError when an option is none of the client's.
@@ -119,18 +129,30 @@ class _Cluster:
 
     def create(self, prefix: str, specs: Sequence[TopicSpec]) -> list[str]:
         """Names of the topics that were missing."""
-        wanted = [
-            NewTopic(spec.name(prefix), spec.partitions, spec.replication, config=dict(spec.config)) for spec in specs
-        ]
-        answers = self._admin.create_topics(wanted, request_timeout=self._left(), operation_timeout=self._left())
-        created = []
-        for name, future in answers.items():
-            try:
-                future.result(self._left() + 1)
-                created.append(name)
-            except (KafkaException, TimeoutError) as error:
-                if _code(error) != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise _translated(error, f"creating {name}", self._bootstrap) from error
+        wanted = {
+            spec.name(prefix): NewTopic(spec.name(prefix), spec.partitions, spec.replication, config=dict(spec.config))
+            for spec in specs
+        }
+        created: list[str] = []
+        settled = min(self._deadline, time.monotonic() + _SETTLE_S)
+        while wanted:
+            # A request that waits for a controller does not look again who it is: a short one, and the next asks anew.
+            patience_s = min(_REQUEST_S, self._left())
+            answers = self._admin.create_topics(list(wanted.values()), request_timeout=patience_s)
+            for name, future in answers.items():
+                try:
+                    future.result(patience_s + 1)
+                    created.append(name)
+                except (KafkaException, TimeoutError) as error:
+                    code = _code(error)
+                    if code in _PASSING and time.monotonic() < (settled if code == _TOO_FEW else self._deadline):
+                        continue
+                    if code != KafkaError.TOPIC_ALREADY_EXISTS:
+                        raise _translated(error, f"creating {name}", self._bootstrap) from error
+                del wanted[name]
+            if wanted:
+                self._call("list of topics", lambda: self._admin.list_topics(timeout=self._left()))
+                time.sleep(_AGAIN_S)
         return created
 
     def set_config(self, name: str, config: Mapping[str, str]) -> None:
