@@ -63,6 +63,9 @@ _BROKER = {
     # A killed broker is let in again when its former session has expired: 9 s by default.
     "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
+    # Rules who may do what, so that a test can take rights back; without a rule everybody may.
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "allow.everyone.if.no.acl.found": "true",
 }
 
 _KAFKA_HINT = (
@@ -285,6 +288,13 @@ class LocalKafka:
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
 
+    def damage(self, topic: str, partition: int, value: bytes) -> None:
+        """Change one byte of the first record that holds `value`, on disk."""
+        segment = self._folder / "data" / f"{topic}-{partition}" / "00000000000000000000.log"
+        with segment.open("r+b") as file:
+            file.seek(file.read().index(value))
+            file.write(bytes([value[0] ^ 1]))
+
     def close(self) -> None:
         self.kill()  # its data goes too: nothing to shut down in order
         self._process = None
@@ -394,6 +404,47 @@ def create_test_topics(bootstrap: str, partitions: int = 4) -> str:
     prefix = f"t{uuid.uuid4().hex[:10]}"
     create_topics(bootstrap, {}, prefix, partitions)
     return prefix
+
+
+@contextlib.contextmanager
+def no_rights(bootstrap: str, topics: Sequence[str]) -> Iterator[None]:
+    """Nobody may read or write these topics meanwhile."""
+    from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without saying so
+        AclBinding,
+        AclBindingFilter,
+        AclOperation,
+        AclPermissionType,
+        AdminClient,
+        ResourcePatternType,
+        ResourceType,
+    )
+
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    denied = [
+        AclBinding(
+            ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:*", "*", operation, AclPermissionType.DENY
+        )
+        for topic in topics
+        for operation in (AclOperation.READ, AclOperation.WRITE)
+    ]
+    for made in admin.create_acls(denied).values():
+        made.result(30)
+    try:
+        yield
+    finally:
+        rules = [
+            AclBindingFilter(
+                ResourceType.TOPIC,
+                topic,
+                ResourcePatternType.LITERAL,
+                "User:*",
+                "*",
+                AclOperation.ANY,
+                AclPermissionType.ANY,
+            )
+            for topic in topics
+        ]
+        assert sum(len(gone.result(30)) for gone in admin.delete_acls(rules).values()) == len(denied)
 
 
 @contextlib.contextmanager

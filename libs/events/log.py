@@ -81,6 +81,13 @@ class LogTruncated(LogError):
     """Records that were asked for are not in the log any more (retention, deletion, unclean election)."""
 
 
+class LogDenied(LogError):
+    """The cluster refuses us: credentials expired, rights were taken back. Asking again later may help.
+
+    A tail goes on where it was as soon as it is let in again.
+    """
+
+
 class AppendRefused(LogError):
     """Nothing was appended: the local buffer is full. Wait for acknowledgements, then try again."""
 

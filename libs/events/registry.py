@@ -50,7 +50,7 @@ from libs.events.annotations import (
     key_of_annotation_fact,
 )
 from libs.events.drafts import DraftBook, DraftFact, key_of_draft_fact
-from libs.events.log import Entry, Log, LogError, Record, Topic
+from libs.events.log import Entry, Log, LogDenied, LogError, Record, Topic
 from libs.events.sealing import SealError, Vault
 from libs.events.triggers import (
     ScheduleFired,
@@ -526,6 +526,9 @@ class RegistryTail(Registry):
         return end
 
     def _fail(self, error: LogError) -> None:
+        if isinstance(error, LogDenied):  # it goes on by itself; until then who waits is told how far it was read
+            logger.warning("registry_denied", extra={"problem": str(error)})
+            return
         with self._changed:
             self._error = error
             self._changed.notify_all()

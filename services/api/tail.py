@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from libs.events.chunks import decode_chunk
 from libs.events.codec import CodecError, decode_event, from_rfc3339, run_of, stamp_of, type_of
-from libs.events.log import Log, LogError, Record, Tail, Topic
+from libs.events.log import Log, LogDenied, LogError, Record, Tail, Topic
 from libs.events.model import CHANGE_EVENT_TYPES, RUN_END_TYPES, CommandRejected, RunSetAside
 from libs.events.positions import Position, Waymarks, start_positions
 from libs.events.validity import Validity
@@ -37,6 +37,9 @@ Answer = CommandRejected | RunSetAside | str
 
 SLICE_S = 0.000_25
 """How long events are taken before something else has its turn."""
+
+ASK_AGAIN_S = 1.0
+"""Between two looks whether a log that refused us lets us in again."""
 
 MAX_OUTLINES = 50_000
 MAX_IDLE_RUNS = 500
@@ -112,6 +115,7 @@ class EventTail:
         self._open: set[str] = set()
         self._arrived: deque[Record] = deque()
         self._taking = False
+        self._asking: asyncio.Task[None] | None = None
         self.problem: str | None = "the tail has not started"
         """Why nothing new arrives; None while all is well."""
 
@@ -159,6 +163,8 @@ class EventTail:
         return {number: self._log.bounds(Topic.CHUNKS, number)[1] for number in range(self._log.partitions)}
 
     async def stop(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
         tails, self._tails = self._tails, []
         for tail in tails:
             await self._threads.run(tail.close)
@@ -168,9 +174,38 @@ class EventTail:
     # --- what comes ---
 
     def _failed(self, error: LogError) -> None:
+        passing = isinstance(error, LogDenied)
+        if passing and self.problem is not None:
+            return  # it is looked after already, or nothing helps any more
         logger.error("tail_failed", extra={"problem": str(error)})
         self.problem = str(error)
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+        if passing:
+            self._asking = self.loop.create_task(self._until_let_in())
         self._give_up()
+
+    async def _until_let_in(self) -> None:
+        """The tails themselves go on where they were, but nobody tells when: see whether a record can be read."""
+        while True:
+            await asyncio.sleep(ASK_AGAIN_S)
+            try:
+                await self._threads.run(self._read_last_records)
+            except LogError as error:
+                if isinstance(error, LogDenied):
+                    self.problem = str(error)
+            else:
+                logger.warning("tail_goes_on")
+                self.problem = self._asking = None
+                return
+
+    def _read_last_records(self) -> None:
+        for topic in (Topic.EVENTS, Topic.CHUNKS):
+            for number in self._partitions:
+                first, end = self._log.bounds(topic, number)
+                for _ in self._log.read(topic, number, max(first, end - 1), end):
+                    pass
 
     def _give_up(self) -> None:
         """Who waits for something to come waits in vain."""

@@ -4,6 +4,7 @@ Synchronous: the log's tail hands batches to a queue, one thread applies them. A
 against the log, 2 tail from there, 3 apply batches. Whatever puts the saved positions elsewhere (a rebuild, a
 database that came back without its last commits) ends the session and begins the next one from what is saved.
 
+While the cluster refuses us (expired credentials, rights taken back) a new session is tried from time to time.
 While the database is away the batch in hand is tried again for ever, and reading pauses when enough is waiting.
 """
 
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 from sqlalchemy.engine import Engine
 
-from libs.events.log import Entry, Log, LogError, Record, Tail, Topic
+from libs.events.log import Entry, Log, LogDenied, LogError, Record, Tail, Topic
 from libs.tables import create_tables
 from services.projector.batch import DATABASE_ERRORS, BatchWriter, DeadLetter
 from services.projector.position import Position, PositionTaken, check, generation, load
@@ -35,6 +36,9 @@ one process with the executor and the API its many short calls keep their thread
 _PAUSE_AT, _RESUME_AT = 40_000, 8_000
 """Waiting records at which reading pauses and goes on."""
 
+_DENIED_S = 2.0
+"""Wait between two tries to read a log that refuses us."""
+
 _RETRY_S = (0.1, 5.0)
 """First and longest wait between two tries of a database that is away."""
 
@@ -48,6 +52,8 @@ class ProjectorState:
     """By partition: records of the log that are not in the tables."""
     database_down_since_s: float | None
     """Seconds since the epoch, None while the database works."""
+    denied: str | None
+    """Why the log cannot be read now."""
     failure: str | None
     """Why the projector stopped by itself."""
     events: int
@@ -70,6 +76,7 @@ class Projector:
         self._thread: threading.Thread | None = None
         self._positions: dict[int, Position] = {}
         self._down_since: float | None = None
+        self._denied: str | None = None
         self.failure: str | None = None
         """Why `run` ended by itself in the thread of `start`."""
         self.running = False
@@ -95,6 +102,7 @@ class Projector:
             running=self.running,
             lag_records={p: end - (here[p].next_offset if p in here else 0) for p, end in ends.items()},
             database_down_since_s=self._down_since,
+            denied=self._denied,
             failure=self.failure,
             events=self._events,
             dead_letters=self._dead,
@@ -108,6 +116,11 @@ class Projector:
                 self._session()
             except _StartOver as reason:
                 _log.warning("projector starts over from the saved positions: %s", reason)
+            except LogDenied as error:
+                if self._denied is None:
+                    _log.error("the log refuses the projector, trying again: %s", error)
+                self._denied = str(error)
+                self._stopping.wait(_DENIED_S)
 
     def _run_guarded(self) -> None:
         try:
@@ -134,6 +147,9 @@ class Projector:
         )
         try:
             self.running = True
+            if self._denied is not None:
+                _log.warning("the log lets the projector in again")
+                self._denied = None
             writer = BatchWriter(self._engine)
             self._between_tries = lambda: waiting.throttle(tail, at)
             while not self._stopping.is_set():

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,7 @@ from confluent_kafka import Producer
 from libs.events.model import CommandRejected
 from tests import servers
 from tests.e2e.calling import chain
-from tests.e2e.deployment import Deployment, Service, deployment, wait_until
+from tests.e2e.deployment import Api, Deployment, Service, deployment, wait_until
 from tests.e2e.following import Follower
 from tests.e2e.ledger import Ledger
 from tests.e2e.witness import Witness
@@ -70,10 +71,14 @@ def answered(url: str, key: str, idempotency_key: str) -> str:
     return answers[-1].headers["X-Workflow-Run-Id"]
 
 
+def health_port(service: Service) -> int:
+    """Of an executor or projector."""
+    return next(int(json.loads(line)["port"]) for line in service.log if " health and metrics" in line)
+
+
 def readiness(service: Service) -> str:
     """What `/readyz` of this executor says that keeps it from its work; empty when nothing does."""
-    port = next(json.loads(line)["port"] for line in service.log if "executor health and metrics" in line)
-    answer = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30, trust_env=False)
+    answer = httpx.get(f"http://127.0.0.1:{health_port(service)}/readyz", timeout=30, trust_env=False)
     said = answer.json()
     assert (answer.status_code == 200) == ("problem" not in said)
     return str(said.get("problem", ""))
@@ -114,6 +119,54 @@ def test_a_broker_gone_for_20_s_costs_time_and_nothing_else(
     assert sorted(ledger.runs) == sorted([*(follower.run_id for follower in followers), *once])
     assert all(ledger.kinds(run_id)["RunSucceeded"] == 1 for run_id in ledger.runs)
     one_key_per_call(witness)
+
+
+def test_rights_that_are_taken_back_cost_time_and_nothing_else_when_they_are_given_again(
+    deployed: Deployment, private_kafka: servers.Kafka, private_prefix: str, witness: Witness
+) -> None:
+    service = deployed.start("api")
+    others = [deployed.start("executor"), deployed.start("projector")]
+    api = deployed.client(service)
+    app = api.import_document(chain(witness, 5, 0.7))
+    followers = [Follower(service.url, app["api_key"], {"q": str(number)}) for number in range(12)]
+    for follower in followers:
+        follower.wait_accepted()
+    wait_until(lambda: len(witness.calls) > 16, "calls of all runs under way")
+    projector = f"http://127.0.0.1:{health_port(others[1])}"
+    with servers.no_rights(private_kafka.bootstrap, [f"{private_prefix}.events", f"{private_prefix}.commands"]):
+        for each in (service.url, projector):
+            wait_until(partial(told, each, "authorization failed"), f"the alarm of {each}")
+        answer = post(service.url, app["api_key"], "once")
+        assert answer.status_code == 503, answer.text
+        time.sleep(5)
+        calls = len(witness.calls)
+        time.sleep(1)
+        assert len(witness.calls) == calls, "no effect begins without proof of ownership"
+    for each in (service.url, projector):
+        wait_until(partial(told, each, ""), f"{each} to go on")
+    once = {answered(service.url, app["api_key"], "once") for _ in range(3)}
+    assert len(once) == 1
+    for follower in followers:
+        follower.join()
+        follower.check(7)
+    ledger = Ledger(deployed)
+    ledger.check()
+    assert all(each.alive for each in (service, *others))
+    assert sorted(ledger.runs) == sorted([*(follower.run_id for follower in followers), *once])
+    assert all(ledger.kinds(run_id)["RunSucceeded"] == 1 for run_id in ledger.runs)
+    one_key_per_call(witness)
+    assert {api.detail(app["api_key"], run_id)["status"] for run_id in ledger.runs} == {"succeeded"}
+    wait_until(lambda: succeeded_rows(api) == len(ledger.runs), "the projection")
+
+
+def succeeded_rows(api: Api) -> int:
+    return len(api.http.get("/v1/runs?status=succeeded&limit=100", headers=api.admin).json()["data"])
+
+
+def told(url: str, problem: str) -> bool:
+    """Whether `/readyz` of the service tells of this problem; of none when it is empty."""
+    said = str(httpx.get(f"{url}/readyz", timeout=30, trust_env=False).json().get("problem", ""))
+    return problem in said if problem else not said
 
 
 SESSION_MS = 1000

@@ -301,6 +301,31 @@ def test_a_topic_that_is_deleted_and_made_again_has_another_id_and_its_tail_says
     assert log.topic_id(Topic.EVENTS) != before
 
 
+def test_damaged_records_are_an_error_that_names_the_place_and_nothing_behind_them_is_read(
+    private_kafka: servers.Kafka, private_prefix: str, log: KafkaLog
+) -> None:
+    if not isinstance(private_kafka, servers.LocalKafka):
+        pytest.skip("writes into the broker's files, which a container keeps to itself")
+    for partition in (1, 2):
+        for number in range(30):
+            log.send(Topic.COMMANDS, partition, Entry(None, b"value %d" % number)).result(10)
+    private_kafka.damage(f"{private_prefix}.commands", 1, b"value 10")
+    with pytest.raises(LogError, match=r"commands\[1\]: .*at offset 10 .*CRC"):
+        everything(log, 1, Topic.COMMANDS)
+    seen = Seen()
+    tail = log.tail(Topic.COMMANDS, {1: 0, 2: 0}, seen.take_records, seen.take_error)
+    seen.wait(lambda: bool(seen.errors), "the error")
+    for partition in (1, 2):
+        log.send(Topic.COMMANDS, partition, Entry(None, b"last")).result(10)
+    seen.wait(lambda: any(record.value == b"last" for record in seen.records), "the other partition's records")
+    time.sleep(0.5)  # what must not come
+    tail.close()
+    assert [record.offset for record in seen.records if record.partition == 1] == list(range(10))
+    assert [record.offset for record in seen.records if record.partition == 2] == list(range(31))
+    assert "commands[1]: " in str(seen.errors[0])
+    assert "at offset 10 " in str(seen.errors[0])
+
+
 @pytest.mark.alone
 def test_a_stopped_broker_fails_sends_within_their_time(private_kafka: servers.Kafka, log: KafkaLog) -> None:
     log.send(Topic.COMMANDS, 0, Entry(b"k", b"v")).result(5)

@@ -12,7 +12,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
-from libs.events.log import LogError, LogTruncated
+from libs.events.log import LogDenied, LogError, LogTruncated
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +135,8 @@ def failure(error: KafkaError | KafkaException, what: str, bootstrap: str) -> Lo
         return LogError(f"{what}: {error} (Kafka at {bootstrap})")
     if seen.code() in (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET):  # noqa: SLF001
         return LogTruncated(f"{what}: records that were asked for are gone: {seen.str()}. Rebuild from a checkpoint")
-    return LogError(f"{what}: {seen.str()} (Kafka at {bootstrap}). {_next_step(seen)}")
+    kind = LogDenied if seen.code() in _DENIED else LogError
+    return kind(f"{what}: {seen.str()} (Kafka at {bootstrap}). {_next_step(seen)}")
 
 
 def _next_step(seen: KafkaError) -> str:
@@ -143,6 +144,8 @@ def _next_step(seen: KafkaError) -> str:
         return CREATE_TOPICS
     if seen.code() in _UNREACHABLE:
         return "Start the broker or correct FLOWLEDGER_KAFKA; after a broker outage this heals by itself"
+    if seen.code() in _DENIED:
+        return "Give this user its rights again, or restart with the credentials of now in FLOWLEDGER_KAFKA_OPTIONS"
     if seen.code() in _TOO_LARGE:
         return "Make the record smaller; `flowledger topics check` shows the topics' limits"
     return "See `flowledger topics check`"
@@ -160,5 +163,12 @@ _UNREACHABLE = {
     KafkaError._MSG_TIMED_OUT,  # noqa: SLF001
     KafkaError._RESOLVE,  # noqa: SLF001
     KafkaError.REQUEST_TIMED_OUT,
+}
+_DENIED = {
+    KafkaError._AUTHENTICATION,  # noqa: SLF001
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
 }
 _TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}

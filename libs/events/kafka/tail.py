@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from libs.events.kafka.clients import consumer_settings, failure
 from libs.events.kafka.reader import heals, poll_batch, to_record
-from libs.events.log import LogError, Record, Topic
+from libs.events.log import LogDenied, LogError, Record, Topic
 from libs.events.topics import topic_name
 
 _logger = logging.getLogger(__name__)
@@ -118,15 +118,17 @@ class KafkaTail:
             self._deliver(records)
 
     def _report(self, error: KafkaError, partition: int | None) -> None:
-        """Pass on what does not heal, once per partition."""
+        """Pass on what does not heal, once per partition; a refusal whenever the client tells of it."""
         if heals(error):
             return
         numbers = {partition} if partition is not None and partition >= 0 else set(self._reading)
         if numbers <= self._reported:
             return
-        self._reported |= numbers
         place = f"{self._name}[{partition}]" if partition is not None and partition >= 0 else self._name
-        self._on_error(failure(error, place, self._bootstrap))
+        told = failure(error, place, self._bootstrap)
+        if not isinstance(told, LogDenied):
+            self._reported |= numbers
+        self._on_error(told)
 
     def _client_error(self, error: KafkaError) -> None:
         """A missing topic or a refused login comes here, not with the messages; so does what heals."""
