@@ -64,8 +64,16 @@ class PortTaken(Exception):
     """Nobody can listen there. The text says where, why, and what to do."""
 
 
+GONE_MS = 60_000
+"""How long what was sent to a client may stay unconfirmed, or unread by it, until its connection is given up.
+
+Without it a client that vanished (pulled plug, dropped packets) would be kept for a quarter of an hour: the system
+takes that long to give up sending.
+"""
+
+
 def listen(host: str, port: int, backlog: int) -> socket.socket:
-    """A socket that listens. Raises PortTaken."""
+    """A socket that listens, and whose connections end `GONE_MS` after their client vanished. Raises PortTaken."""
     listening = socket.socket(_family(host), socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -73,6 +81,8 @@ def listen(host: str, port: int, backlog: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise PortTaken(cannot_listen(host, port, error)) from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; what is accepted inherits it
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_MS)
     listening.listen(backlog)
     listening.setblocking(False)
     return listening
