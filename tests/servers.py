@@ -16,6 +16,7 @@ import importlib.util
 import os
 import pwd
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -287,6 +288,15 @@ class LocalKafka:
     def resume(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
+
+    def take_room(self) -> None:
+        """Its writes fail from here on, as on a full disk, until it is started again."""
+        assert self._process is not None
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+
+    def wait_for_end(self, timeout_s: float = 60.0) -> None:
+        assert self._process is not None
+        self._process.wait(timeout_s)
 
     def damage(self, topic: str, partition: int, value: bytes) -> None:
         """Change one byte of the first record that holds `value`, on disk."""

@@ -121,6 +121,35 @@ def test_a_broker_gone_for_20_s_costs_time_and_nothing_else(
     one_key_per_call(witness)
 
 
+def test_a_full_disk_of_the_broker_costs_time_and_nothing_else(
+    deployed: Deployment, private_kafka: servers.Kafka, witness: Witness
+) -> None:
+    if not isinstance(private_kafka, servers.LocalKafka):
+        pytest.skip("limits the broker's process, which a container keeps to itself")
+    service = deployed.start("api")
+    others = [deployed.start("executor"), deployed.start("projector")]
+    app = deployed.client(service).import_document(chain(witness, 5, 0.7))
+    followers = [Follower(service.url, app["api_key"], {"q": str(number)}) for number in range(12)]
+    for follower in followers:
+        follower.wait_accepted()
+    wait_until(lambda: len(witness.calls) > 16, "calls of all runs under way")
+    private_kafka.take_room()
+    private_kafka.wait_for_end()  # what a broker does whose only disk fails
+    answer = post(service.url, app["api_key"], "once")
+    assert answer.status_code == 503, answer.text
+    private_kafka.start()
+    once = {answered(service.url, app["api_key"], "once") for _ in range(3)}
+    for follower in followers:
+        follower.join()
+        follower.check(7)
+    ledger = Ledger(deployed)
+    ledger.check()
+    assert all(each.alive for each in (service, *others))
+    assert sorted(ledger.runs) == sorted([*(follower.run_id for follower in followers), *once])
+    assert all(ledger.kinds(run_id)["RunSucceeded"] == 1 for run_id in ledger.runs)
+    one_key_per_call(witness)
+
+
 def test_rights_that_are_taken_back_cost_time_and_nothing_else_when_they_are_given_again(
     deployed: Deployment, private_kafka: servers.Kafka, private_prefix: str, witness: Witness
 ) -> None:
