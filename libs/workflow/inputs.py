@@ -23,6 +23,7 @@ __all__ = [
     "accepted_files",
     "allowed_file",
     "file_value",
+    "takes_files",
     "type_of_extension",
     "type_of_file",
     "validate_inputs",
@@ -108,15 +109,24 @@ def validate_inputs(
     return values
 
 
+def takes_files(definition: Definition) -> bool:
+    """Whether files beside the inputs mean anything: a chatflow may have its upload switched off."""
+    return definition.mode != "advanced-chat" or _upload_rules(definition).get("enabled") is True
+
+
+def _upload_rules(definition: Definition) -> Mapping[str, Any]:
+    upload = definition.features.get("file_upload")
+    return upload if isinstance(upload, dict) else {}
+
+
 def accepted_files(definition: Definition, files: Sequence[Any]) -> list[JsonValue]:
     """The file values of `sys.files`. Raises InputInvalid.
 
     Entries without a method or without their URL are dropped; a chatflow without file upload drops all.
     """
-    upload = definition.features.get("file_upload")
-    rules: Mapping[str, Any] = upload if isinstance(upload, dict) else {}
-    if definition.mode == "advanced-chat" and rules.get("enabled") is not True:
+    if not takes_files(definition):
         return []
+    rules = _upload_rules(definition)
     usable = [
         file
         for file in files
@@ -379,8 +389,9 @@ def _refused(given: Mapping[str, Any], rules: Mapping[str, Any]) -> str | None:
         return f"files of type {str(kind)[:40]} are not allowed; allowed: {', '.join(types)}"
     extensions = {str(each).lower().lstrip(".") for each in rules.get("allowed_file_extensions") or ()}
     own = _own_extension(given)
-    if own and extensions and "custom" in types and kind not in set(types) - {"custom"} and own not in extensions:
-        return f"files with the extension .{own[:20]} are not allowed"
+    judged = own or method == "local_file"  # an address need not show what kind of file it leads to
+    if judged and extensions and "custom" in types and kind not in set(types) - {"custom"} and own not in extensions:
+        return f"files with the extension .{own[:20]} are not allowed" if own else "it has no extension, and needs one"
     return None
 
 

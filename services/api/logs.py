@@ -1,6 +1,7 @@
 """The reference's log of an app, page by page, and its end users. From tables that are as new as the request."""
 
 import re
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -106,15 +107,24 @@ def _wanted(app_id: str, query: Mapping[str, str], statuses: tuple[str, ...]) ->
     account = query.get("created_by_account") or None
     if account is not None and account != ADMIN_ACCOUNT["email"]:
         raise invalid_param(f'created_by_account: no account "{account[:64]}"', "created_by_account")
+    keyword = query.get("keyword", "").replace("\0", "")
     return LogFilter(
         app_id=app_id,
-        keyword=query.get("keyword", "").replace("\0", "")[:KEYWORD_CHARS] or None,
+        keyword=keyword[:KEYWORD_CHARS] or None,
+        run_id=_run_id(keyword),
         status=status,
         from_us=_instant(query, "created_at__after"),
         to_us=_instant(query, "created_at__before"),
         user=query.get("created_by_end_user_session_id", "").replace("\0", "") or None,
         account_id=None if account is None else ADMIN_ID,
     )
+
+
+def _run_id(keyword: str) -> str | None:
+    try:
+        return str(uuid.UUID(keyword.strip()))
+    except ValueError:
+        return None
 
 
 def _instant(query: Mapping[str, str], name: str) -> int | None:

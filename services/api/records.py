@@ -65,7 +65,9 @@ class LogFilter:
 
     app_id: str
     keyword: str | None = None
-    """In the inputs, the outputs or the user's name, or all of a run's id."""
+    """In the inputs, the outputs or the user's name."""
+    run_id: str | None = None
+    """Beside what the keyword finds."""
     status: str | None = None
     from_us: int | None = None
     to_us: int | None = None
@@ -194,7 +196,7 @@ def _logged(wanted: LogFilter) -> list[ColumnElement[bool]]:
         text = wanted.keyword
         places = (table.inputs, table.outputs, table.created_by_user)
         found = [place.icontains(text, autoescape=True) for place in places]
-        conditions.append(or_(*found, table.id == text.lower()))
+        conditions.append(or_(*found, table.id == wanted.run_id))
     if wanted.status is not None:
         conditions.append(table.status == wanted.status)
     if wanted.from_us is not None:

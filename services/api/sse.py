@@ -104,7 +104,7 @@ class Outbox:
                 break
         if frames:
             self.at_pause = frames[-1].pauses
-            self.finished = self._ending = frames[-1].last or self.ends_here
+            self.finished = self._ending = self._ending or frames[-1].last or self.ends_here
             return frames[0].wire if len(frames) == 1 else b"".join([frame.wire for frame in frames])
         return PING if pinged else b""
 

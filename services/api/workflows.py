@@ -137,7 +137,7 @@ async def _attach(parts: Parts, request: Request, run_id: str) -> Response:
     summary = await parts.reads.summary(run_id)
     if summary is None or not principal.may_see(summary.app_id):
         raise not_found("Workflow run not found")
-    if not principal.admin and (summary.caller_role != "end_user" or summary.caller_user != user):
+    if not principal.admin and summary.caller_id != principal.caller(user).id:
         raise not_found("Workflow run not found")
     return await attach(parts, request, summary)
 

@@ -202,6 +202,11 @@ def test_a_message_that_waits_for_a_person_is_listed_with_what_it_has_said(there
     assert message["answer"] == "Hello. thanks for tea"
 
 
+def test_files_mean_nothing_to_a_chatflow_whose_upload_is_off(there: There) -> None:
+    file = {"type": "document", "transfer_method": "local_file", "upload_file_id": UNKNOWN}
+    assert there.say("with a file", files=[file])["answer"]
+
+
 @pytest.mark.parametrize(
     "stop",
     ["/v1/chat-messages/{task}/stop", "/v1/runs/{run}/stop", "/console/api/apps/{app}/workflow-runs/tasks/{task}/stop"],

@@ -118,6 +118,7 @@ def test_filters(server: Server, key: str) -> None:
     assert logged(server, key, keyword="ann_") == [failed]
     assert logged(server, key, keyword="%") == []
     assert logged(server, key, keyword=good.upper()[:30]) == [good]  # sys.workflow_run_id is part of the inputs
+    assert logged(server, key, keyword=good.replace("-", "").upper()) == [good]
     assert logged(server, key, keyword="Blue Whale" + " " * 20 + "beyond the thirtieth") == []
     assert logged(server, key, created_by_end_user_session_id="Ann_1") == [failed]
     assert logged(server, key, created_by_end_user_session_id="Ann") == []

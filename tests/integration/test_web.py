@@ -293,6 +293,10 @@ def test_only_its_own_browser_stops_and_follows_a_run(server: Server, executor: 
         lines = answer.iter_lines()
         next(line for line in lines if "node_started" in line)
         assert code_of(http.get(f"/api/workflow/{run_id}/events", headers=other)) == (404, "not_found")
+        namesake = http.get(
+            f"/v1/workflow/{run_id}/events", params={"user": "me"}, headers={"Authorization": f"Bearer {page.key}"}
+        )
+        assert code_of(namesake) == (404, "not_found"), "a user of the service API is somebody else"
         assert http.post(f"/api/workflows/tasks/{task_id}/stop", headers=other).json() == {"result": "success"}
         assert http.post("/api/workflows/tasks/nothing/stop", headers=other).json() == {"result": "success"}
         assert executor.stops == []

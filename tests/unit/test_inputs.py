@@ -223,6 +223,16 @@ def test_a_type_must_be_that_of_the_extension_for_one_file_of_a_workflow_only() 
     assert validate_inputs(many, {"f": [wrong]})["f"]
 
 
+def test_an_uploaded_file_without_an_extension_is_none_of_those_that_are_allowed() -> None:
+    rules: dict[str, Any] = {"allowed_file_types": ["custom"], "allowed_file_extensions": [".xyz"]}
+    named = {**UPLOAD, "type": "custom", "filename": "noext"}
+    assert "has no extension" in refusal("file", named, **rules)
+    assert value("file", {**named, "filename": "a.xyz"}, **rules)
+    assert value(
+        "file", {"transfer_method": "remote_url", "url": "https://x.example/get?f=1", "type": "custom"}, **rules
+    )
+
+
 def test_a_chatflow_without_upload_ignores_top_level_files() -> None:
     definition = form(features={"file_upload": {"enabled": False}}, mode="advanced-chat")
     assert accepted_files(definition, [REMOTE]) == []

@@ -1,7 +1,7 @@
 """Live runs and replays: what a client gets that comes back, at every place it may have stopped."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -219,6 +219,23 @@ def test_a_client_that_claims_to_have_seen_what_never_comes_is_finished(world: W
     assert world.live.attach(ahead, Cursor(99, None))
     world.begin().finish("x")
     assert (ahead.frames, ahead.finished) == ([], True)
+
+
+def test_an_id_behind_the_end_of_a_text_gets_the_text_and_the_end(world: World) -> None:
+    world.begin().speak("Hi", 0)
+    world.finish("Hi")
+    ahead = Outbox(1 << 20)
+    assert world.live.attach(ahead, Cursor(world.client.frames[-1].seq, 99))
+
+    async def rest() -> list[bytes]:
+        return [piece async for piece in pieces(ahead)]
+
+    async def pieces(outbox: Outbox) -> AsyncIterator[bytes]:
+        while piece := await outbox.take():
+            yield piece
+
+    (text,) = asyncio.run(asyncio.wait_for(rest(), 5))
+    assert b"text_replace" in text
 
 
 def test_a_gap_in_the_history_ends_the_streams_of_this_run(world: World) -> None:
