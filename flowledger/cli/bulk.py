@@ -44,9 +44,9 @@ def bulk(
     """
     if status is not None and action != "stop":
         raise click.UsageError("--status goes with stop: only failed runs are retried")
-    moment = since_instant(since, datetime.now(UTC)) if since else None
+    moment = since_instant(since, datetime.now(UTC)) if since is not None else None
     with server(url, data) as there:
-        wanted = {"status": status, "since": moment, "app": find_app(there, app)["app_id"] if app else None}
+        wanted = {"status": status, "since": moment, "app": None if app is None else find_app(there, app)["app_id"]}
         body: dict[str, Any] = {"action": action, "filter": {name: one for name, one in wanted.items() if one}}
         done = there.post("/v1/runs/bulk", body)
         count = done["count"]

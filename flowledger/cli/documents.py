@@ -73,7 +73,7 @@ def import_(file: Path, app: str | None, key: bool, as_json: bool, url: str | No
       flowledger import flow.yml --app "My flow"
     """
     with server(url, data, executor=False) as target:
-        app_id = find_app(target, app)["app_id"] if app else None
+        app_id = None if app is None else find_app(target, app)["app_id"]
         made = import_file(target, file, app_id=app_id, key=key)
     _print_import(made, as_json=as_json)
 
@@ -182,6 +182,8 @@ def keys(app: str, action: str | None, key: str | None, as_json: bool, url: str 
 
 
 def _revoke(target: Server, path: str, app: str, key: str) -> None:
+    if not key:
+        raise Problem(f"KEY is empty. List them: flowledger keys {app}", USAGE)
     listed = rows(target.get(path))
     found = [one["id"] for one in listed if one["id"].startswith(key) or key.startswith(one["prefix"])]
     found = found or [one["id"] for one in listed if one["prefix"].startswith(key)]

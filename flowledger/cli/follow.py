@@ -5,9 +5,12 @@ follows the last id; the run itself is not touched by any of this.
 """
 
 import json
+import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +85,10 @@ def start(server: Server, body: dict[str, Any]) -> Started:
     return Started(response.headers.get("X-Workflow-Run-Id", ""), response.headers.get("X-Task-Id", ""), response)
 
 
+_PAST_S = 0.001
+"""So that the deadline is over when it is looked at."""
+
+
 def follow(
     server: Server,
     run_id: str,
@@ -114,6 +121,7 @@ def follow(
             if paused:  # the stream ends behind a pause only when the run is still in it
                 return
         except httpx.TransportError as error:
+            _check_deadline(deadline, run_id)
             if time.monotonic() - lost_at > _GIVE_UP_S:
                 raise server.unreachable(error) from error
             _close(response)
@@ -142,11 +150,32 @@ def _check_deadline(deadline: float | None, run_id: str) -> None:
 
 def _until(response: "httpx.Response", deadline: float | None, run_id: str) -> Iterator[Frame]:
     def lines() -> Iterator[str]:
-        for line in response.iter_lines():  # pings keep this loop turning, so the deadline is looked at
+        for line in response.iter_lines():
             _check_deadline(deadline, run_id)
             yield line
 
-    return frames(lines())
+    with _broken_off_at(deadline, response):
+        yield from frames(lines())
+
+
+@contextmanager
+def _broken_off_at(deadline: float | None, response: "httpx.Response") -> Iterator[None]:
+    """Wake who waits for the next line: between two pings it may be long in coming."""
+    if deadline is None:
+        yield
+        return
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()) + _PAST_S, _shut, (response,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _shut(response: "httpx.Response") -> None:
+    with suppress(OSError):  # it was closed meanwhile
+        response.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 def _attach(server: Server, run_id: str, last_id: str, *, sure: bool) -> "httpx.Response":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowledger.cli import output
-from flowledger.cli.exits import INVALID, Problem
+from flowledger.cli.exits import INVALID, USAGE, Problem
 from flowledger.cli.lookup import complete_run, find_run
 from flowledger.cli.output import talk
 from flowledger.cli.reading import print_run
@@ -43,14 +43,17 @@ def export(run: str, file: Path, url: str | None, data: Path | None) -> None:
     with server(url, data, executor=False) as there:
         run_id = find_run(there, run)
         answer = there.request("GET", f"/v1/runs/{run_id}/history", headers={"Accept": "application/x-ndjson"})
-        events = [line for line in answer.text.splitlines() if line]
+        events = [line for line in answer.text.split("\n") if line]
         accepted = json.loads(events[0])["data"]
         head = {"flowledger": KIND, "format": FORMAT, "run_id": run_id, "document": _document(there, accepted)}
     text = "\n".join([json.dumps(head, ensure_ascii=False), *events, ""])
     if str(file) == "-":
         click.echo(text, nl=False)
     else:
-        file.write_text(text, "utf-8")
+        try:
+            file.write_text(text, "utf-8")
+        except OSError as error:
+            raise Problem(f"{file}: {error.strerror}", USAGE) from error
         talk(f"{len(events)} events in {file}. Fold them anywhere: {output.own_name()} replay {file}")
 
 
@@ -89,7 +92,10 @@ def replay(file: Path, at: int | None, as_json: bool) -> None:
 
 def read_history(file: Path) -> "tuple[dict[str, Any], list[Recorded]]":
     """(head, events) of an exported file. Raises Problem: what is wrong with it, by line."""
-    text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise Problem(f"{file}: not UTF-8 at byte {error.start}: no exported history", INVALID) from error
     lines = list(_objects(file, text))
     head = lines[0][1] if lines else {}
     if head.get("flowledger") != KIND or head.get("format") != FORMAT:
@@ -108,7 +114,7 @@ def read_history(file: Path) -> "tuple[dict[str, Any], list[Recorded]]":
 
 
 def _objects(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
         try:
             found = json.loads(line)
         except ValueError as error:

@@ -47,7 +47,7 @@ def pause(run: str, reason: str | None, as_json: bool, url: str | None, data: Pa
 @click.option("--form", help="Which form, when the run waits for several: its id, or its node's.")
 @click.option("--user", default="cli", show_default=True, help="Who answers.")
 @click.option("--watch/--detach", "watching", default=None, help="Follow the run (default), or leave it.")
-@click.option("--timeout", "timeout_s", type=float, help="Seconds to wait; the run goes on.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to wait; the run goes on.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one object; with --watch every frame first.")
 @target_options
 def resume(

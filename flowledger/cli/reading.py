@@ -44,9 +44,9 @@ def runs(
       flowledger runs --status failed --since 1d
       flowledger runs --app "My flow" --json
     """
-    moment = since_instant(since, datetime.now(UTC)) if since else None
+    moment = since_instant(since, datetime.now(UTC)) if since is not None else None
     with server(url, data, executor=False) as target:
-        app_id = find_app(target, app)["app_id"] if app else None
+        app_id = None if app is None else find_app(target, app)["app_id"]
         found = list(pages(target, limit, status=status, app_id=app_id, since=moment))
     if as_json:
         output.data([{key: run.get(key) for key in _LIST_KEYS} | run for run in found])
@@ -59,16 +59,20 @@ def runs(
 
 
 def since_instant(text: str, now: datetime) -> str:
-    """RFC 3339 of `10m`, `2h`, `3d` before `now`, or of an instant."""
+    """RFC 3339 of `10m`, `2h`, `3d` before `now`, or of an instant. Raises Problem."""
+    try:
+        return _instant(text, now)
+    except (ValueError, OverflowError) as error:  # the second: beyond what a calendar holds
+        raise Problem(f"--since {text!r}: expected 10m, 2h, 3d, or 2026-05-02T09:00:00Z", USAGE) from error
+
+
+def _instant(text: str, now: datetime) -> str:
     relative = re.fullmatch(r"(\d+)\s*([smhd])", text)
     if relative:
         size = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[relative[2]]
         moment = now - timedelta(**{size: int(relative[1])})
     else:
-        try:
-            moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-        except ValueError as error:
-            raise Problem(f"--since {text!r}: expected 10m, 2h, 3d, or 2026-05-02T09:00:00Z", USAGE) from error
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
         moment = moment if moment.tzinfo else moment.astimezone()
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -164,7 +168,7 @@ def history(run: str, first: int | None, last: int | None, as_json: bool, url: s
             params={name: value for name, value in (("from", first), ("to", last)) if value},
             headers={"Accept": "application/x-ndjson"},
         )
-    lines = [line for line in answer.text.splitlines() if line]
+    lines = [line for line in answer.text.split("\n") if line]
     if as_json:
         for line in lines:
             click.echo(line)

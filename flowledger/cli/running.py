@@ -49,7 +49,7 @@ _MODEL_TYPES = ("llm", "question-classifier", "parameter-extractor", "agent")
 @click.option("--user", default="cli", show_default=True, help="The caller's name for its user.")
 @click.option("--offline", is_flag=True, help="No model is called: answers come from a stand-in.")
 @click.option("--watch/--detach", "watching", default=None, help="Follow the run (default on a terminal), or leave it.")
-@click.option("--timeout", "timeout_s", type=float, help="Seconds to wait; the run goes on.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to wait; the run goes on.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one object; with --watch every frame first.")
 @target_options
 def run(
@@ -378,7 +378,7 @@ def _return_to(there: Server, run_id: str) -> str:
 @click.command()
 @click.argument("run", shell_complete=complete_run)
 @click.option("--compact", is_flag=True, help="Only what failed, is repeated, or still runs.")
-@click.option("--timeout", "timeout_s", type=float, help="Seconds to wait; the run goes on.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to wait; the run goes on.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line: every frame, then the result.")
 @target_options
 def watch(run: str, compact: bool, timeout_s: float | None, as_json: bool, url: str | None, data: Path | None) -> int:

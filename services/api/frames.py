@@ -17,7 +17,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from pydantic_core import PydanticSerializationError, to_json
 
@@ -638,6 +638,9 @@ def error_frame(run_id: str, code: str, status: int, message: str) -> bytes:
     return _wire(body, None)
 
 
+_LINE_ENDS: Final = tuple((end.encode(), b"\\u%04x" % ord(end)) for end in ("\x85", "\u2028", "\u2029"))
+
+
 def started_inputs(run_id: str, accepted: RunAccepted) -> Json:
     """`inputs` of `workflow_started`: declared variables and system values."""
     inputs: Json = accepted.inputs | {
@@ -653,9 +656,12 @@ def started_inputs(run_id: str, accepted: RunAccepted) -> Json:
 
 
 def encode(value: Any) -> bytes:
-    """JSON on one line; text stays UTF-8."""
+    """JSON on one line, also for clients that take any of Unicode's line ends for one; other text stays UTF-8."""
     try:
-        return to_json(value, inf_nan_mode="null")
+        data = to_json(value, inf_nan_mode="null")
+        for end, escaped in _LINE_ENDS:
+            data = data.replace(end, escaped)
+        return data
     except PydanticSerializationError:  # half a surrogate pair, which UTF-8 cannot hold
         return json.dumps(value, separators=(",", ":")).encode()
 

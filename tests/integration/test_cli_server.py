@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -202,12 +203,34 @@ def test_detach_prints_the_id_and_leaves_the_run_alone(stand_in: StandIn, capsys
     assert f"flowledger watch {RUN}" in captured.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bulk", "stop", "--app", "", "--yes"],
+        ["runs", "--app", ""],
+        ["import", "FILE", "--app", ""],
+        ["keys", "Flow", "revoke", ""],
+        ["versions", ""],
+        ["bulk", "stop", "--since", "", "--yes"],
+        ["runs", "--since", "99999999999d"],
+    ],
+)
+def test_an_empty_text_is_not_everything(
+    stand_in: StandIn, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "flow.yml").write_text("kind: app")
+    assert run([str(tmp_path / "flow.yml") if word == "FILE" else word for word in words]) == 2
+    assert capsys.readouterr().err
+
+
 def test_waiting_longer_than_asked_is_exit_6_and_says_how_to_return(
     stand_in: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in.cut_after = 3
     stand_in.hold.clear()
+    asked_at = time.monotonic()
     assert run(["run", "Flow", "--timeout", "0.1"]) == 6
+    assert time.monotonic() - asked_at < 5, "a ping comes after ten"
     assert f"flowledger watch {RUN}" in capsys.readouterr().err
 
 

@@ -36,7 +36,7 @@ from libs.events.model import (
     RunSucceeded,
     StopRequested,
 )
-from services.api.frames import KEPT_OF_ROUNDS, Cursor, Frame, FrameMaker, error_frame
+from services.api.frames import KEPT_OF_ROUNDS, Cursor, Frame, FrameMaker, encode, error_frame
 from tests.conversations import ANNOTATION
 
 RUN = str(new_run_id(0, 1_767_000_000_000_000, 7))
@@ -654,3 +654,11 @@ def test_an_annotated_message_that_is_stopped_before_it_begins_ends_without_an_a
     assert [body["event"] for body in history.add(RunStopped(error="stopped"))] == ["message_end"]
     failed = annotated("service-api")
     assert [body["event"] for body in failed.add(RunFailed(error="gone"))] == ["error"]
+
+
+def test_json_is_one_line_for_clients_that_take_any_line_end_of_unicode_for_one() -> None:
+    value = {"a": "x\u2028y\u2029z\x85\n\x0b\x1c “ä”"}
+    data = encode(value)
+    assert len(data.decode().splitlines()) == 1
+    assert json.loads(data) == value
+    assert "“ä”" in data.decode()
