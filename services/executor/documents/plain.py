@@ -71,7 +71,7 @@ def read_yaml(content: bytes) -> str:
 
 def read_csv(content: bytes) -> str:
     text = decoded(content)
-    csv.field_size_limit(len(text) + 1)
+    csv.field_size_limit(max(len(text) + 1, csv.field_size_limit()))  # of the whole process: only ever raised
     first = text.partition("\n")[0]
     delimiter = next((mark for mark in (",", ";", "\t") if mark in first), ",")
     try:
