@@ -7,7 +7,7 @@ from typing import Any
 from libs.events.codec import Recorded, decode_event, stamp_of
 from libs.events.kafka import KafkaLog
 from libs.events.log import Record, Topic
-from libs.events.model import RUN_END_TYPES
+from libs.events.model import RUN_END_TYPES, PartitionClaimed
 from libs.events.validity import Validity
 from tests.e2e.deployment import Deployment
 
@@ -65,6 +65,12 @@ class Ledger:
             outcomes = Counter(_outcome(recorded) for recorded in history)
             del outcomes[None]
             assert all(count == 1 for count in outcomes.values()), f"{run_id}: {outcomes.most_common(3)}"
+
+
+def owners(deployed: Deployment) -> dict[int, int]:
+    """Partition -> process id of its owner, by the claims in the log."""
+    claims = [recorded for recorded in Ledger(deployed).valid if isinstance(recorded.event, PartitionClaimed)]
+    return {claim.partition: int(claim.event.owner.split("-")[-2]) for claim in claims}  # type: ignore[union-attr]
 
 
 def _outcome(recorded: Recorded) -> tuple[str, str, int] | None:

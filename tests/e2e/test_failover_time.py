@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from libs.events.model import PartitionClaimed
 from tests import servers
 from tests.e2e.calling import chain
 from tests.e2e.deployment import Deployment, Service, deployment, wait_until
 from tests.e2e.following import Follower
-from tests.e2e.ledger import Ledger
+from tests.e2e.ledger import Ledger, owners
 from tests.e2e.witness import Witness
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(300)]
@@ -37,12 +36,6 @@ def deployed(kafka_server: servers.Kafka, kafka_prefix: str, postgres_url: str, 
 def witness() -> Iterator[Witness]:
     with Witness() as it:
         yield it
-
-
-def owners(deployed: Deployment) -> dict[int, int]:
-    """Partition -> process id of its owner, by the claims in the log."""
-    claims = [recorded for recorded in Ledger(deployed).valid if isinstance(recorded.event, PartitionClaimed)]
-    return {claim.partition: int(claim.event.owner.split("-")[-2]) for claim in claims}  # type: ignore[union-attr]
 
 
 def settled(deployed: Deployment, executors: list[Service]) -> bool:

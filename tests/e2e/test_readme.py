@@ -43,6 +43,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         wait_until(lambda: not address.exists(), "the server of the tour ends")
 
 
+@pytest.mark.timeout(300)
 def test_the_five_minutes_work_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     port = str(free_port())
@@ -57,7 +58,7 @@ def test_the_five_minutes_work_as_written(folder: Path, monkeypatch: pytest.Monk
             f"flowledger dev --offline --port {port} > dev.log 2>&1 & until grep -q ready dev.log; do sleep 0.1; done",
         )
         done = subprocess.run(
-            ["bash", "-c", script], env=environment(), capture_output=True, text=True, timeout=100, cwd=folder
+            ["bash", "-c", script], env=environment(), capture_output=True, text=True, timeout=250, cwd=folder
         )
     finally:
         service.kill()

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from libs.events.ids import partition_of
 from tests import servers
 from tests.documents import document, edges, end, node, start
-from tests.e2e.deployment import Api, Deployment, Frame, deployment, frames, wait_until
+from tests.e2e.deployment import Api, Deployment, Frame, Service, deployment, frames, wait_until
+from tests.e2e.ledger import owners
 from tests.e2e.witness import Witness
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -104,26 +106,37 @@ def check_stream(got: list[Frame], nodes: int) -> None:
     assert got[-1]["data"]["status"] == "succeeded"
 
 
-@pytest.mark.parametrize("moment_s", [0.05, 0.6, 1.4])
+def owner_of(deployed: Deployment, run_id: str, executors: list[Service]) -> Service:
+    pid = owners(deployed)[partition_of(run_id)]
+    return next(executor for executor in executors if executor.process.pid == pid)
+
+
+def epochs(history: list[dict[str, Any]]) -> int:
+    """How many owners the run had."""
+    return len({line["epoch"] for line in history})
+
+
+@pytest.mark.parametrize("begun", [1, 2, 4])
 def test_an_executor_killed_in_mid_run_is_replaced_and_the_stream_goes_on(
-    deployed: Deployment, witness: Witness, moment_s: float
+    deployed: Deployment, witness: Witness, begun: int
 ) -> None:
+    """`begun`: calls when it is killed."""
     api = deployed.client(deployed.start("api"))
     deployed.start("projector")
-    executors = [deployed.start("executor")]
+    executors = [deployed.start("executor"), deployed.start("executor")]
     app = api.import_document(calls(witness, 4, 0.5))
     got: list[Frame] = []
     with api.run(app["api_key"], {"q": "x"}) as answer:
         run_id = answer.headers["X-Workflow-Run-Id"]
         reader = collect(answer, got)
-        executors.append(deployed.start("executor"))
-        time.sleep(moment_s)
-        owner = executors[0]
+        owner = owner_of(deployed, run_id, executors)
+        wait_until(lambda: len(witness.calls) >= begun, "the call", every_s=0.005)
         owner.kill()
         reader.join(60)
         assert not reader.is_alive()
     check_stream(got, 4)
     history = check_history(api, run_id, 4)
+    assert epochs(history) == 2, "it was killed in mid-run"
     check_calls(witness, history, [f"call{number}" for number in range(1, 5)])
     assert api.detail(app["api_key"], run_id)["status"] == "succeeded"
 
@@ -153,20 +166,20 @@ def test_an_owner_that_was_frozen_changes_nothing_when_it_wakes(deployed: Deploy
 def test_sigterm_hands_over_without_failing_a_run(deployed: Deployment, witness: Witness) -> None:
     api = deployed.client(deployed.start("api"))
     deployed.start("projector")
-    first = deployed.start("executor")
+    executors = [deployed.start("executor"), deployed.start("executor")]
     app = api.import_document(calls(witness, 6, 0.3))
     got: list[Frame] = []
     with api.run(app["api_key"], {"q": "x"}) as answer:
         run_id = answer.headers["X-Workflow-Run-Id"]
         reader = collect(answer, got)
-        second = deployed.start("executor")
-        time.sleep(0.4)
+        first = owner_of(deployed, run_id, executors)
+        wait_until(lambda: len(witness.calls) >= 2, "the second call", every_s=0.005)
         assert first.terminate() == 0
         reader.join(60)
         assert not reader.is_alive()
     check_stream(got, 6)
-    check_history(api, run_id, 6)
-    assert second.alive
+    assert epochs(check_history(api, run_id, 6)) == 2, "it ended in mid-run"
+    assert [executor.alive for executor in executors if executor is not first] == [True]
 
 
 def test_a_run_whose_api_is_killed_is_read_on_at_another(deployed: Deployment, witness: Witness) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flowledger.dev import start_embedded
@@ -28,6 +29,7 @@ REFUSED = {
 """What no app here can do, and what only a damaged run needs: the examples show the refusal."""
 
 
+@pytest.mark.timeout(450)
 def test_every_example_works_and_every_operation_has_one(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     instance = start_embedded(tmp_path / "data", "127.0.0.1", 0, Settings(models="offline", data=tmp_path / "data"))

@@ -105,6 +105,7 @@ def apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apps]:
     instance.stop()
 
 
+@pytest.mark.timeout(240)
 def test_without_a_key_or_with_a_wrong_one_every_protected_route_answers_401(apps: Apps) -> None:
     wrong = [{}, *({"Authorization": f"Bearer {key}"} for key in WRONG), {"Authorization": f"Basic {apps.key}"}]
     wrong += [{"Cookie": f"access_token={apps.key}"}, {"X-App-Passport": apps.key}]
