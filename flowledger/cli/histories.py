@@ -16,7 +16,7 @@ from flowledger.cli import output
 from flowledger.cli.exits import INVALID, USAGE, Problem
 from flowledger.cli.lookup import complete_run, find_run
 from flowledger.cli.output import talk
-from flowledger.cli.reading import print_run
+from flowledger.cli.reading import history_lines, print_run
 from flowledger.cli.target import Server, server, target_options
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ def export(run: str, file: Path, url: str | None, data: Path | None) -> None:
     """
     with server(url, data, executor=False) as there:
         run_id = find_run(there, run)
-        answer = there.request("GET", f"/v1/runs/{run_id}/history", headers={"Accept": "application/x-ndjson"})
-        events = [line for line in answer.text.split("\n") if line]
+        events = history_lines(there, run_id)
         accepted = json.loads(events[0])["data"]
         head = {"flowledger": KIND, "format": FORMAT, "run_id": run_id, "document": _document(there, accepted)}
     text = "\n".join([json.dumps(head, ensure_ascii=False), *events, ""])

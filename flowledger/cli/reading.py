@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import click
 
 from flowledger.cli import output
-from flowledger.cli.exits import USAGE, Problem
+from flowledger.cli.exits import UNREACHABLE, USAGE, Problem
 from flowledger.cli.lookup import complete_run, find_app, find_run, pages
 from flowledger.cli.output import ago, seconds, state, table
-from flowledger.cli.target import server, target_options
+from flowledger.cli.target import Server, server, target_options
 
 STATUSES = ("pending", "running", "paused", "succeeded", "partial-succeeded", "failed", "stopped")
 _LIST_KEYS = (
@@ -146,6 +147,22 @@ def _wait(one: dict[str, Any]) -> str:
             return json.dumps(one, ensure_ascii=False)
 
 
+def history_lines(target: Server, run_id: str, bounds: Mapping[str, int | None] | None = None) -> list[str]:
+    """The events of a run, a JSON object each. Raises Problem: also when the answer breaks off."""
+    answer = target.request(
+        "GET",
+        f"/v1/runs/{run_id}/history",
+        params={name: value for name, value in (bounds or {}).items() if value},
+        headers={"Accept": "application/x-ndjson"},
+    )
+    lines = [line for line in answer.text.split("\n") if line]
+    last = json.loads(lines[-1]) if lines else {}
+    if "error" in last and "seq" not in last:
+        why = last["error"].get("message")
+        raise Problem(f"the history of run {run_id} breaks off behind {len(lines) - 1} events: {why}", UNREACHABLE)
+    return lines
+
+
 @click.command()
 @click.argument("run", shell_complete=complete_run)
 @click.option("--from", "first", type=click.IntRange(1), help="First sequence.")
@@ -162,13 +179,7 @@ def history(run: str, first: int | None, last: int | None, as_json: bool, url: s
     """
     with server(url, data, executor=False) as target:
         run_id = find_run(target, run)
-        answer = target.request(
-            "GET",
-            f"/v1/runs/{run_id}/history",
-            params={name: value for name, value in (("from", first), ("to", last)) if value},
-            headers={"Accept": "application/x-ndjson"},
-        )
-    lines = [line for line in answer.text.split("\n") if line]
+        lines = history_lines(target, run_id, {"from": first, "to": last})
     if as_json:
         for line in lines:
             click.echo(line)

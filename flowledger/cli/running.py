@@ -135,7 +135,10 @@ def _app_to_run(there: Server, target: str) -> tuple[str, Mapping[str, str]]:
     """The app's id and its inputs' declared types."""
     file = Path(target)
     if file.is_file():
-        types = declared_types(file.read_text("utf-8", "replace"))
+        try:
+            types = declared_types(file.read_text("utf-8", "replace"))
+        except OSError as error:
+            raise Problem(f"{target}: {error.strerror}", USAGE) from error
         return app_of_file(there, file), types
     if file.suffix in (".yml", ".yaml", ".json"):
         raise Problem(f"{target}: no such file", USAGE)

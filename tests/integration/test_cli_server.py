@@ -101,6 +101,12 @@ class StandIn:
                 self.stream(request, int(request.headers.get("Last-Event-ID", "0")), None)
             case "GET", path if path == f"/v1/runs/{RUN}":
                 self.send(request, 200, runs[0] | {"seq": 5, "outputs": {"text": "hi"}, "nodes": {}})
+            case "GET", path if path == f"/v1/runs/{RUN}/history":
+                # As the API's last line says that it cannot go on: the answer's status is long gone.
+                event = {"seq": 1, "type": "RunAccepted", "data": {}}
+                request.send_response(200)
+                request.end_headers()
+                request.wfile.write(json.dumps(event).encode() + b"\n" + b'{"error": {"message": "no more"}}\n')
             case _:
                 self.send(request, 404, {"code": "not_found", "message": f"no {parts.path}", "status": 404})
 
@@ -221,6 +227,18 @@ def test_an_empty_text_is_not_everything(
     (tmp_path / "flow.yml").write_text("kind: app")
     assert run([str(tmp_path / "flow.yml") if word == "FILE" else word for word in words]) == 2
     assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["history", RUN], ["history", RUN, "--json"], ["export", RUN, "-o", "FILE"]])
+def test_a_history_that_breaks_off_is_not_taken_for_the_whole(
+    stand_in: StandIn, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.jsonl"
+    assert run([str(file) if word == "FILE" else word for word in words]) == 7
+    captured = capsys.readouterr()
+    assert f"the history of run {RUN} breaks off behind 1 events: no more" in captured.err
+    assert captured.out == ""
+    assert not file.exists()
 
 
 def test_waiting_longer_than_asked_is_exit_6_and_says_how_to_return(
