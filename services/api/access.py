@@ -9,7 +9,7 @@ import secrets
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from starlette.requests import Request
 
@@ -22,6 +22,9 @@ from services.api.errors import ApiError, forbidden, invalid_param, not_found, u
 from services.api.rate import RequestRate
 from services.api.threads import Threads
 from services.api.tokens import Signer
+
+if TYPE_CHECKING:
+    from services.api.reads import RunSummary
 
 TOKEN_CONTEXT = b"flowledger session tokens"
 
@@ -51,6 +54,10 @@ class Principal:
         # A browser that takes the name of a user of the service API must not become that user.
         named = user if self.surface == "api" else f"{self.surface}\n{user}"
         return Caller(role="end_user", id=end_user_id(self.app.app_id, named), user=user)
+
+    def began(self, run: "RunSummary", user: str) -> bool:
+        """Whether `run` was started by this user of this app, at this surface."""
+        return self.may_see(run.app_id) and run.caller_id == self.caller(user).id
 
 
 def end_user_id(app_id: str, user: str) -> str:

@@ -122,6 +122,5 @@ async def _stop(parts: Parts, app: AppCreated, task_id: str, user: str) -> None:
     except ValueError:
         return
     summary = await parts.reads.summary(run_id)
-    mine = summary is not None and (summary.app_id, summary.caller_id) == (app.app_id, Principal(app).caller(user).id)
-    if summary is not None and mine and not summary.ended:
+    if summary is not None and Principal(app).began(summary, user) and not summary.ended:
         await parts.submitter.stop(run_id, "User requested stop", user)

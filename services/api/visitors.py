@@ -35,9 +35,7 @@ class Visitor:
         return Speaker(self.app, self.principal.caller(self.user))
 
     def owns(self, run: RunSummary | None) -> bool:
-        return (
-            run is not None and run.app_id == self.app.app_id and run.caller_id == self.principal.caller(self.user).id
-        )
+        return run is not None and self.principal.began(run, self.user)
 
 
 async def visitor_of(request: Request) -> Visitor:

@@ -135,9 +135,7 @@ async def _attach(parts: Parts, request: Request, run_id: str) -> Response:
     user = required_user(request.query_params.get("user"))
     last_event_id(request)  # what is wrong with the request is said before what is wrong with the run
     summary = await parts.reads.summary(run_id)
-    if summary is None or not principal.may_see(summary.app_id):
-        raise not_found("Workflow run not found")
-    if not principal.admin and summary.caller_id != principal.caller(user).id:
+    if summary is None or not (principal.admin or principal.began(summary, user)):
         raise not_found("Workflow run not found")
     return await attach(parts, request, summary)
 
