@@ -638,9 +638,6 @@ def error_frame(run_id: str, code: str, status: int, message: str) -> bytes:
     return _wire(body, None)
 
 
-_LINE_ENDS: Final = tuple((end.encode(), b"\\u%04x" % ord(end)) for end in ("\x85", "\u2028", "\u2029"))
-
-
 def started_inputs(run_id: str, accepted: RunAccepted) -> Json:
     """`inputs` of `workflow_started`: declared variables and system values."""
     inputs: Json = accepted.inputs | {
@@ -653,6 +650,9 @@ def started_inputs(run_id: str, accepted: RunAccepted) -> Json:
     if accepted.mode == "advanced-chat":
         inputs |= {"sys.query": accepted.query or "", "sys.dialogue_count": accepted.dialogue_count or 1}
     return inputs
+
+
+_LINE_ENDS: Final = tuple((end.encode(), b"\\u%04x" % ord(end)) for end in ("\x85", "\u2028", "\u2029"))
 
 
 def encode(value: Any) -> bytes:

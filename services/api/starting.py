@@ -22,7 +22,7 @@ from libs.events.registry import AppCreated, RegistryTail, VersionPublished
 from libs.events.sealing import SealError
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition, DefinitionInvalid
-from libs.workflow.inputs import InputInvalid, accepted_files, takes_files, validate_inputs
+from libs.workflow.inputs import InputInvalid, accepted_files, validate_inputs
 from libs.workflow.modes import PartInvalid, find_node, prepare, reads
 from libs.workflow.pins import check_pins, parse_pins
 from libs.workflow.roots import RootInvalid, default_root, named_root, rooted
@@ -207,7 +207,7 @@ class RunStarter:
         try:
             definition = _begun_at(whole, wanted)
             given, attached = await self._uploads.resolved(
-                definition, wanted.request.inputs, wanted.request.files if takes_files(definition) else (), user
+                definition, wanted.request.inputs, wanted.request.files, user
             )
             files = accepted_files(definition, attached)
             if wanted.only is None:

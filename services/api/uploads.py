@@ -17,7 +17,7 @@ from libs.events.files import EVERY_APP, Files, StoredFile, extension_of
 from libs.events.log import LogError
 from libs.workflow.definition import Definition
 from libs.workflow.forms import FormInvalid
-from libs.workflow.inputs import InputInvalid, type_of_extension
+from libs.workflow.inputs import InputInvalid, takes_files, type_of_extension
 from services.api.access import Principal
 from services.api.errors import ApiError, invalid_param, unavailable
 from services.api.frames import Json
@@ -148,7 +148,8 @@ class Uploads:
                 found[name] = await self._known(name, inputs.get(name), user, problems)
             elif variable.type == "file-list" and isinstance(inputs.get(name), list):
                 found[name] = await self._each_known(name, inputs[name], user, problems)
-        top = [await self._known(f"files[{number}]", each, user, problems) for number, each in enumerate(files)]
+        meant = files if takes_files(definition) else ()
+        top = [await self._known(f"files[{number}]", each, user, problems) for number, each in enumerate(meant)]
         if problems:
             raise InputInvalid(problems)
         return found, top
