@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,10 +85,6 @@ def start(server: Server, body: dict[str, Any]) -> Started:
     return Started(response.headers.get("X-Workflow-Run-Id", ""), response.headers.get("X-Task-Id", ""), response)
 
 
-_PAST_S = 0.001
-"""So that the deadline is over when it is looked at."""
-
-
 def follow(
     server: Server,
     run_id: str,
@@ -111,7 +107,7 @@ def follow(
     while True:
         try:
             response = response or _attach(server, run_id, last_id, sure=first is None or last_id != "0")
-            for frame in _until(response, deadline, run_id):
+            for frame in _until(deadline, response):
                 lost_at, wait_s = time.monotonic(), _RETRY_S[0]
                 last_id = frame.id or last_id
                 yield frame
@@ -142,40 +138,30 @@ def _close(response: "httpx.Response | None") -> None:
 
 
 def _check_deadline(deadline: float | None, run_id: str) -> None:
-    if deadline is not None and time.monotonic() > deadline:
+    if deadline is not None and time.monotonic() >= deadline:
         raise Problem(
             f"run {run_id} has not ended in time; it goes on. Return to it: flowledger watch {run_id}", TIMED_OUT
         )
 
 
-def _until(response: "httpx.Response", deadline: float | None, run_id: str) -> Iterator[Frame]:
-    def lines() -> Iterator[str]:
-        for line in response.iter_lines():
-            _check_deadline(deadline, run_id)
-            yield line
-
-    with _broken_off_at(deadline, response):
-        yield from frames(lines())
-
-
-@contextmanager
-def _broken_off_at(deadline: float | None, response: "httpx.Response") -> Iterator[None]:
-    """Wake who waits for the next line: between two pings it may be long in coming."""
+def _until(deadline: float | None, response: "httpx.Response") -> Iterator[Frame]:
+    """The frames of the response, which breaks off at the deadline: the next ping may be long in coming."""
     if deadline is None:
-        yield
+        yield from frames(response.iter_lines())
         return
-    timer = threading.Timer(max(0.0, deadline - time.monotonic()) + _PAST_S, _shut, (response,))
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), _shut, (response,))
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield from frames(response.iter_lines())
     finally:
         timer.cancel()
 
 
 def _shut(response: "httpx.Response") -> None:
     with suppress(OSError):  # it was closed meanwhile
-        response.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        # The plain one: what TLS makes of it takes the reader's state away.
+        socket.socket.shutdown(response.extensions["network_stream"].get_extra_info("socket"), socket.SHUT_RDWR)
 
 
 def _attach(server: Server, run_id: str, last_id: str, *, sure: bool) -> "httpx.Response":
