@@ -19,10 +19,10 @@ import pytest
 from tests import servers
 from tests.cluster import Cluster
 
-# What an example costs depends on who else is on the machine; a test that hangs meets pytest's own limit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: children would ignore Ctrl-C too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What an example costs depends on who else is on the machine; a test that hangs meets pytest's own limit.
 hypothesis.settings.register_profile("flowledger", deadline=None)
 hypothesis.settings.load_profile("flowledger")
 

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -84,6 +84,36 @@ def readiness(service: Service) -> str:
     return str(said.get("problem", ""))
 
 
+def under_way(witness: Witness, service: Service, key: str, runs: int, calls: int) -> list[Follower]:
+    """Runs of a chain that were started at this API, once more than so many calls have been made."""
+    followers = [Follower(service.url, key, {"q": str(number)}) for number in range(runs)]
+    for follower in followers:
+        follower.wait_accepted()
+    wait_until(lambda: len(witness.calls) > calls, "calls of all runs under way")
+    return followers
+
+
+def once_only(service: Service, key: str) -> set[str]:
+    """The one run of the start that was not confirmed, however often it is asked for."""
+    made = {answered(service.url, key, "once") for _ in range(3)}
+    assert len(made) == 1
+    return made
+
+
+def check_ends(deployed: Deployment, witness: Witness, followers: list[Follower], once: Iterable[str] = ()) -> Ledger:
+    """All of these runs of five calls succeeded, once each, and no process was lost; the log they left."""
+    for follower in followers:
+        follower.join()
+        follower.check(7)
+    ledger = Ledger(deployed)
+    ledger.check()
+    assert all(service.alive for service in deployed.services)
+    assert sorted(ledger.runs) == sorted([*(follower.run_id for follower in followers), *once])
+    assert all(ledger.kinds(run_id)["RunSucceeded"] == 1 for run_id in ledger.runs)
+    one_key_per_call(witness)
+    return ledger
+
+
 @pytest.mark.alone
 def test_a_broker_gone_for_20_s_costs_time_and_nothing_else(
     deployed: Deployment, private_kafka: servers.Kafka, witness: Witness
@@ -93,10 +123,7 @@ def test_a_broker_gone_for_20_s_costs_time_and_nothing_else(
     executors = [deployed.start("executor"), deployed.start("executor")]
     deployed.start("projector")
     app = api.import_document(chain(witness, 5, 0.7))
-    followers = [Follower(service.url, app["api_key"], {"q": str(number)}) for number in range(30)]
-    for follower in followers:
-        follower.wait_accepted()
-    wait_until(lambda: len(witness.calls) > 45, "calls of all runs under way")
+    followers = under_way(witness, service, app["api_key"], 30, 45)
     private_kafka.stop()
     gone_at = time.monotonic()
     answer = post(service.url, app["api_key"], "once")
@@ -107,18 +134,8 @@ def test_a_broker_gone_for_20_s_costs_time_and_nothing_else(
     assert all("the log cannot be read" in readiness(each) for each in executors)
     time.sleep(max(0.0, 20 - (time.monotonic() - gone_at)))
     private_kafka.start()
-    once = {answered(service.url, app["api_key"], "once") for _ in range(3)}
-    assert len(once) == 1
-    for follower in followers:
-        follower.join()
-        follower.check(7)
+    check_ends(deployed, witness, followers, once_only(service, app["api_key"]))
     assert [readiness(each) for each in executors] == ["", ""]
-    ledger = Ledger(deployed)
-    ledger.check()
-    assert all(executor.alive for executor in executors)
-    assert sorted(ledger.runs) == sorted([*(follower.run_id for follower in followers), *once])
-    assert all(ledger.kinds(run_id)["RunSucceeded"] == 1 for run_id in ledger.runs)
-    one_key_per_call(witness)
 
 
 def test_a_full_disk_of_the_broker_costs_time_and_nothing_else(
@@ -127,41 +144,27 @@ def test_a_full_disk_of_the_broker_costs_time_and_nothing_else(
     if not isinstance(private_kafka, servers.LocalKafka):
         pytest.skip("limits the broker's process, which a container keeps to itself")
     service = deployed.start("api")
-    others = [deployed.start("executor"), deployed.start("projector")]
+    deployed.start("executor")
+    deployed.start("projector")
     app = deployed.client(service).import_document(chain(witness, 5, 0.7))
-    followers = [Follower(service.url, app["api_key"], {"q": str(number)}) for number in range(12)]
-    for follower in followers:
-        follower.wait_accepted()
-    wait_until(lambda: len(witness.calls) > 16, "calls of all runs under way")
+    followers = under_way(witness, service, app["api_key"], 12, 16)
     private_kafka.take_room()
     private_kafka.wait_for_end()  # what a broker does whose only disk fails
     answer = post(service.url, app["api_key"], "once")
     assert answer.status_code == 503, answer.text
     private_kafka.start()
-    once = {answered(service.url, app["api_key"], "once") for _ in range(3)}
-    for follower in followers:
-        follower.join()
-        follower.check(7)
-    ledger = Ledger(deployed)
-    ledger.check()
-    assert all(each.alive for each in (service, *others))
-    assert sorted(ledger.runs) == sorted([*(follower.run_id for follower in followers), *once])
-    assert all(ledger.kinds(run_id)["RunSucceeded"] == 1 for run_id in ledger.runs)
-    one_key_per_call(witness)
+    check_ends(deployed, witness, followers, once_only(service, app["api_key"]))
 
 
 def test_rights_that_are_taken_back_cost_time_and_nothing_else_when_they_are_given_again(
     deployed: Deployment, private_kafka: servers.Kafka, private_prefix: str, witness: Witness
 ) -> None:
     service = deployed.start("api")
-    others = [deployed.start("executor"), deployed.start("projector")]
+    deployed.start("executor")
+    projector = f"http://127.0.0.1:{health_port(deployed.start('projector'))}"
     api = deployed.client(service)
     app = api.import_document(chain(witness, 5, 0.7))
-    followers = [Follower(service.url, app["api_key"], {"q": str(number)}) for number in range(12)]
-    for follower in followers:
-        follower.wait_accepted()
-    wait_until(lambda: len(witness.calls) > 16, "calls of all runs under way")
-    projector = f"http://127.0.0.1:{health_port(others[1])}"
+    followers = under_way(witness, service, app["api_key"], 12, 16)
     with servers.no_rights(private_kafka.bootstrap, [f"{private_prefix}.events", f"{private_prefix}.commands"]):
         for each in (service.url, projector):
             wait_until(partial(told, each, "authorization failed"), f"the alarm of {each}")
@@ -173,17 +176,7 @@ def test_rights_that_are_taken_back_cost_time_and_nothing_else_when_they_are_giv
         assert len(witness.calls) == calls, "no effect begins without proof of ownership"
     for each in (service.url, projector):
         wait_until(partial(told, each, ""), f"{each} to go on")
-    once = {answered(service.url, app["api_key"], "once") for _ in range(3)}
-    assert len(once) == 1
-    for follower in followers:
-        follower.join()
-        follower.check(7)
-    ledger = Ledger(deployed)
-    ledger.check()
-    assert all(each.alive for each in (service, *others))
-    assert sorted(ledger.runs) == sorted([*(follower.run_id for follower in followers), *once])
-    assert all(ledger.kinds(run_id)["RunSucceeded"] == 1 for run_id in ledger.runs)
-    one_key_per_call(witness)
+    ledger = check_ends(deployed, witness, followers, once_only(service, app["api_key"]))
     assert {api.detail(app["api_key"], run_id)["status"] for run_id in ledger.runs} == {"succeeded"}
     wait_until(lambda: succeeded_rows(api) == len(ledger.runs), "the projection")
 
@@ -213,26 +206,15 @@ def test_records_reported_as_timed_out_that_are_in_the_log_cause_no_second_outco
     executors = [deployed.start("executor", **impatient), deployed.start("executor", **impatient)]
     deployed.start("projector")
     app = deployed.client(service).import_document(chain(witness, 5, 0.4))
-    followers = [Follower(service.url, app["api_key"], {"q": str(number)}) for number in range(12)]
-    for follower in followers:
-        follower.wait_accepted()
-    wait_until(lambda: len(witness.calls) > 16, "calls of all runs under way")
+    followers = under_way(witness, service, app["api_key"], 12, 16)
     private_kafka.suspend()
     time.sleep(9)
     private_kafka.resume()
-    for follower in followers:
-        follower.join()
-        follower.check(7)
-    ledger = Ledger(deployed)
-    ledger.check()
+    ledger = check_ends(deployed, witness, followers)
     doubted = [place for executor in executors for place in in_doubt(executor)]
     landed = {(recorded.partition, recorded.epoch, recorded.n) for recorded in ledger.valid}
     if timeout_ms < SESSION_MS:
         assert any(place in landed for place in doubted), f"the fault did not happen: {doubted}"
-    assert sorted(ledger.runs) == sorted(follower.run_id for follower in followers)
-    assert all(ledger.kinds(run_id)["RunSucceeded"] == 1 for run_id in ledger.runs)
-    assert all(executor.alive for executor in executors)
-    one_key_per_call(witness)
 
 
 def in_doubt(executor: Service) -> Iterator[tuple[int, int, int]]:
