@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 
@@ -100,6 +101,7 @@ class Deployment:
             "FLOWLEDGER_DATA": str(folder),
             "FLOWLEDGER_HTTP_ALLOW": "127.0.0.1",
         }
+        self.partitions = partitions
         self.services: list[Service] = []
         self._clients: list[Api] = []
 
@@ -152,11 +154,14 @@ class Api:
 
     @contextmanager
     def run(self, key: str, inputs: dict[str, Any], **headers: str) -> Iterator[httpx.Response]:
-        """A streaming run; read its frames with `frames`."""
+        """A streaming run; read its frames with `frames`.
+
+        With an idempotency key, so that its start is decided when the answer begins; without one half a second is
+        all that an answer waits for that.
+        """
         body = {"inputs": inputs, "response_mode": "streaming", "user": "tester"}
-        with self.http.stream(
-            "POST", "/v1/workflows/run", json=body, headers={"Authorization": f"Bearer {key}", **headers}
-        ) as answer:
+        given = {"Authorization": f"Bearer {key}", "Idempotency-Key": str(uuid4()), **headers}
+        with self.http.stream("POST", "/v1/workflows/run", json=body, headers=given) as answer:
             assert answer.status_code == 200, answer.read()
             yield answer
 

@@ -3,7 +3,6 @@
 Measured by times of the log: from the instant before the stop is asked for to the run's `RunStopped`.
 """
 
-import json
 import logging
 import os
 import time
@@ -60,12 +59,7 @@ class World:
         return took_s
 
     def events(self, run_id: str) -> list[dict[str, Any]]:
-        """None while the start is not decided: a stream is answered after half a second in any case."""
-        answer = self.api.http.get(f"/v1/runs/{run_id}/history", headers=self.api.admin)
-        if answer.status_code == 404:
-            return []
-        assert answer.status_code == 200, answer.text
-        return [json.loads(line) for line in answer.text.split("\n") if line]
+        return self.api.history(run_id)
 
 
 @pytest.fixture(
