@@ -8,7 +8,8 @@ import click
 from flowledger.cli.exits import INVALID, NOT_FOUND, USAGE, Problem
 from flowledger.cli.lookup import find_app, rows
 from flowledger.cli.output import ago, data, problem_line, table, talk
-from flowledger.cli.target import Server, server, target_options
+from flowledger.cli.parameters import APP, KEY, Filled, target_options
+from flowledger.cli.target import Server, server
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -60,7 +61,11 @@ def _print_result(result: dict[str, Any]) -> None:
 
 @click.command(name="import")
 @click.argument("file", type=_FILE)
-@click.option("--app", help="Publish a new version of this app (id, prefix of an id, or name).")
+@click.option(
+    "--app",
+    type=Filled("an app's id or name, or leave the option out for a new app"),
+    help="Publish a new version of this app (id, prefix of an id, or name).",
+)
 @click.option("--key", is_flag=True, help="With --app: make a key, too. A new app always gets one.")
 @click.option("--json", "as_json", is_flag=True, help="One object.")
 @target_options
@@ -85,7 +90,7 @@ def import_file(target: Server, file: Path, *, app_id: str | None = None, key: b
         "/v1/apps/import",
         content=file.read_bytes(),
         headers={"Content-Type": "application/yaml"},
-        params={name: value for name, value in (("app_id", app_id), ("key", "true" if key else None)) if value},
+        params=({} if app_id is None else {"app_id": app_id}) | ({"key": "true"} if key else {}),
     ).json()
     return made
 
@@ -124,7 +129,7 @@ def apps(as_json: bool, url: str | None, data: Path | None) -> None:
 
 
 @click.command()
-@click.argument("app")
+@click.argument("app", type=APP)
 @click.option("--json", "as_json", is_flag=True, help="A list.")
 @target_options
 def versions(app: str, as_json: bool, url: str | None, data: Path | None) -> None:
@@ -145,9 +150,9 @@ def versions(app: str, as_json: bool, url: str | None, data: Path | None) -> Non
 
 
 @click.command()
-@click.argument("app")
+@click.argument("app", type=APP)
 @click.argument("action", required=False, type=click.Choice(["create", "revoke", "add"]))
-@click.argument("key", required=False)
+@click.argument("key", type=KEY, required=False)
 @click.option("--json", "as_json", is_flag=True, help="A list, or the one key that was made.")
 @target_options
 def keys(app: str, action: str | None, key: str | None, as_json: bool, url: str | None, data: Path | None) -> None:
@@ -170,7 +175,7 @@ def keys(app: str, action: str | None, key: str | None, as_json: bool, url: str 
             _revoke(target, path, app, str(key))
             return
         if action is not None:
-            made = target.post(path, {"key": key} if key else {})
+            made = target.post(path, {} if key is None else {"key": key})
             _data(made) if as_json else click.echo(made.get("key") or made["id"])
             return
         found = rows(target.get(path))
@@ -182,8 +187,6 @@ def keys(app: str, action: str | None, key: str | None, as_json: bool, url: str 
 
 
 def _revoke(target: Server, path: str, app: str, key: str) -> None:
-    if not key:
-        raise Problem(f"KEY is empty. List them: flowledger keys {app}", USAGE)
     listed = rows(target.get(path))
     found = [one["id"] for one in listed if one["id"].startswith(key) or key.startswith(one["prefix"])]
     found = found or [one["id"] for one in listed if one["prefix"].startswith(key)]

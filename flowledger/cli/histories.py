@@ -16,8 +16,9 @@ from flowledger.cli import output
 from flowledger.cli.exits import INVALID, USAGE, Problem
 from flowledger.cli.lookup import complete_run, find_run
 from flowledger.cli.output import talk
+from flowledger.cli.parameters import target_options
 from flowledger.cli.reading import history_lines, print_run
-from flowledger.cli.target import Server, server, target_options
+from flowledger.cli.target import Server, server
 
 if TYPE_CHECKING:
     from libs.events.codec import Recorded

@@ -50,8 +50,6 @@ def find_run(server: Server, text: str) -> str:
 
 def find_app(server: Server, text: str) -> dict[str, Any]:
     """The app whose id or name is `text`, or whose id begins with it."""
-    if not text:  # an unset variable of a script
-        raise Problem("the app is empty: give its id, the beginning of its id, or its name", USAGE)
     apps = rows(server.get("/v1/apps"))
     exact = [app for app in apps if app["app_id"] == text] or [app for app in apps if app["name"] == text]
     by_id = {app["app_id"]: app for app in exact or [app for app in apps if app["app_id"].startswith(text.lower())]}

@@ -13,7 +13,8 @@ from flowledger.cli import output
 from flowledger.cli.exits import UNREACHABLE, USAGE, Problem
 from flowledger.cli.lookup import complete_run, find_app, find_run, pages
 from flowledger.cli.output import ago, seconds, state, table
-from flowledger.cli.target import Server, server, target_options
+from flowledger.cli.parameters import FILTER_APP, SINCE, target_options
+from flowledger.cli.target import Server, server
 
 STATUSES = ("pending", "running", "paused", "succeeded", "partial-succeeded", "failed", "stopped")
 _LIST_KEYS = (
@@ -24,8 +25,8 @@ _LIST_KEYS = (
 
 @click.command()
 @click.option("--status", type=click.Choice(STATUSES), help="Only runs in this state.")
-@click.option("--app", help="Only runs of this app (id, prefix of an id, or name).")
-@click.option("--since", help="Only runs made since: 10m, 2h, 3d, or an RFC 3339 instant.")
+@click.option("--app", type=FILTER_APP, help="Only runs of this app (id, prefix of an id, or name).")
+@click.option("--since", type=SINCE, help="Only runs made since: 10m, 2h, 3d, or an RFC 3339 instant.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1))
 @click.option("--json", "as_json", is_flag=True, help="A list.")
 @target_options

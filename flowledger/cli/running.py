@@ -17,8 +17,9 @@ from flowledger.cli.exits import BY_STATUS, INTERRUPTED, INVALID, PAUSED, RUN_FA
 from flowledger.cli.follow import Frame, Started, follow, start
 from flowledger.cli.lookup import complete_run, find_app, find_run, rows
 from flowledger.cli.output import own_name, problem_line, talk
+from flowledger.cli.parameters import NODE, RUN, Filled, target_options, timeout_option
 from flowledger.cli.progress import progress
-from flowledger.cli.target import TRIES, ConnectionLost, Server, server, target_options
+from flowledger.cli.target import TRIES, ConnectionLost, Server, server
 
 _RESULT_KEYS = ("status", "outputs", "error", "elapsed_time", "total_steps", "total_tokens")
 _TEXT_TYPES = frozenset({"text-input", "paragraph", "select"})
@@ -36,20 +37,25 @@ _MODEL_TYPES = ("llm", "question-classifier", "parameter-extractor", "agent")
 
 
 @click.command()
-@click.argument("target", metavar="FILE|APP")
+@click.argument("target", type=Filled("a document's file, or an app's id or name"), metavar="FILE|APP")
 @click.option("-i", "--input", "pairs", multiple=True, metavar="K=V", help="One input; K=@FILE reads the value.")
 @click.option("--inputs", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Inputs, JSON or YAML.")
 @click.option("--file", "files", multiple=True, metavar="K=PATH|URL", help="One file input; again for a list.")
 @click.option("--query", help="The user's message, for chatflows.")
-@click.option("--conversation", metavar="ID", help="Chatflows: go on with this conversation; else a new one begins.")
+@click.option(
+    "--conversation",
+    type=Filled("its id, or leave the option out"),
+    metavar="ID",
+    help="Chatflows: go on with this conversation; else a new one begins.",
+)
 @click.option("--pin", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Pinned answers (YAML).")
-@click.option("--root", metavar="NODE", help="Begin at this trigger (id or title); else at the start node.")
-@click.option("--only", metavar="NODE", help="Run one node alone (id or title); a container with its body.")
-@click.option("--from-run", metavar="RUN", help="With --only: begin with the variables of this run.")
+@click.option("--root", type=NODE, metavar="NODE", help="Begin at this trigger (id or title); else at the start node.")
+@click.option("--only", type=NODE, metavar="NODE", help="Run one node alone (id or title); a container with its body.")
+@click.option("--from-run", type=RUN, metavar="RUN", help="With --only: begin with the variables of this run.")
 @click.option("--user", default="cli", show_default=True, help="The caller's name for its user.")
 @click.option("--offline", is_flag=True, help="No model is called: answers come from a stand-in.")
 @click.option("--watch/--detach", "watching", default=None, help="Follow the run (default on a terminal), or leave it.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to wait; the run goes on.")
+@timeout_option
 @click.option("--json", "as_json", is_flag=True, help="The result as one object; with --watch every frame first.")
 @target_options
 def run(
@@ -381,7 +387,7 @@ def _return_to(there: Server, run_id: str) -> str:
 @click.command()
 @click.argument("run", shell_complete=complete_run)
 @click.option("--compact", is_flag=True, help="Only what failed, is repeated, or still runs.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to wait; the run goes on.")
+@timeout_option
 @click.option("--json", "as_json", is_flag=True, help="One object a line: every frame, then the result.")
 @target_options
 def watch(run: str, compact: bool, timeout_s: float | None, as_json: bool, url: str | None, data: Path | None) -> int:

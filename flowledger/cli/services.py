@@ -12,6 +12,7 @@ import click
 
 from flowledger.cli.exits import INTERRUPTED, UNREACHABLE, USAGE, Problem
 from flowledger.cli.output import own_name, talk
+from flowledger.cli.parameters import data_option
 from flowledger.cli.target import Server, quick_imports, settings
 
 _HOST = click.option("--host", default="127.0.0.1", show_default=True)
@@ -19,7 +20,7 @@ _HOST = click.option("--host", default="127.0.0.1", show_default=True)
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[FILE...]")
-@click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
+@data_option
 @_HOST
 @click.option("--port", default=5001, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")

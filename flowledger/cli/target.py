@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import click
+from typing import TYPE_CHECKING, Any
 
 from flowledger.cli.exits import INVALID, NOT_FOUND, UNREACHABLE, USAGE, Problem
 from flowledger.cli.output import problem_line
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 
 # httpx brings a command line of its own and, for it, rich and pygments: 60 ms of every verb. It does without them.
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: "cannot be imported", as documented
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 ADDRESS_FILE = "server.json"
 TOKEN_FILE = "admin-token"
@@ -44,12 +40,6 @@ TRIES = 20
 
 class ConnectionLost(Problem):
     """The connection broke before the answer: what was asked may or may not have been done."""
-
-
-def target_options(command: _F) -> _F:
-    """`--url` and `--data`, on every verb that needs a server."""
-    command = click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")(command)
-    return click.option("--url", help="Server (FLOWLEDGER_URL).")(command)
 
 
 def settings(data: Path | None = None) -> "Settings":

@@ -14,6 +14,7 @@ import click
 from flowledger.cli import output
 from flowledger.cli.exits import UNREACHABLE, USAGE, Problem
 from flowledger.cli.output import own_name, talk
+from flowledger.cli.parameters import data_option
 from flowledger.cli.target import settings
 from flowledger.cli.upkeep import agreed, open_log, shown_by
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from libs.events.transfer import Transferred
     from libs.settings import Settings
 
-_data = click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 _json = click.option("--json", "as_json", is_flag=True, help="One object.")
 
@@ -32,7 +32,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="One object.")
 @click.option("-o", "--output", "file", type=click.Path(path_type=Path), help="Into this file, which must be new.")
 @_yes
 @_json
-@_data
+@data_option
 def export_(file: Path | None, yes: bool, as_json: bool, data: Path | None) -> None:
     """Bring a log elsewhere: apps, keys, drafts, all runs, uploaded files.
 
@@ -92,7 +92,7 @@ def _into_file(given: "Settings", file: Path) -> "Transferred":
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_yes
 @_json
-@_data
+@data_option
 def import_(file: Path, yes: bool, as_json: bool, data: Path | None) -> None:
     """Bring what `flowledger log export -o FILE` wrote into a new data folder, or into the Kafka of FLOWLEDGER_KAFKA.
 

@@ -12,6 +12,7 @@ import click
 from flowledger.cli import output
 from flowledger.cli.exits import NOT_FOUND, RUN_FAILED, UNREACHABLE, USAGE, Problem
 from flowledger.cli.output import talk
+from flowledger.cli.parameters import RUN, data_option
 from flowledger.cli.target import settings
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
+@data_option
 @click.option("--json", "as_json", is_flag=True, help="One object.")
 def rebuild(yes: bool, data: Path | None, as_json: bool) -> None:
     """Drop the tables and make them anew from the log. Readers see the old ones until the new ones are complete.
@@ -126,8 +127,8 @@ def _shown(engine: "Engine") -> str:
 
 
 @click.command()
-@click.argument("run", required=False)
-@click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
+@click.argument("run", type=RUN, required=False)
+@data_option
 @click.option("--json", "as_json", is_flag=True, help="One object.")
 def verify(run: str | None, data: Path | None, as_json: bool) -> int:
     """Compare the tables with a fold of the log: all rows, or those of one run. Changes nothing.
@@ -243,7 +244,7 @@ def _kafka(given: "Settings") -> str:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
+@data_option
 @click.option("--json", "as_json", is_flag=True, help="A list of {check, ok, seen, hint}.")
 def doctor(data: Path | None, as_json: bool) -> int:
     """Check what this machine and its settings offer. Changes nothing.

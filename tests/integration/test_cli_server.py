@@ -218,7 +218,18 @@ def test_detach_prints_the_id_and_leaves_the_run_alone(stand_in: StandIn, capsys
         ["keys", "Flow", "revoke", ""],
         ["versions", ""],
         ["bulk", "stop", "--since", "", "--yes"],
-        ["runs", "--since", "99999999999d"],
+        ["bulk", "stop", "--url", "", "--yes"],
+        ["runs", "--data", ""],
+        ["keys", "Flow", "add", ""],
+        ["run", ""],
+        ["run", "Flow", "--only", ""],
+        ["run", "Flow", "--root", ""],
+        ["run", "Flow", "--conversation", ""],
+        ["run", "Flow", "--only", "a", "--from-run", ""],
+        ["why", RUN, ""],
+        ["resume", RUN, "--action", ""],
+        ["resume", RUN, "--form", ""],
+        ["verify", ""],
     ],
 )
 def test_an_empty_text_is_not_everything(
@@ -226,7 +237,8 @@ def test_an_empty_text_is_not_everything(
 ) -> None:
     (tmp_path / "flow.yml").write_text("kind: app")
     assert run([str(tmp_path / "flow.yml") if word == "FILE" else word for word in words]) == 2
-    assert capsys.readouterr().err
+    assert "it is empty. Give " in capsys.readouterr().err
+    assert stand_in.asked == []
 
 
 @pytest.mark.parametrize("words", [["history", RUN], ["history", RUN, "--json"], ["export", RUN, "-o", "FILE"]])

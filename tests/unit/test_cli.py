@@ -133,6 +133,20 @@ def test_since_that_is_neither_is_wrong_usage() -> None:
         since_instant("yesterday", datetime(2026, 5, 2, tzinfo=UTC))
 
 
+@pytest.mark.parametrize("since", ["99999999999d", "0001-01-01T00:00:00+14:00"])
+def test_since_beyond_the_calendar_is_wrong_usage(since: str) -> None:
+    with pytest.raises(Problem, match="expected 10m") as raised:
+        since_instant(since, datetime(2026, 5, 2, tzinfo=UTC))
+    assert raised.value.exit_code == USAGE
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "soon"])
+@pytest.mark.parametrize("verb", ["run", "watch", "resume"])
+def test_a_timeout_is_a_positive_number_of_seconds(verb: str, timeout: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "0193", "--timeout", timeout]) == USAGE
+    assert "--timeout" in capsys.readouterr().err
+
+
 def test_durations_are_short() -> None:
     assert [seconds(value) for value in (None, 0.123, 75.0, 7322.0)] == ["", "0.12 s", "1 min 15 s", "2 h 2 min"]
 
