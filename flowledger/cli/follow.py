@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowledger.cli.exits import TIMED_OUT, Problem
 from flowledger.cli.target import Server
+from flowledger.lines import Lines
 
 if TYPE_CHECKING:
     import httpx
@@ -150,9 +151,11 @@ def _check_deadline(deadline: float | None, run_id: str) -> None:
 
 def _until(response: "httpx.Response", deadline: float | None, run_id: str) -> Iterator[Frame]:
     def lines() -> Iterator[str]:
-        for line in response.iter_lines():
-            _check_deadline(deadline, run_id)
-            yield line
+        found = Lines()
+        for data in response.iter_bytes():
+            for line in found.feed(data):
+                _check_deadline(deadline, run_id)
+                yield line
 
     with _broken_off_at(deadline, response):
         yield from frames(lines())

@@ -78,6 +78,16 @@ def test_an_exported_history_folds_to_what_the_server_shows_at_every_event(
     assert typed("export", run_id, "-o", "-", "--data", data).out == file.read_text()
 
 
+def test_any_line_end_of_unicode_may_stand_in_a_history(typed: Type, ran: tuple[Path, str], tmp_path: Path) -> None:
+    data, file, text = ran[0], tmp_path / "run.jsonl", "a\u2028b\u2029c\x85d"
+    run_id = typed("run", tmp_path / "flow.yml", "-i", f"q={text}", "--data", data, "--json").lines[0][
+        "workflow_run_id"
+    ]
+    assert typed("history", run_id, "--data", data).code == 0
+    assert typed("export", run_id, "-o", file, "--data", data).code == 0
+    assert text in json.loads(typed("replay", file, "--json").out)["outputs"]["out"]
+
+
 def test_a_run_from_a_trigger_is_replayed_from_there(typed: Type, tmp_path: Path) -> None:
     flow, data, file = tmp_path / "flow.yml", tmp_path / "data", tmp_path / "run.jsonl"
     nodes = [node("order", "trigger-plugin"), node("refund", "trigger-plugin"), end(o="order.who", r="refund.who")]

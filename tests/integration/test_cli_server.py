@@ -1,5 +1,6 @@
 """The command line against a small real HTTP server: targets, output, streams, exit codes."""
 
+import asyncio
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 
 from flowledger.cli import run
+from flowledger.client import AsyncClient, Client, Result
 
 RUN = "0199d0c5-0001-7003-8000-000000000001"
 OTHER = "0199d0c5-0002-7003-8000-000000000002"
@@ -130,7 +132,7 @@ class StandIn:
             if sequence == self.story[-1][0]:
                 self.hold.wait(20)
             if sequence > after:
-                request.wfile.write(f"id: {sequence}\ndata: {json.dumps(data)}\n\n".encode())
+                request.wfile.write(f"id: {sequence}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode())
                 request.wfile.flush()
             if sequence == cut_after:
                 return
@@ -207,6 +209,21 @@ def test_detach_prints_the_id_and_leaves_the_run_alone(stand_in: StandIn, capsys
     captured = capsys.readouterr()
     assert captured.out == RUN + "\n"
     assert f"flowledger watch {RUN}" in captured.err
+
+
+def test_any_line_end_of_unicode_may_stand_in_a_value(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = {"text": "a\u2028b\u2029c\x85d"}
+    stand_in.story[-1] = frame(5, "workflow_finished", id=RUN, status="succeeded", outputs=outputs)
+    assert run(["run", "Flow", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outputs"] == outputs
+    with Client(stand_in.url, "secret") as client:
+        assert client.run(RUN).result(timeout_s=10).outputs == outputs
+
+    async def awaited() -> Result:
+        async with AsyncClient(stand_in.url, "secret") as client:
+            return await client.run(RUN).result(timeout_s=10)
+
+    assert asyncio.run(awaited()).outputs == outputs
 
 
 @pytest.mark.parametrize(

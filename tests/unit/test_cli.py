@@ -18,6 +18,7 @@ from flowledger.cli.output import data, problem_line, seconds, table
 from flowledger.cli.reading import since_instant
 from flowledger.cli.running import declared_types, parse_value, read_inputs
 from flowledger.cli.target import ConnectionLost, Server
+from flowledger.lines import Lines
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 HEAVY = ("fastapi", "uvicorn", "sqlalchemy", "confluent_kafka", "httpx", "pydantic", "yaml", "rich", "jinja2")
@@ -131,6 +132,14 @@ def test_since_takes_spans_and_instants(text: str, instant: str) -> None:
 def test_since_that_is_neither_is_wrong_usage() -> None:
     with pytest.raises(Problem, match="expected 10m"):
         since_instant("yesterday", datetime(2026, 5, 2, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_lines_end_as_those_of_server_sent_events_wherever_they_are_cut(size: int) -> None:
+    wire = "data: é\u2028\u2029\x85\x0b\n\nid: 1\r\n\r\n: c\rx\r\ry\nrest".encode()
+    lines = Lines()
+    read = [line for at in range(0, len(wire), size) for line in lines.feed(wire[at : at + size])]
+    assert read == ["data: é\u2028\u2029\x85\x0b", "", "id: 1", "", ": c", "x", "", "y"]
 
 
 @pytest.mark.parametrize("since", ["99999999999d", "0001-01-01T00:00:00+14:00"])
