@@ -257,9 +257,10 @@ def test_a_server_at_a_fixed_address_is_asked_once() -> None:
         there.reached(_answers(httpx.ReadError("reset"), httpx.Response(200)), repeatable=True)
 
 
-@pytest.mark.parametrize("value", ["é 🎉", "half \ud800 a pair", {"k\udfff": ["x"]}])
+@pytest.mark.parametrize("value", ["é 🎉", "a\u2028b\u2029c\x85d", "half \ud800 a pair", {"k\udfff": ["x"]}])
 def test_json_on_stdout_is_what_was_meant_whatever_is_in_it(
     value: object, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     data(value)
-    assert json.loads(capsysbinary.readouterr().out.decode("utf-8")) == value
+    (line,) = capsysbinary.readouterr().out.decode("utf-8").splitlines()
+    assert json.loads(line) == value
