@@ -20,7 +20,7 @@ from flowledger.cli.lookup import complete_run, find_run
 from flowledger.cli.parameters import data_option, target_options
 from flowledger.cli.target import server, settings
 from flowledger.cli.transfers import export_, import_
-from flowledger.cli.upkeep import open_log
+from flowledger.cli.upkeep import open_log, own_blobs
 
 if TYPE_CHECKING:
     from libs.events.log import Log, Record, Topic
@@ -209,7 +209,6 @@ def list_(as_json: bool, data: Path | None) -> None:
     Examples:
       flowledger quarantine list --json
     """
-    from libs.events.blobs import FolderBlobs, LogBlobs
     from libs.events.log import LogError
     from libs.events.registry import read_registry
     from libs.events.sealing import Vault, stored_key
@@ -221,9 +220,8 @@ def list_(as_json: bool, data: Path | None) -> None:
     vault = Vault(stored_key(given.secret_key, given.data, make=False))
     try:
         with closing(open_log(given)) as opened:
-            own = LogBlobs(opened) if given.kafka is not None else FolderBlobs(given.data / "blobs")
             catalog = Catalog(read_registry(opened, vault).document)
-            with closing(blobs_by_setting(given, own)) as blobs:
+            with closing(blobs_by_setting(given, own_blobs(given, opened))) as blobs:
                 found = list(set_aside(opened, blobs, vault, catalog.get))
     except LogError as error:
         raise Problem(f"quarantine: {error}", UNREACHABLE) from error

@@ -4,7 +4,7 @@ import errno
 import logging
 import signal
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,10 +66,9 @@ def dev(
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
         click.echo(f"flowledger dev ready on {instance.url}")
-        target = Server(instance.url, instance.admin_token)
-        if not _first_things(target, files, data, run_first=run_first):
-            return 0
-        target.close()
+        with closing(Server(instance.url, instance.admin_token)) as target:
+            if not _first_things(target, files, data, run_first=run_first):
+                return 0
         signal.signal(signal.SIGINT, lambda *_: asked.set())
         if open_browser:
             click.launch(instance.url)
