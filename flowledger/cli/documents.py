@@ -1,5 +1,6 @@
 """Verbs on documents and apps: validate, import, apps, versions, keys."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def import_(file: Path, app: str | None, key: bool, as_json: bool, url: str | No
     with server(url, data, executor=False) as target:
         app_id = None if app is None else find_app(target, app)["app_id"]
         made = import_file(target, file, app_id=app_id, key=key)
-    _print_import(made, as_json=as_json)
+        _print_import(target, made, as_json=as_json)
 
 
 def import_file(target: Server, file: Path, *, app_id: str | None = None, key: bool = False) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def import_file(target: Server, file: Path, *, app_id: str | None = None, key: b
     return made
 
 
-def _print_import(made: dict[str, Any], *, as_json: bool) -> None:
+def _print_import(target: Server, made: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         data(made)
         return
@@ -105,7 +106,7 @@ def _print_import(made: dict[str, Any], *, as_json: bool) -> None:
     click.echo(f"version  {made['workflow_id']}  {made['version']}")
     if made.get("api_key"):
         click.echo(f"key      {made['api_key']}")
-        talk("The key is shown once. Run it: flowledger run " + made["app_id"])
+        talk(f"The key is shown once. Run it: {target.command('run ' + made['app_id'])}")
 
 
 @click.command()
@@ -121,11 +122,12 @@ def apps(as_json: bool, url: str | None, data: Path | None) -> None:
     """
     with server(url, data, executor=False) as target:
         found = rows(target.get("/v1/apps"))
+        hint = f"No apps yet. Bring one: {target.command('import FILE')}"
     if as_json:
         _data(found)
         return
     lines = [[app["app_id"], app["name"], app["mode"], _count(app.get("versions"))] for app in found]
-    table(["app", "name", "mode", "versions"], lines, "No apps yet. Bring one: flowledger import FILE")
+    table(["app", "name", "mode", "versions"], lines, hint)
 
 
 @click.command()
@@ -141,12 +143,13 @@ def versions(app: str, as_json: bool, url: str | None, data: Path | None) -> Non
     """
     with server(url, data, executor=False) as target:
         found = target.get(f"/v1/apps/{find_app(target, app)['app_id']}")
+        hint = f"Nothing published. Publish: {target.command(f'import FILE --app {shlex.quote(app)}')}"
     listed = found.get("versions") or []
     if as_json:
         _data(listed)
         return
     lines = [[one["workflow_id"], one["version"], ago(one.get("published_at"))] for one in listed]
-    table(["version id", "version", "published"], lines, "Nothing published. Publish: flowledger import FILE --app APP")
+    table(["version id", "version", "published"], lines, hint)
 
 
 @click.command()
@@ -179,11 +182,12 @@ def keys(app: str, action: str | None, key: str | None, as_json: bool, url: str 
             _data(made) if as_json else click.echo(made.get("key") or made["id"])
             return
         found = rows(target.get(path))
+        hint = f"No keys. Make one: {target.command(f'keys {shlex.quote(app)} create')}"
     if as_json:
         _data(found)
         return
     lines = [[one["id"], one["prefix"], one["created_at"]] for one in found]
-    table(["key id", "prefix", "created"], lines, f"No keys. Make one: flowledger keys {app} create")
+    table(["key id", "prefix", "created"], lines, hint)
 
 
 def _revoke(target: Server, path: str, app: str, key: str) -> None:
@@ -191,10 +195,8 @@ def _revoke(target: Server, path: str, app: str, key: str) -> None:
     found = [one["id"] for one in listed if one["id"].startswith(key) or key.startswith(one["prefix"])]
     found = found or [one["id"] for one in listed if one["prefix"].startswith(key)]
     if len(found) != 1:
-        raise Problem(
-            f'key "{key}": {len(found) or "none"} match. List them: flowledger keys {app}',
-            USAGE if found else NOT_FOUND,
-        )
+        hint = f"List them: {target.command(f'keys {shlex.quote(app)}')}"
+        raise Problem(f'key "{key}": {len(found) or "none"} match. {hint}', USAGE if found else NOT_FOUND)
     target.request("DELETE", f"{path}/{found[0]}")
     talk(f"key {found[0]} revoked")
 

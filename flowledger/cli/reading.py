@@ -49,6 +49,7 @@ def runs(
     moment = since_instant(since, datetime.now(UTC)) if since is not None else None
     with server(url, data, executor=False) as target:
         app_id = None if app is None else find_app(target, app)["app_id"]
+        hint = f"No runs match. Start one: {target.command('run FILE')}"
         found = list(pages(target, limit, status=status, app_id=app_id, since=moment))
     if as_json:
         output.data([{key: run.get(key) for key in _LIST_KEYS} | run for run in found])
@@ -57,7 +58,7 @@ def runs(
         [run["id"], state(run["status"]), ago(run.get("created_at")), seconds(run.get("elapsed_time")), _short(run)]
         for run in found
     ]
-    table(["run", "state", "made", "took", "error"], lines, "No runs match. Start one: flowledger run FILE")
+    table(["run", "state", "made", "took", "error"], lines, hint)
 
 
 def since_instant(text: str, now: datetime) -> str:
@@ -178,6 +179,8 @@ def history(run: str, first: int | None, last: int | None, as_json: bool, url: s
       flowledger history 0193
       flowledger history 0193 --from 5 --to 9 --json
     """
+    if first is not None and last is not None and first > last:
+        raise Problem(f"--from {first} --to {last}: nothing is between them. Give --to {first} or more", USAGE)
     with server(url, data, executor=False) as target:
         run_id = find_run(target, run)
         lines = history_lines(target, run_id, {"from": first, "to": last})

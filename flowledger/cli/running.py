@@ -14,7 +14,7 @@ import click
 from flowledger.cli import output
 from flowledger.cli.documents import import_file
 from flowledger.cli.exits import BY_STATUS, INTERRUPTED, INVALID, PAUSED, RUN_FAILED, USAGE, Problem
-from flowledger.cli.follow import Frame, Started, follow, start
+from flowledger.cli.follow import Frame, Started, follow, return_to, start
 from flowledger.cli.lookup import complete_run, find_app, find_run, rows
 from flowledger.cli.output import own_name, problem_line, talk
 from flowledger.cli.parameters import NODE, RUN, Filled, target_options, timeout_option
@@ -33,6 +33,8 @@ _FILE_KINDS = {
     }.items()
     for extension in extensions.split()
 }
+_OF_INPUTS = ("in input form", "inputs must be", "not found in user inputs", "does not read that")
+"""Words of the API's answers that are about inputs."""
 _MODEL_TYPES = ("llm", "question-classifier", "parameter-extractor", "agent")
 
 
@@ -126,12 +128,11 @@ def _start(there: Server, body: dict[str, Any], types: Mapping[str, str]) -> Sta
     try:
         return start(there, body)
     except Problem as problem:
-        if problem.message.startswith("pins"):
-            raise
-        if problem.exit_code == USAGE and body.get("only"):
+        about_inputs = problem.exit_code == USAGE and any(words in problem.message for words in _OF_INPUTS)
+        if about_inputs and body.get("only"):
             hint = "Give values by -i NODE.NAME=VALUE, or take an earlier run's by --from-run RUN"
             raise Problem(f"{problem.message}\n{hint}", USAGE) from problem
-        if problem.exit_code != USAGE or not types or body.get("root"):
+        if not about_inputs or not types or body.get("root"):
             raise
         declared = ", ".join(f"{name} ({kind})" for name, kind in types.items())
         raise Problem(f"{problem.message}\nInputs: {declared}. Give them by -i NAME=VALUE", USAGE) from problem
@@ -144,7 +145,8 @@ def _app_to_run(there: Server, target: str) -> tuple[str, Mapping[str, str]]:
         try:
             types = declared_types(file.read_text("utf-8", "replace"))
         except OSError as error:
-            raise Problem(f"{target}: {error.strerror}", USAGE) from error
+            hint = "Make it readable, or name another document"
+            raise Problem(f"{target}: {error.strerror}. {hint}", USAGE) from error
         return app_of_file(there, file), types
     if file.suffix in (".yml", ".yaml", ".json"):
         raise Problem(f"{target}: no such file", USAGE)
@@ -301,7 +303,7 @@ def _detach(there: Server, started: Started, *, as_json: bool) -> int:
         output.data({"workflow_run_id": started.run_id, "task_id": started.task_id, "status": "pending"})
     else:
         click.echo(started.run_id)
-        talk(_return_to(there, started.run_id))
+        talk(return_to(there, started.run_id))
     return 0
 
 
@@ -328,7 +330,7 @@ def follow_to_end(
                 if frames:
                     output.data(frame.data)
     except KeyboardInterrupt:
-        talk("\n" + _return_to(there, run_id))
+        talk("\n" + return_to(there, run_id))
         return INTERRUPTED
     if last is None or last.event == "error":
         message = last.data.get("message") if last else "the stream ended without a result"
@@ -376,12 +378,6 @@ def _print_pause(there: Server, run_id: str, reasons: list[dict[str, Any]]) -> N
     for reason in reasons:
         if reason.get("message"):
             talk(f"‖ paused: {reason['message']}. Let it go on: {own_name()} resume {run_id}{there.options}")
-
-
-def _return_to(there: Server, run_id: str) -> str:
-    if there.embedded:
-        return f"run {run_id} rests until its folder is opened again. Go on: {own_name()} watch {run_id}{there.options}"
-    return f"run {run_id} goes on. Return to it: {own_name()} watch {run_id}{there.options}"
 
 
 @click.command()

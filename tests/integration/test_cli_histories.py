@@ -131,6 +131,17 @@ def test_a_file_that_is_no_whole_history_is_refused_with_the_line(
     assert "run.jsonl" in said.err
 
 
+def test_a_file_that_cannot_be_written_or_read_says_what_to_do(
+    typed: Type, ran: tuple[Path, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "nowhere" / "run.jsonl"
+    said = typed("export", ran[1], "-o", file, "--data", ran[0])
+    assert (said.code, f"{file}: No such file or directory. Make its folder" in said.err) == (USAGE, True)
+    (tmp_path / "run.jsonl").write_bytes(b"\xff\xfe{}")
+    said = typed("replay", tmp_path / "run.jsonl")
+    assert (said.code, "not UTF-8 at byte 0" in said.err) == (INVALID, True)
+
+
 def test_a_sequence_that_is_not_there_is_refused(typed: Type, ran: tuple[Path, str], tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"
     typed("export", ran[1], "-o", file, "--data", ran[0])

@@ -1,6 +1,7 @@
 """The command line against a small real HTTP server: targets, output, streams, exit codes."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from flowledger.client import AsyncClient, Client, Result
 
 RUN = "0199d0c5-0001-7003-8000-000000000001"
 OTHER = "0199d0c5-0002-7003-8000-000000000002"
+INPUTS = [{"variable": "city", "type": "text-input"}]
 APP = "11111111-1111-4111-8111-111111111111"
 
 
@@ -46,6 +48,8 @@ class StandIn:
         self.story = list(STORY)
         self.cut_after: int | None = None
         """Close the first stream behind this sequence."""
+        self.refusal: str | None = None
+        """Refuse to start a run, with this message."""
         self.hold = threading.Event()
         self.hold.set()
         self.asked: list[tuple[str, str, dict[str, Any], dict[str, str]]] = []
@@ -81,7 +85,7 @@ class StandIn:
         self.asked.append((request.command, parts.path, body | query, dict(request.headers)))
         if request.headers.get("Authorization") != "Bearer secret" and parts.path != "/healthz":
             return self.send(request, 401, {"code": "unauthorized", "message": "no", "status": 401})
-        app = {"app_id": APP, "name": "Flow", "mode": "workflow", "workflow_id": "w", "versions": 1, "inputs": []}
+        app = {"app_id": APP, "name": "Flow", "mode": "workflow", "workflow_id": "w", "versions": 1, "inputs": INPUTS}
         runs = [
             {"id": run_id, "status": status, "created_at": "2026-05-02T09:00:00.000Z", "elapsed_time": 1.0}
             for run_id, status in ((RUN, "succeeded"), (OTHER, "failed"))
@@ -97,6 +101,8 @@ class StandIn:
                 self.send(request, 200, app | {"version": "v1", "api_key": "app-1", "warnings": []})
             case "GET", "/v1/runs":
                 self.send(request, 200, {"data": runs, "next_cursor": None})
+            case "POST", "/v1/runs" if self.refusal:
+                self.send(request, 400, {"code": "invalid_param", "message": self.refusal, "status": 400})
             case "POST", "/v1/runs":
                 self.stream(request, 0, self.cut_after)
             case "GET", path if path == f"/v1/workflow/{RUN}/events":
@@ -279,6 +285,38 @@ def test_waiting_longer_than_asked_is_exit_6_and_says_how_to_return(
     assert run(["run", "Flow", "--timeout", "0.1"]) == 6
     assert time.monotonic() - asked_at < 5, "a ping comes after ten"
     assert f"flowledger watch {RUN}" in capsys.readouterr().err
+    assert run(["watch", RUN, "--timeout", "0.1", "--url", stand_in.url]) == 6
+    assert f"flowledger watch {RUN} --url {stand_in.url}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("refusal", "about_inputs"),
+    [
+        ("city is required in input form", True),
+        ("conversation_id: expected a UUID", False),
+        ("pins: no such node", False),
+    ],
+)
+def test_inputs_are_named_only_where_they_are_what_is_wrong(
+    stand_in: StandIn, capsys: pytest.CaptureFixture[str], refusal: str, about_inputs: bool
+) -> None:
+    stand_in.refusal = refusal
+    assert run(["run", "Flow"]) == 2
+    said = capsys.readouterr().err
+    assert refusal in said
+    assert ("Inputs: city (text-input)" in said) == about_inputs
+
+
+def test_a_document_that_may_not_be_read_is_wrong_usage(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "flow.yml").write_text("kind: app")
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert run(["run", "flow.yml"]) == 2
+    assert capsys.readouterr().err == "flow.yml: Permission denied. Make it readable, or name another document\n"
 
 
 def test_ctrl_c_detaches_with_130_and_says_that_the_run_goes_on(stand_in: StandIn) -> None:
@@ -331,8 +369,8 @@ def test_a_unique_prefix_of_a_run_is_enough_and_an_ambiguous_one_is_not(
     assert lines(capsys.readouterr().out)[0]["id"] == RUN
     assert run(["show", "0199"]) == 2
     assert RUN in capsys.readouterr().err
-    assert run(["show", "0aaa"]) == 3
-    assert "List runs: flowledger runs" in capsys.readouterr().err
+    assert run(["show", "0aaa", "--url", stand_in.url]) == 3
+    assert f"List runs: flowledger runs --url {stand_in.url}" in capsys.readouterr().err
 
 
 def test_a_refused_token_says_where_to_get_one(

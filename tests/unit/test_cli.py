@@ -12,13 +12,14 @@ import httpx
 import pytest
 
 from flowledger.cli import VERBS, cli, run
-from flowledger.cli.exits import BY_STATUS, EXIT_CODES, NOT_FOUND, UNREACHABLE, USAGE, Problem
-from flowledger.cli.follow import Frame, frames
+from flowledger.cli.exits import BY_STATUS, EXIT_CODES, NOT_FOUND, TIMED_OUT, UNREACHABLE, USAGE, Problem
+from flowledger.cli.follow import Frame, follow, frames, return_to
 from flowledger.cli.output import data, problem_line, seconds, table
 from flowledger.cli.reading import since_instant
 from flowledger.cli.running import declared_types, parse_value, read_inputs
 from flowledger.cli.target import ConnectionLost, Server
 from flowledger.lines import Lines
+from libs.events.log import LogError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 HEAVY = ("fastapi", "uvicorn", "sqlalchemy", "confluent_kafka", "httpx", "pydantic", "yaml", "rich", "jinja2")
@@ -156,6 +157,11 @@ def test_a_timeout_is_a_positive_number_of_seconds(verb: str, timeout: str, caps
     assert "--timeout" in capsys.readouterr().err
 
 
+def test_a_history_from_behind_its_end_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["history", "0193", "--from", "9", "--to", "3"]) == USAGE
+    assert "--from 9 --to 3" in capsys.readouterr().err
+
+
 def test_durations_are_short() -> None:
     assert [seconds(value) for value in (None, 0.123, 75.0, 7322.0)] == ["", "0.12 s", "1 min 15 s", "2 h 2 min"]
 
@@ -255,6 +261,60 @@ def test_a_server_at_a_fixed_address_is_asked_once() -> None:
     there = Server("http://127.0.0.1:9", "t")
     with pytest.raises(Problem, match="Is the server running"):
         there.reached(_answers(httpx.ReadError("reset"), httpx.Response(200)), repeatable=True)
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectTimeout("slow"), httpx.PoolTimeout("busy")])
+def test_a_request_that_never_left_is_asked_again_whatever_it_does(error: httpx.TransportError) -> None:
+    found: list[Server] = []
+    there = Server("http://127.0.0.1:9", "t", again=found.append)
+    assert there.reached(_answers(error, httpx.Response(200)), repeatable=False).is_success
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "nonsense", "ftp://example.org", "http://", "127.0.0.1:5001"])
+def test_an_address_that_is_none_is_wrong_usage(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["apps", "--url", url]) == USAGE
+    assert capsys.readouterr().err.startswith(f"{url}: no address of a server. Give one as http://")
+
+
+def test_a_server_that_ends_again_and_again_is_waited_for_between_two_tries() -> None:
+    found: list[Server] = []
+
+    def again(server: Server) -> None:
+        found.append(server)
+        server.point_at(server.url, "t", embedded=False)
+
+    there = Server("http://127.0.0.1:9", "t", again=again)
+    with pytest.raises(Problem, match="flowledger watch") as raised:
+        list(follow(there, "r", timeout_s=0.7))
+    assert raised.value.exit_code == TIMED_OUT
+    assert 1 <= len(found) <= 3
+
+
+@pytest.mark.parametrize(("embedded", "said"), [(False, "goes on"), (True, "rests until its folder is opened again")])
+def test_the_way_back_to_a_run_names_where_it_is(embedded: bool, said: str) -> None:
+    there = Server("http://127.0.0.1:9", "t", embedded=embedded, options=" --data other")
+    assert said in return_to(there, "r")
+    assert return_to(there, "r").endswith("flowledger watch r --data other")
+
+
+@pytest.mark.parametrize("words", [["rebuild", "--yes"], ["verify"]])
+def test_the_log_is_closed_when_the_tables_fail(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    closed: list[bool] = []
+
+    class Log:
+        def close(self) -> None:
+            closed.append(True)
+
+    def fail(*_: object) -> None:
+        raise LogError("the disk is gone")
+
+    monkeypatch.setattr("flowledger.cli.upkeep.open_log", lambda _: Log())
+    monkeypatch.setattr(f"services.projector.{words[0]}.{words[0]}", fail)
+    assert run([*words, "--data", str(tmp_path)]) == UNREACHABLE
+    assert closed == [True]
 
 
 @pytest.mark.parametrize("value", ["é 🎉", "a\u2028b\u2029c\x85d", "half \ud800 a pair", {"k\udfff": ["x"]}])
