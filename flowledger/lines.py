@@ -3,6 +3,9 @@
 Not by the other ends of lines that Unicode has, as `str.splitlines` does: those may stand in a value.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class Lines:
     """Bytes in, whole lines out. A last line without an end is never given."""
@@ -27,3 +30,8 @@ class Lines:
         whole = [b"".join([*self._begun, first]), *more[:-1]]
         self._begun = [more[-1][:-1]]
         return [line.decode("utf-8", "replace") for line in whole]
+
+
+def broken_off(line: Mapping[str, Any]) -> str | None:
+    """Why a history goes no further than this line of it; None where the line is an event."""
+    return str(line["error"].get("message")) if "error" in line and "seq" not in line else None

@@ -15,6 +15,7 @@ from flowledger.cli.lookup import complete_run, find_app, find_run, pages
 from flowledger.cli.output import ago, seconds, state, table
 from flowledger.cli.parameters import FILTER_APP, SINCE, target_options
 from flowledger.cli.target import Server, server
+from flowledger.lines import broken_off
 
 STATUSES = ("pending", "running", "paused", "succeeded", "partial-succeeded", "failed", "stopped")
 _LIST_KEYS = (
@@ -158,9 +159,7 @@ def history_lines(target: Server, run_id: str, bounds: Mapping[str, int | None] 
         headers={"Accept": "application/x-ndjson"},
     )
     lines = [line for line in answer.text.split("\n") if line]
-    last = json.loads(lines[-1]) if lines else {}
-    if "error" in last and "seq" not in last:
-        why = last["error"].get("message")
+    if lines and (why := broken_off(json.loads(lines[-1]))) is not None:
         raise Problem(f"the history of run {run_id} breaks off behind {len(lines) - 1} events: {why}", UNREACHABLE)
     return lines
 

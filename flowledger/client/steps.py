@@ -25,6 +25,7 @@ from flowledger.client.answers import (
     run_state,
 )
 from flowledger.client.asking import Call, Servers, Steps, ask, json_call
+from flowledger.lines import broken_off
 
 PAGE = 100
 
@@ -208,6 +209,6 @@ def _document(document: str | bytes | Path) -> bytes:
 def _history(run_id: str, body: bytes) -> Iterator[HistoryEvent]:
     for text in body.splitlines():
         line = json.loads(text)
-        if "error" in line and "seq" not in line:
-            raise FlowledgerError(f"the history of run {run_id} breaks off: {line['error'].get('message')}")
+        if (why := broken_off(line)) is not None:
+            raise FlowledgerError(f"the history of run {run_id} breaks off: {why}")
         yield history_event(line)
