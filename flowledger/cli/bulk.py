@@ -10,8 +10,9 @@ from flowledger.cli import output
 from flowledger.cli.exits import RUN_FAILED
 from flowledger.cli.lookup import find_app
 from flowledger.cli.output import talk
+from flowledger.cli.parameters import FILTER_APP, SINCE, target_options
 from flowledger.cli.reading import since_instant
-from flowledger.cli.target import server, target_options
+from flowledger.cli.target import server
 from flowledger.cli.upkeep import agreed
 
 _STATES = {"stop": ("pending", "running", "paused"), "retry": ("failed",)}
@@ -20,8 +21,8 @@ _STATES = {"stop": ("pending", "running", "paused"), "retry": ("failed",)}
 @click.command()
 @click.argument("action", type=click.Choice(list(_STATES)))
 @click.option("--status", type=click.Choice(_STATES["stop"]), help="With stop: only runs in this state.")
-@click.option("--app", help="Only runs of this app (id, prefix of an id, or name).")
-@click.option("--since", help="Only runs made since: 10m, 2h, 3d, or an RFC 3339 instant.")
+@click.option("--app", type=FILTER_APP, help="Only runs of this app (id, prefix of an id, or name).")
+@click.option("--since", type=SINCE, help="Only runs made since: 10m, 2h, 3d, or an RFC 3339 instant.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="One object.")
 @target_options

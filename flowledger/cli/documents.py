@@ -1,5 +1,6 @@
 """Verbs on documents and apps: validate, import, apps, versions, keys."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import click
 from flowledger.cli.exits import INVALID, NOT_FOUND, USAGE, Problem
 from flowledger.cli.lookup import find_app, rows
 from flowledger.cli.output import ago, data, problem_line, table, talk
-from flowledger.cli.target import Server, server, target_options
+from flowledger.cli.parameters import APP, KEY, Filled, target_options
+from flowledger.cli.target import Server, server
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -60,7 +62,11 @@ def _print_result(result: dict[str, Any]) -> None:
 
 @click.command(name="import")
 @click.argument("file", type=_FILE)
-@click.option("--app", help="Publish a new version of this app (id, prefix of an id, or name).")
+@click.option(
+    "--app",
+    type=Filled("an app's id or name, or leave the option out for a new app"),
+    help="Publish a new version of this app (id, prefix of an id, or name).",
+)
 @click.option("--key", is_flag=True, help="With --app: make a key, too. A new app always gets one.")
 @click.option("--json", "as_json", is_flag=True, help="One object.")
 @target_options
@@ -75,7 +81,7 @@ def import_(file: Path, app: str | None, key: bool, as_json: bool, url: str | No
     with server(url, data, executor=False) as target:
         app_id = None if app is None else find_app(target, app)["app_id"]
         made = import_file(target, file, app_id=app_id, key=key)
-    _print_import(made, as_json=as_json)
+        _print_import(target, made, as_json=as_json)
 
 
 def import_file(target: Server, file: Path, *, app_id: str | None = None, key: bool = False) -> dict[str, Any]:
@@ -85,12 +91,12 @@ def import_file(target: Server, file: Path, *, app_id: str | None = None, key: b
         "/v1/apps/import",
         content=file.read_bytes(),
         headers={"Content-Type": "application/yaml"},
-        params={name: value for name, value in (("app_id", app_id), ("key", "true" if key else None)) if value},
+        params=({} if app_id is None else {"app_id": app_id}) | ({"key": "true"} if key else {}),
     ).json()
     return made
 
 
-def _print_import(made: dict[str, Any], *, as_json: bool) -> None:
+def _print_import(target: Server, made: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         data(made)
         return
@@ -100,7 +106,7 @@ def _print_import(made: dict[str, Any], *, as_json: bool) -> None:
     click.echo(f"version  {made['workflow_id']}  {made['version']}")
     if made.get("api_key"):
         click.echo(f"key      {made['api_key']}")
-        talk("The key is shown once. Run it: flowledger run " + made["app_id"])
+        talk(f"The key is shown once. Run it: {target.command('run ' + made['app_id'])}")
 
 
 @click.command()
@@ -116,15 +122,16 @@ def apps(as_json: bool, url: str | None, data: Path | None) -> None:
     """
     with server(url, data, executor=False) as target:
         found = rows(target.get("/v1/apps"))
+        hint = f"No apps yet. Bring one: {target.command('import FILE')}"
     if as_json:
         _data(found)
         return
     lines = [[app["app_id"], app["name"], app["mode"], _count(app.get("versions"))] for app in found]
-    table(["app", "name", "mode", "versions"], lines, "No apps yet. Bring one: flowledger import FILE")
+    table(["app", "name", "mode", "versions"], lines, hint)
 
 
 @click.command()
-@click.argument("app")
+@click.argument("app", type=APP)
 @click.option("--json", "as_json", is_flag=True, help="A list.")
 @target_options
 def versions(app: str, as_json: bool, url: str | None, data: Path | None) -> None:
@@ -136,18 +143,19 @@ def versions(app: str, as_json: bool, url: str | None, data: Path | None) -> Non
     """
     with server(url, data, executor=False) as target:
         found = target.get(f"/v1/apps/{find_app(target, app)['app_id']}")
+        hint = f"Nothing published. Publish: {target.command(f'import FILE --app {shlex.quote(app)}')}"
     listed = found.get("versions") or []
     if as_json:
         _data(listed)
         return
     lines = [[one["workflow_id"], one["version"], ago(one.get("published_at"))] for one in listed]
-    table(["version id", "version", "published"], lines, "Nothing published. Publish: flowledger import FILE --app APP")
+    table(["version id", "version", "published"], lines, hint)
 
 
 @click.command()
-@click.argument("app")
+@click.argument("app", type=APP)
 @click.argument("action", required=False, type=click.Choice(["create", "revoke", "add"]))
-@click.argument("key", required=False)
+@click.argument("key", type=KEY, required=False)
 @click.option("--json", "as_json", is_flag=True, help="A list, or the one key that was made.")
 @target_options
 def keys(app: str, action: str | None, key: str | None, as_json: bool, url: str | None, data: Path | None) -> None:
@@ -170,28 +178,25 @@ def keys(app: str, action: str | None, key: str | None, as_json: bool, url: str 
             _revoke(target, path, app, str(key))
             return
         if action is not None:
-            made = target.post(path, {"key": key} if key else {})
+            made = target.post(path, {} if key is None else {"key": key})
             _data(made) if as_json else click.echo(made.get("key") or made["id"])
             return
         found = rows(target.get(path))
+        hint = f"No keys. Make one: {target.command(f'keys {shlex.quote(app)} create')}"
     if as_json:
         _data(found)
         return
     lines = [[one["id"], one["prefix"], one["created_at"]] for one in found]
-    table(["key id", "prefix", "created"], lines, f"No keys. Make one: flowledger keys {app} create")
+    table(["key id", "prefix", "created"], lines, hint)
 
 
 def _revoke(target: Server, path: str, app: str, key: str) -> None:
-    if not key:
-        raise Problem(f"KEY is empty. List them: flowledger keys {app}", USAGE)
     listed = rows(target.get(path))
     found = [one["id"] for one in listed if one["id"].startswith(key) or key.startswith(one["prefix"])]
     found = found or [one["id"] for one in listed if one["prefix"].startswith(key)]
     if len(found) != 1:
-        raise Problem(
-            f'key "{key}": {len(found) or "none"} match. List them: flowledger keys {app}',
-            USAGE if found else NOT_FOUND,
-        )
+        hint = f"List them: {target.command(f'keys {shlex.quote(app)}')}"
+        raise Problem(f'key "{key}": {len(found) or "none"} match. {hint}', USAGE if found else NOT_FOUND)
     target.request("DELETE", f"{path}/{found[0]}")
     talk(f"key {found[0]} revoked")
 

@@ -5,6 +5,7 @@ follows the last id; the run itself is not touched by any of this.
 """
 
 import json
+import math
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowledger.cli.exits import TIMED_OUT, Problem
 from flowledger.cli.target import Server
+from flowledger.lines import Lines
 
 if TYPE_CHECKING:
     import httpx
@@ -26,6 +28,7 @@ _SILENCE_S = 35.0
 
 _GIVE_UP_S = 60.0
 _RETRY_S = (0.2, 5.0)
+_PAST_S = 0.05
 
 
 @dataclass(slots=True, frozen=True)
@@ -106,7 +109,8 @@ def follow(
     response = first
     while True:
         try:
-            response = response or _attach(server, run_id, last_id, sure=first is None or last_id != "0")
+            sure = first is None or last_id != "0"
+            response = response or _attach(server, run_id, last_id, sure=sure, deadline=deadline)
             for frame in _until(deadline, response):
                 lost_at, wait_s = time.monotonic(), _RETRY_S[0]
                 last_id = frame.id or last_id
@@ -117,18 +121,17 @@ def follow(
             if paused:  # the stream ends behind a pause only when the run is still in it
                 return
         except httpx.TransportError as error:
-            _check_deadline(deadline, run_id)
+            _check_deadline(deadline, server, run_id)
             if time.monotonic() - lost_at > _GIVE_UP_S:
                 raise server.unreachable(error) from error
             _close(response)
             response = None
-            if server.find_again():
-                continue
+            server.find_again()
         finally:
             _close(response)
         response = None
-        _check_deadline(deadline, run_id)
-        time.sleep(wait_s)
+        _check_deadline(deadline, server, run_id)
+        time.sleep(min(wait_s, _left_s(deadline)))
         wait_s = min(_RETRY_S[1], wait_s * 2)
 
 
@@ -137,23 +140,38 @@ def _close(response: "httpx.Response | None") -> None:
         response.close()
 
 
-def _check_deadline(deadline: float | None, run_id: str) -> None:
+def return_to(server: Server, run_id: str) -> str:
+    """What becomes of a run that is left, and the command that comes back to it."""
+    if server.embedded:
+        return f"run {run_id} rests until its folder is opened again. Go on: {server.command(f'watch {run_id}')}"
+    return f"run {run_id} goes on. Return to it: {server.command(f'watch {run_id}')}"
+
+
+def _check_deadline(deadline: float | None, server: Server, run_id: str) -> None:
     if deadline is not None and time.monotonic() >= deadline:
-        raise Problem(
-            f"run {run_id} has not ended in time; it goes on. Return to it: flowledger watch {run_id}", TIMED_OUT
-        )
+        raise Problem(f"Not ended in time: {return_to(server, run_id)}", TIMED_OUT)
+
+
+def _left_s(deadline: float | None) -> float:
+    """Seconds until just past the deadline: of what waits so long, the next look at the clock ends it."""
+    return math.inf if deadline is None else max(0.0, deadline - time.monotonic()) + _PAST_S
+
+
+def _frames(response: "httpx.Response") -> Iterator[Frame]:
+    found = Lines()
+    yield from frames(line for data in response.iter_bytes() for line in found.feed(data))
 
 
 def _until(deadline: float | None, response: "httpx.Response") -> Iterator[Frame]:
     """The frames of the response, which breaks off at the deadline: the next ping may be long in coming."""
     if deadline is None:
-        yield from frames(response.iter_lines())
+        yield from _frames(response)
         return
-    timer = threading.Timer(max(0.0, deadline - time.monotonic()), _shut, (response,))
+    timer = threading.Timer(min(_left_s(deadline), threading.TIMEOUT_MAX), _shut, (response,))
     timer.daemon = True
     timer.start()
     try:
-        yield from frames(response.iter_lines())
+        yield from _frames(response)
     finally:
         timer.cancel()
 
@@ -164,13 +182,15 @@ def _shut(response: "httpx.Response") -> None:
         socket.socket.shutdown(response.extensions["network_stream"].get_extra_info("socket"), socket.SHUT_RDWR)
 
 
-def _attach(server: Server, run_id: str, last_id: str, *, sure: bool) -> "httpx.Response":
+def _attach(
+    server: Server, run_id: str, last_id: str, *, sure: bool, deadline: float | None = None
+) -> "httpx.Response":
     """`sure`: the run is known to have begun; otherwise it may not have been decided yet."""
     import httpx
 
     headers = {"Accept": "text/event-stream", "Last-Event-ID": last_id}
     request = server.http.build_request(
-        "GET", f"/v1/workflow/{run_id}/events", params={"user": "cli"}, headers=headers, timeout=_timeout()
+        "GET", f"/v1/workflow/{run_id}/events", params={"user": "cli"}, headers=headers, timeout=_timeout(deadline)
     )
     response = server.http.send(request, stream=True)
     if not response.is_success:
@@ -183,7 +203,8 @@ def _attach(server: Server, run_id: str, last_id: str, *, sure: bool) -> "httpx.
     return response
 
 
-def _timeout() -> "httpx.Timeout":
+def _timeout(deadline: float | None = None) -> "httpx.Timeout":
     import httpx
 
-    return httpx.Timeout(30.0, connect=5.0, read=_SILENCE_S)
+    left_s = _left_s(deadline)
+    return httpx.Timeout(min(30.0, left_s), connect=min(5.0, left_s), read=min(_SILENCE_S, left_s))

@@ -16,8 +16,9 @@ from flowledger.cli import output
 from flowledger.cli.exits import INVALID, USAGE, Problem
 from flowledger.cli.lookup import complete_run, find_run
 from flowledger.cli.output import talk
+from flowledger.cli.parameters import target_options
 from flowledger.cli.reading import history_lines, print_run
-from flowledger.cli.target import Server, server, target_options
+from flowledger.cli.target import Server, server
 
 if TYPE_CHECKING:
     from libs.events.codec import Recorded
@@ -52,7 +53,8 @@ def export(run: str, file: Path, url: str | None, data: Path | None) -> None:
         try:
             file.write_text(text, "utf-8")
         except OSError as error:
-            raise Problem(f"{file}: {error.strerror}", USAGE) from error
+            hint = "Make its folder, or name another file: -o FILE"
+            raise Problem(f"{file}: {error.strerror}. {hint}", USAGE) from error
         talk(f"{len(events)} events in {file}. Fold them anywhere: {output.own_name()} replay {file}")
 
 
@@ -94,7 +96,8 @@ def read_history(file: Path) -> "tuple[dict[str, Any], list[Recorded]]":
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise Problem(f"{file}: not UTF-8 at byte {error.start}: no exported history", INVALID) from error
+        problem = f"not UTF-8 at byte {error.start}, so no exported history. Make one: flowledger export RUN -o FILE"
+        raise Problem(f"{file}: {problem}", INVALID) from error
     lines = list(_objects(file, text))
     head = lines[0][1] if lines else {}
     if head.get("flowledger") != KIND or head.get("format") != FORMAT:

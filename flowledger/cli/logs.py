@@ -17,9 +17,10 @@ import click
 from flowledger.cli import output
 from flowledger.cli.exits import NOT_FOUND, UNREACHABLE, USAGE, Problem
 from flowledger.cli.lookup import complete_run, find_run
-from flowledger.cli.target import server, settings, target_options
+from flowledger.cli.parameters import data_option, target_options
+from flowledger.cli.target import server, settings
 from flowledger.cli.transfers import export_, import_
-from flowledger.cli.upkeep import open_log
+from flowledger.cli.upkeep import open_log, own_blobs
 
 if TYPE_CHECKING:
     from libs.events.log import Log, Record, Topic
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 TOPICS = ("events", "commands", "definitions", "index", "blobs", "dead-letters", "chunks")
 _GIST = 160
 
-_data = click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
 _topic = click.option("--topic", default="events", show_default=True, type=click.Choice(TOPICS))
 _partition = click.option("--partition", type=click.IntRange(0), help="Only this one.")
 _json = click.option("--json", "as_json", is_flag=True, help="One object a line.")
@@ -51,7 +51,7 @@ def log() -> None:
 @_topic
 @_partition
 @_json
-@_data
+@data_option
 def tail(count: int, follow: bool, topic: str, partition: int | None, as_json: bool, data: Path | None) -> None:
     """The last records of each partition, oldest first.
 
@@ -85,7 +85,7 @@ def tail(count: int, follow: bool, topic: str, partition: int | None, as_json: b
 @_topic
 @_partition
 @_json
-@_data
+@data_option
 def grep(pattern: str, ignore_case: bool, topic: str, partition: int | None, as_json: bool, data: Path | None) -> None:
     """Records whose key, headers or value match a regular expression. Exit code 3 when none does.
 
@@ -199,7 +199,7 @@ def quarantine() -> None:
 
 @quarantine.command(name="list")
 @_json
-@_data
+@data_option
 def list_(as_json: bool, data: Path | None) -> None:
     """Name the runs that were set aside, and those that the next owner would set aside. Changes nothing.
 
@@ -209,7 +209,6 @@ def list_(as_json: bool, data: Path | None) -> None:
     Examples:
       flowledger quarantine list --json
     """
-    from libs.events.blobs import FolderBlobs, LogBlobs
     from libs.events.log import LogError
     from libs.events.registry import read_registry
     from libs.events.sealing import Vault, stored_key
@@ -221,9 +220,8 @@ def list_(as_json: bool, data: Path | None) -> None:
     vault = Vault(stored_key(given.secret_key, given.data, make=False))
     try:
         with closing(open_log(given)) as opened:
-            own = LogBlobs(opened) if given.kafka is not None else FolderBlobs(given.data / "blobs")
             catalog = Catalog(read_registry(opened, vault).document)
-            with closing(blobs_by_setting(given, own)) as blobs:
+            with closing(blobs_by_setting(given, own_blobs(given, opened))) as blobs:
                 found = list(set_aside(opened, blobs, vault, catalog.get))
     except LogError as error:
         raise Problem(f"quarantine: {error}", UNREACHABLE) from error

@@ -41,21 +41,18 @@ def find_run(server: Server, text: str) -> str:
     if _UUID.fullmatch(wanted):
         return wanted
     if not re.fullmatch(r"[0-9a-f-]{2,36}", wanted):
-        raise Problem(
-            f'run "{text}": not found, and not the beginning of a run id. List runs: flowledger runs', NOT_FOUND
-        )
+        hint = f"List runs: {server.command('runs')}"
+        raise Problem(f'run "{text}": not found, and not the beginning of a run id. {hint}', NOT_FOUND)
     found = [run["id"] for run in pages(server, _MOST, id_prefix=wanted) if run["id"].startswith(wanted)]
-    return _one(found, "run", text, server, "List runs: flowledger runs")
+    return _one(found, "run", text, server, f"List runs: {server.command('runs')}")
 
 
 def find_app(server: Server, text: str) -> dict[str, Any]:
     """The app whose id or name is `text`, or whose id begins with it."""
-    if not text:  # an unset variable of a script
-        raise Problem("the app is empty: give its id, the beginning of its id, or its name", USAGE)
     apps = rows(server.get("/v1/apps"))
     exact = [app for app in apps if app["app_id"] == text] or [app for app in apps if app["name"] == text]
     by_id = {app["app_id"]: app for app in exact or [app for app in apps if app["app_id"].startswith(text.lower())]}
-    return by_id[_one(list(by_id), "app", text, server, "List apps: flowledger apps")]
+    return by_id[_one(list(by_id), "app", text, server, f"List apps: {server.command('apps')}")]
 
 
 def _one(found: list[str], what: str, text: str, server: Server, hint: str) -> str:
@@ -69,14 +66,14 @@ def _one(found: list[str], what: str, text: str, server: Server, hint: str) -> s
 
 def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Run ids for the shell; nothing when no running server is found at once."""
-    from flowledger.cli.target import _token, address_in, settings
+    from flowledger.cli.target import address_in, settings, token_of
 
     try:
         given = settings(ctx.params.get("data"))
         url = ctx.params.get("url") or given.url or address_in(given.data)
         if not url:
             return []
-        with_token = Server(url, _token(given))
+        with_token = Server(url, token_of(given))
         found = [run for run in pages(with_token, _PAGE) if run["id"].startswith(incomplete)]
         with_token.close()
     except click.ClickException:

@@ -35,6 +35,8 @@ SIGNS = {
     "paused": "‖",
 }
 
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
+
 
 def fancy(stream: TextIO) -> bool:
     """Whether colour and cursor moves are welcome on `stream`."""
@@ -53,9 +55,14 @@ def pretty(value: Any) -> None:
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    """Readable text; escaped where something in it is none (half a surrogate pair in a foreign record)."""
+    """Readable text; escaped where something in it is none (half a surrogate pair in a foreign record).
+
+    And where it would end a line for who reads by the lines of Unicode.
+    """
     text = json.dumps(value, ensure_ascii=False, indent=indent)
-    return text if text.isascii() or _encodable(text) else json.dumps(value, indent=indent)
+    if text.isascii():
+        return text
+    return text.translate(_LINE_ENDS) if _encodable(text) else json.dumps(value, indent=indent)
 
 
 def _encodable(text: str) -> bool:

@@ -12,7 +12,8 @@ from flowledger.cli import output
 from flowledger.cli.exits import PAUSED
 from flowledger.cli.lookup import complete_run, find_run
 from flowledger.cli.output import own_name, talk
-from flowledger.cli.target import Server, server, target_options
+from flowledger.cli.parameters import Filled, target_options, timeout_option
+from flowledger.cli.target import Server, server
 
 
 @click.command()
@@ -40,14 +41,22 @@ def pause(run: str, reason: str | None, as_json: bool, url: str | None, data: Pa
 
 @click.command()
 @click.argument("run", shell_complete=complete_run)
-@click.option("--action", help="Answer the form that the run waits for by this action.")
+@click.option(
+    "--action",
+    type=Filled("an action of the form, or leave the option out"),
+    help="Answer the form that the run waits for by this action.",
+)
 @click.option("-i", "--input", "pairs", multiple=True, metavar="K=V", help="One field; K=@FILE reads the value.")
 @click.option("--inputs", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Fields, JSON or YAML.")
 @click.option("--file", "files", multiple=True, metavar="K=PATH|URL", help="One file field; again for a list.")
-@click.option("--form", help="Which form, when the run waits for several: its id, or its node's.")
+@click.option(
+    "--form",
+    type=Filled("a form's id or its node's, or leave the option out"),
+    help="Which form, when the run waits for several: its id, or its node's.",
+)
 @click.option("--user", default="cli", show_default=True, help="Who answers.")
 @click.option("--watch/--detach", "watching", default=None, help="Follow the run (default), or leave it.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to wait; the run goes on.")
+@timeout_option
 @click.option("--json", "as_json", is_flag=True, help="The result as one object; with --watch every frame first.")
 @target_options
 def resume(

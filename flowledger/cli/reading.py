@@ -13,7 +13,8 @@ from flowledger.cli import output
 from flowledger.cli.exits import UNREACHABLE, USAGE, Problem
 from flowledger.cli.lookup import complete_run, find_app, find_run, pages
 from flowledger.cli.output import ago, seconds, state, table
-from flowledger.cli.target import Server, server, target_options
+from flowledger.cli.parameters import FILTER_APP, SINCE, target_options
+from flowledger.cli.target import Server, server
 from flowledger.lines import broken_off
 
 STATUSES = ("pending", "running", "paused", "succeeded", "partial-succeeded", "failed", "stopped")
@@ -25,8 +26,8 @@ _LIST_KEYS = (
 
 @click.command()
 @click.option("--status", type=click.Choice(STATUSES), help="Only runs in this state.")
-@click.option("--app", help="Only runs of this app (id, prefix of an id, or name).")
-@click.option("--since", help="Only runs made since: 10m, 2h, 3d, or an RFC 3339 instant.")
+@click.option("--app", type=FILTER_APP, help="Only runs of this app (id, prefix of an id, or name).")
+@click.option("--since", type=SINCE, help="Only runs made since: 10m, 2h, 3d, or an RFC 3339 instant.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1))
 @click.option("--json", "as_json", is_flag=True, help="A list.")
 @target_options
@@ -49,6 +50,7 @@ def runs(
     moment = since_instant(since, datetime.now(UTC)) if since is not None else None
     with server(url, data, executor=False) as target:
         app_id = None if app is None else find_app(target, app)["app_id"]
+        hint = f"No runs match. Start one: {target.command('run FILE')}"
         found = list(pages(target, limit, status=status, app_id=app_id, since=moment))
     if as_json:
         output.data([{key: run.get(key) for key in _LIST_KEYS} | run for run in found])
@@ -57,7 +59,7 @@ def runs(
         [run["id"], state(run["status"]), ago(run.get("created_at")), seconds(run.get("elapsed_time")), _short(run)]
         for run in found
     ]
-    table(["run", "state", "made", "took", "error"], lines, "No runs match. Start one: flowledger run FILE")
+    table(["run", "state", "made", "took", "error"], lines, hint)
 
 
 def since_instant(text: str, now: datetime) -> str:
@@ -176,6 +178,8 @@ def history(run: str, first: int | None, last: int | None, as_json: bool, url: s
       flowledger history 0193
       flowledger history 0193 --from 5 --to 9 --json
     """
+    if first is not None and last is not None and first > last:
+        raise Problem(f"--from {first} --to {last}: nothing is between them. Give --to {first} or more", USAGE)
     with server(url, data, executor=False) as target:
         run_id = find_run(target, run)
         lines = history_lines(target, run_id, {"from": first, "to": last})

@@ -14,11 +14,12 @@ import click
 from flowledger.cli import output
 from flowledger.cli.documents import import_file
 from flowledger.cli.exits import BY_STATUS, INTERRUPTED, INVALID, PAUSED, RUN_FAILED, USAGE, Problem
-from flowledger.cli.follow import Frame, Started, follow, start
+from flowledger.cli.follow import Frame, Started, follow, return_to, start
 from flowledger.cli.lookup import complete_run, find_app, find_run, rows
 from flowledger.cli.output import own_name, problem_line, talk
+from flowledger.cli.parameters import NODE, RUN, Filled, target_options, timeout_option
 from flowledger.cli.progress import progress
-from flowledger.cli.target import TRIES, ConnectionLost, Server, server, target_options
+from flowledger.cli.target import TRIES, ConnectionLost, Server, server
 
 _RESULT_KEYS = ("status", "outputs", "error", "elapsed_time", "total_steps", "total_tokens")
 _TEXT_TYPES = frozenset({"text-input", "paragraph", "select"})
@@ -32,24 +33,31 @@ _FILE_KINDS = {
     }.items()
     for extension in extensions.split()
 }
+_OF_INPUTS = ("in input form", "inputs must be", "not found in user inputs", "does not read that")
+"""Words of the API's answers that are about inputs."""
 _MODEL_TYPES = ("llm", "question-classifier", "parameter-extractor", "agent")
 
 
 @click.command()
-@click.argument("target", metavar="FILE|APP")
+@click.argument("target", type=Filled("a document's file, or an app's id or name"), metavar="FILE|APP")
 @click.option("-i", "--input", "pairs", multiple=True, metavar="K=V", help="One input; K=@FILE reads the value.")
 @click.option("--inputs", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Inputs, JSON or YAML.")
 @click.option("--file", "files", multiple=True, metavar="K=PATH|URL", help="One file input; again for a list.")
 @click.option("--query", help="The user's message, for chatflows.")
-@click.option("--conversation", metavar="ID", help="Chatflows: go on with this conversation; else a new one begins.")
+@click.option(
+    "--conversation",
+    type=Filled("its id, or leave the option out"),
+    metavar="ID",
+    help="Chatflows: go on with this conversation; else a new one begins.",
+)
 @click.option("--pin", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Pinned answers (YAML).")
-@click.option("--root", metavar="NODE", help="Begin at this trigger (id or title); else at the start node.")
-@click.option("--only", metavar="NODE", help="Run one node alone (id or title); a container with its body.")
-@click.option("--from-run", metavar="RUN", help="With --only: begin with the variables of this run.")
+@click.option("--root", type=NODE, metavar="NODE", help="Begin at this trigger (id or title); else at the start node.")
+@click.option("--only", type=NODE, metavar="NODE", help="Run one node alone (id or title); a container with its body.")
+@click.option("--from-run", type=RUN, metavar="RUN", help="With --only: begin with the variables of this run.")
 @click.option("--user", default="cli", show_default=True, help="The caller's name for its user.")
 @click.option("--offline", is_flag=True, help="No model is called: answers come from a stand-in.")
 @click.option("--watch/--detach", "watching", default=None, help="Follow the run (default on a terminal), or leave it.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to wait; the run goes on.")
+@timeout_option
 @click.option("--json", "as_json", is_flag=True, help="The result as one object; with --watch every frame first.")
 @target_options
 def run(
@@ -120,12 +128,11 @@ def _start(there: Server, body: dict[str, Any], types: Mapping[str, str]) -> Sta
     try:
         return start(there, body)
     except Problem as problem:
-        if problem.message.startswith("pins"):
-            raise
-        if problem.exit_code == USAGE and body.get("only"):
+        about_inputs = problem.exit_code == USAGE and any(words in problem.message for words in _OF_INPUTS)
+        if about_inputs and body.get("only"):
             hint = "Give values by -i NODE.NAME=VALUE, or take an earlier run's by --from-run RUN"
             raise Problem(f"{problem.message}\n{hint}", USAGE) from problem
-        if problem.exit_code != USAGE or not types or body.get("root"):
+        if not about_inputs or not types or body.get("root"):
             raise
         declared = ", ".join(f"{name} ({kind})" for name, kind in types.items())
         raise Problem(f"{problem.message}\nInputs: {declared}. Give them by -i NAME=VALUE", USAGE) from problem
@@ -138,7 +145,8 @@ def _app_to_run(there: Server, target: str) -> tuple[str, Mapping[str, str]]:
         try:
             types = declared_types(file.read_text("utf-8", "replace"))
         except OSError as error:
-            raise Problem(f"{target}: {error.strerror}", USAGE) from error
+            hint = "Make it readable, or name another document"
+            raise Problem(f"{target}: {error.strerror}. {hint}", USAGE) from error
         return app_of_file(there, file), types
     if file.suffix in (".yml", ".yaml", ".json"):
         raise Problem(f"{target}: no such file", USAGE)
@@ -295,7 +303,7 @@ def _detach(there: Server, started: Started, *, as_json: bool) -> int:
         output.data({"workflow_run_id": started.run_id, "task_id": started.task_id, "status": "pending"})
     else:
         click.echo(started.run_id)
-        talk(_return_to(there, started.run_id))
+        talk(return_to(there, started.run_id))
     return 0
 
 
@@ -322,7 +330,7 @@ def follow_to_end(
                 if frames:
                     output.data(frame.data)
     except KeyboardInterrupt:
-        talk("\n" + _return_to(there, run_id))
+        talk("\n" + return_to(there, run_id))
         return INTERRUPTED
     if last is None or last.event == "error":
         message = last.data.get("message") if last else "the stream ended without a result"
@@ -372,16 +380,10 @@ def _print_pause(there: Server, run_id: str, reasons: list[dict[str, Any]]) -> N
             talk(f"‖ paused: {reason['message']}. Let it go on: {own_name()} resume {run_id}{there.options}")
 
 
-def _return_to(there: Server, run_id: str) -> str:
-    if there.embedded:
-        return f"run {run_id} rests until its folder is opened again. Go on: {own_name()} watch {run_id}{there.options}"
-    return f"run {run_id} goes on. Return to it: {own_name()} watch {run_id}{there.options}"
-
-
 @click.command()
 @click.argument("run", shell_complete=complete_run)
 @click.option("--compact", is_flag=True, help="Only what failed, is repeated, or still runs.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to wait; the run goes on.")
+@timeout_option
 @click.option("--json", "as_json", is_flag=True, help="One object a line: every frame, then the result.")
 @target_options
 def watch(run: str, compact: bool, timeout_s: float | None, as_json: bool, url: str | None, data: Path | None) -> int:

@@ -4,7 +4,7 @@ import errno
 import logging
 import signal
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import click
 
 from flowledger.cli.exits import INTERRUPTED, UNREACHABLE, USAGE, Problem
 from flowledger.cli.output import own_name, talk
+from flowledger.cli.parameters import data_option
 from flowledger.cli.target import Server, quick_imports, settings
 
 _HOST = click.option("--host", default="127.0.0.1", show_default=True)
@@ -19,7 +20,7 @@ _HOST = click.option("--host", default="127.0.0.1", show_default=True)
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[FILE...]")
-@click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
+@data_option
 @_HOST
 @click.option("--port", default=5001, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
@@ -65,10 +66,9 @@ def dev(
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
         click.echo(f"flowledger dev ready on {instance.url}")
-        target = Server(instance.url, instance.admin_token)
-        if not _first_things(target, files, data, run_first=run_first):
-            return 0
-        target.close()
+        with closing(Server(instance.url, instance.admin_token)) as target:
+            if not _first_things(target, files, data, run_first=run_first):
+                return 0
         signal.signal(signal.SIGINT, lambda *_: asked.set())
         if open_browser:
             click.launch(instance.url)

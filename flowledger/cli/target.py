@@ -7,18 +7,17 @@ FLOWLEDGER_KAFKA set nothing falls back to embedded: the verb asks for FLOWLEDGE
 
 import gc
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import click
+from typing import TYPE_CHECKING, Any
 
 from flowledger.cli.exits import INVALID, NOT_FOUND, UNREACHABLE, USAGE, Problem
-from flowledger.cli.output import problem_line
+from flowledger.cli.output import own_name, problem_line
 
 if TYPE_CHECKING:
     import httpx
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 # httpx brings a command line of its own and, for it, rich and pygments: 60 ms of every verb. It does without them.
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: "cannot be imported", as documented
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 ADDRESS_FILE = "server.json"
 TOKEN_FILE = "admin-token"
@@ -44,12 +41,6 @@ TRIES = 20
 
 class ConnectionLost(Problem):
     """The connection broke before the answer: what was asked may or may not have been done."""
-
-
-def target_options(command: _F) -> _F:
-    """`--url` and `--data`, on every verb that needs a server."""
-    command = click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")(command)
-    return click.option("--url", help="Server (FLOWLEDGER_URL).")(command)
 
 
 def settings(data: Path | None = None) -> "Settings":
@@ -100,11 +91,18 @@ class Server:
         import httpx
 
         self.url = url.rstrip("/")
+        try:
+            address = httpx.URL(self.url)
+        except httpx.InvalidURL:
+            address = httpx.URL()
+        if address.scheme not in ("http", "https") or not address.host:
+            hint = "Give one as http://127.0.0.1:5001, by --url or FLOWLEDGER_URL"
+            raise Problem(f"{url}: no address of a server. {hint}", USAGE)
         self.embedded = embedded
         """Whether it lives only as long as this command."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # trust_env off for loopback: a proxy of the environment must not get between us and our own process.
-        local = httpx.URL(self.url).host in _LOCAL
+        local = address.host in _LOCAL
         self.http = httpx.Client(
             base_url=self.url, headers=headers, timeout=httpx.Timeout(30.0, connect=5.0), trust_env=not local
         )
@@ -116,6 +114,10 @@ class Server:
         self.http.close()
         self._again(self)
         return True
+
+    def command(self, verb: str) -> str:
+        """A command to copy that finds this server again."""
+        return f"{own_name()} {verb}{self.options}"
 
     def get(self, path: str, **query: Any) -> Any:
         return self.request("GET", path, params=_given(query)).json()
@@ -140,7 +142,9 @@ class Server:
             try:
                 return ask()
             except httpx.TransportError as error:
-                if not repeatable and not isinstance(error, httpx.ConnectError):
+                # Of these nothing has left: no connection was made, or none was free.
+                unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+                if not repeatable and not unsent:
                     raise ConnectionLost(*self._unreachable(error)) from error
                 if not self.find_again():
                     raise self.unreachable(error) from error
@@ -181,11 +185,11 @@ class Server:
 def server(url: str | None, data: Path | None, *, executor: bool = True, offline: bool = False) -> Iterator[Server]:
     """The server to talk to; see the module docstring. `executor` False: embedded without running anything."""
     given = settings(data)
-    options = f" --url {url}" if url else f" --data {data}" if data else ""
+    options = f" --url {shlex.quote(url)}" if url else f" --data {shlex.quote(str(data))}" if data else ""
     url = url or given.url
     with ExitStack() as closing:
         if url:
-            found = Server(url, _token(given), options=options)
+            found = Server(url, token_of(given), options=options)
         else:
             folder = _Folder(given, closing, executor=executor, offline=offline)
             where, token, embedded = folder.find()
@@ -212,7 +216,7 @@ class _Folder:
         while True:
             there = address_in(self._given.data)
             if there is not None:
-                return there, _token(self._given), False
+                return there, token_of(self._given), False
             if self._given.kafka is not None:
                 raise Problem(
                     "FLOWLEDGER_KAFKA is set, but no server is known. Set FLOWLEDGER_URL to the API's address "
@@ -257,7 +261,8 @@ def address_in(folder: Path) -> str | None:
         return None
 
 
-def _token(given: "Settings") -> str | None:
+def token_of(given: "Settings") -> str | None:
+    """The admin token: of the settings, else what the server of the data folder left there."""
     if given.admin_token:
         return given.admin_token
     try:

@@ -10,8 +10,9 @@ from flowledger.cli import output
 from flowledger.cli.exits import USAGE, Problem
 from flowledger.cli.lookup import complete_run, find_run
 from flowledger.cli.output import own_name, talk
+from flowledger.cli.parameters import NODE, target_options
 from flowledger.cli.running import follow_to_end, parse_value
-from flowledger.cli.target import Server, server, target_options
+from flowledger.cli.target import Server, server
 
 _SHOWN = 100
 """Characters of a value that a line shows."""
@@ -104,7 +105,7 @@ def _short(value: Any) -> str:
 
 @click.command()
 @click.argument("run", shell_complete=complete_run)
-@click.argument("node", required=False)
+@click.argument("node", type=NODE, required=False)
 @click.option("--json", "as_json", is_flag=True, help="One object.")
 @target_options
 def why(run: str, node: str | None, as_json: bool, url: str | None, data: Path | None) -> None:

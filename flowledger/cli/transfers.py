@@ -14,8 +14,9 @@ import click
 from flowledger.cli import output
 from flowledger.cli.exits import UNREACHABLE, USAGE, Problem
 from flowledger.cli.output import own_name, talk
+from flowledger.cli.parameters import data_option
 from flowledger.cli.target import settings
-from flowledger.cli.upkeep import agreed, open_log, shown_by
+from flowledger.cli.upkeep import agreed, open_log, own_blobs, shown_by
 
 if TYPE_CHECKING:
     from libs.events.blobs import Blobs
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from libs.events.transfer import Transferred
     from libs.settings import Settings
 
-_data = click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 _json = click.option("--json", "as_json", is_flag=True, help="One object.")
 
@@ -32,7 +32,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="One object.")
 @click.option("-o", "--output", "file", type=click.Path(path_type=Path), help="Into this file, which must be new.")
 @_yes
 @_json
-@_data
+@data_option
 def export_(file: Path | None, yes: bool, as_json: bool, data: Path | None) -> None:
     """Bring a log elsewhere: apps, keys, drafts, all runs, uploaded files.
 
@@ -71,7 +71,7 @@ def export_(file: Path | None, yes: bool, as_json: bool, data: Path | None) -> N
 
 def _into_file(given: "Settings", file: Path) -> "Transferred":
     from libs.events.archive import make_archive, partial
-    from libs.events.blobs import FolderBlobs, LogBlobs
+    from libs.events.blobs import LogBlobs
     from libs.storage import blobs_by_setting
 
     if file.exists():
@@ -80,8 +80,7 @@ def _into_file(given: "Settings", file: Path) -> "Transferred":
     with _problems("log export"):
         with _begun_in(growing), ExitStack() as opened:
             source = opened.enter_context(closing(open_log(given)))
-            own = LogBlobs(source) if given.kafka is not None else FolderBlobs(given.data / "blobs")
-            blobs = opened.enter_context(closing(blobs_by_setting(given, own)))
+            blobs = opened.enter_context(closing(blobs_by_setting(given, own_blobs(given, source))))
             target = opened.enter_context(closing(make_archive(growing, source.partitions)))
             done = _moved(source, blobs, target, LogBlobs(target))
         os.replace(growing, file)
@@ -92,7 +91,7 @@ def _into_file(given: "Settings", file: Path) -> "Transferred":
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_yes
 @_json
-@_data
+@data_option
 def import_(file: Path, yes: bool, as_json: bool, data: Path | None) -> None:
     """Bring what `flowledger log export -o FILE` wrote into a new data folder, or into the Kafka of FLOWLEDGER_KAFKA.
 
@@ -157,11 +156,10 @@ def _say_key(given: "Settings", source: "Log") -> None:
 
 
 def _kafka(given: "Settings", opened: ExitStack) -> "tuple[Log, Blobs]":
-    from libs.events.blobs import LogBlobs
     from libs.storage import blobs_by_setting
 
     log = opened.enter_context(closing(open_log(given)))
-    return log, blobs_by_setting(given, LogBlobs(log))
+    return log, opened.enter_context(closing(blobs_by_setting(given, own_blobs(given, log))))
 
 
 def _moved(source: "Log", source_blobs: "Blobs", target: "Log", target_blobs: "Blobs") -> "Transferred":

@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,20 @@ import click
 from flowledger.cli import output
 from flowledger.cli.exits import NOT_FOUND, RUN_FAILED, UNREACHABLE, USAGE, Problem
 from flowledger.cli.output import talk
+from flowledger.cli.parameters import RUN, data_option
 from flowledger.cli.target import settings
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
+    from libs.events.blobs import Blobs
     from libs.events.log import Log
     from libs.settings import Settings
 
 
 @click.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
+@data_option
 @click.option("--json", "as_json", is_flag=True, help="One object.")
 def rebuild(yes: bool, data: Path | None, as_json: bool) -> None:
     """Drop the tables and make them anew from the log. Readers see the old ones until the new ones are complete.
@@ -47,10 +50,11 @@ def rebuild(yes: bool, data: Path | None, as_json: bool) -> None:
     if not yes and not agreed("rebuild", f"Make all tables of {_shown(engine)} anew from the log?"):
         return
     try:
-        log = open_log(given)
-        with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
+        with (
+            closing(open_log(given)) as log,
+            click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar,
+        ):
             done = rebuild_tables(log, engine, shown_by(bar))
-        log.close()
     except (LogError, ProjectorError, TablesError) as error:
         raise Problem(f"rebuild: {error}", UNREACHABLE) from error
     except SQLAlchemyError as error:
@@ -103,6 +107,13 @@ def open_log(given: "Settings") -> "Log":
     return SqliteLog(given.data, read_only=True)
 
 
+def own_blobs(given: "Settings", log: "Log") -> "Blobs":
+    """What `log` has for large values and files when no bucket is set."""
+    from libs.events.blobs import FolderBlobs, LogBlobs
+
+    return LogBlobs(log) if given.kafka is not None else FolderBlobs(given.data / "blobs")
+
+
 def _database_url(given: "Settings") -> str:
     from libs.tables import sqlite_url
 
@@ -126,8 +137,8 @@ def _shown(engine: "Engine") -> str:
 
 
 @click.command()
-@click.argument("run", required=False)
-@click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
+@click.argument("run", type=RUN, required=False)
+@data_option
 @click.option("--json", "as_json", is_flag=True, help="One object.")
 def verify(run: str | None, data: Path | None, as_json: bool) -> int:
     """Compare the tables with a fold of the log: all rows, or those of one run. Changes nothing.
@@ -150,11 +161,10 @@ def verify(run: str | None, data: Path | None, as_json: bool) -> int:
     given = settings(data)
     engine = open_tables(_database_url(given))
     try:
-        log = open_log(given)
-        run_id = None if run is None else _one_run(run, find_runs(engine, run.lower()))
-        with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
-            found = verify_tables(log, engine, run_id, shown_by(bar))
-        log.close()
+        with closing(open_log(given)) as log:
+            run_id = None if run is None else _one_run(run, find_runs(engine, run.lower()))
+            with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
+                found = verify_tables(log, engine, run_id, shown_by(bar))
     except (LogError, ProjectorError, TablesError) as error:
         raise Problem(f"verify: {error}", UNREACHABLE) from error
     except SQLAlchemyError as error:
@@ -243,7 +253,7 @@ def _kafka(given: "Settings") -> str:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), help="Data folder (FLOWLEDGER_DATA).")
+@data_option
 @click.option("--json", "as_json", is_flag=True, help="A list of {check, ok, seen, hint}.")
 def doctor(data: Path | None, as_json: bool) -> int:
     """Check what this machine and its settings offer. Changes nothing.
@@ -343,7 +353,10 @@ def _check_server(given: "Settings") -> dict[str, Any]:
     if url is None:
         left = " (its address file is of one that has ended)" if (given.data / ADDRESS_FILE).exists() else ""
         return _result("server", True, f"none{left}; verbs open the data folder themselves")
-    there = Server(url, None)
+    try:
+        there = Server(url, None)
+    except Problem as problem:
+        return _result("server", False, problem.message)
     try:
         answer = there.http.get("/readyz", timeout=3.0)
         return _result("server", answer.is_success, f"{url} answers {answer.status_code}", answer.text[:200])
@@ -431,11 +444,8 @@ def _check_secrets(given: "Settings") -> dict[str, Any]:
         key = find()
         seen = "no key yet (made by dev or api)" if key is None else f"key {key_id_of(key)}"
         if given.kafka is not None or (given.data / "log.db").exists():
-            log = open_log(given)
-            try:
+            with closing(open_log(given)) as log:
                 read_registry(log, Vault(find)).check_sealed()
-            finally:
-                log.close()
     except SealError as error:
         return _result("secrets", False, str(error), "Documents with secrets cannot run here")
     except LogError as error:

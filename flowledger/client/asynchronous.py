@@ -11,6 +11,7 @@ from flowledger.client.asking import Answer, Call, Lost, Rest, Servers, Steps, f
 from flowledger.client.following import Following, FollowingMany, Outcome
 from flowledger.client.http import Http
 from flowledger.client.steps import Asking
+from flowledger.lines import Lines
 
 _T = TypeVar("_T")
 
@@ -204,11 +205,13 @@ class AsyncClient:
                 request = self._http.request(self._servers.url, following.call(), following.silence_s)
                 async with self._client.stream(**request) as response:
                     if response.status_code == 200:
-                        async for line in response.aiter_lines():
-                            for event in following.feed(line):
-                                yield event
-                            if following.over:
-                                return
+                        lines = Lines()
+                        async for data in response.aiter_bytes():
+                            for line in lines.feed(data):
+                                for event in following.feed(line):
+                                    yield event
+                                if following.over:
+                                    return
                         following.closed()
                         if following.over:
                             return

@@ -11,6 +11,7 @@ from flowledger.client.asking import Answer, Call, Lost, Rest, Servers, Steps, f
 from flowledger.client.following import Following, FollowingMany, Outcome
 from flowledger.client.http import Http
 from flowledger.client.steps import Asking
+from flowledger.lines import Lines
 
 _T = TypeVar("_T")
 
@@ -200,10 +201,12 @@ class Client:
                 request = self._http.request(self._servers.url, following.call(), following.silence_s)
                 with self._client.stream(**request) as response:
                     if response.status_code == 200:
-                        for line in response.iter_lines():
-                            yield from following.feed(line)
-                            if following.over:
-                                return
+                        lines = Lines()
+                        for data in response.iter_bytes():
+                            for line in lines.feed(data):
+                                yield from following.feed(line)
+                                if following.over:
+                                    return
                         following.closed()
                         if following.over:
                             return

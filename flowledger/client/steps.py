@@ -177,6 +177,8 @@ class Asking:
         return self._app_of_digest[digest]
 
     def _find_app(self, text: str) -> Steps[Json]:
+        if not text.strip():
+            raise FlowledgerError("an empty text names no app. Give its id, the beginning of one, or its name")
         apps = yield from self.apps()
         found = [app for app in apps if app["app_id"] == text] or [app for app in apps if app["name"] == text]
         found = found or [app for app in apps if app["app_id"].startswith(text.lower())]

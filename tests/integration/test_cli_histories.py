@@ -78,6 +78,16 @@ def test_an_exported_history_folds_to_what_the_server_shows_at_every_event(
     assert typed("export", run_id, "-o", "-", "--data", data).out == file.read_text()
 
 
+def test_any_line_end_of_unicode_may_stand_in_a_history(typed: Type, ran: tuple[Path, str], tmp_path: Path) -> None:
+    data, file, text = ran[0], tmp_path / "run.jsonl", "a\u2028b\u2029c\x85d"
+    run_id = typed("run", tmp_path / "flow.yml", "-i", f"q={text}", "--data", data, "--json").lines[0][
+        "workflow_run_id"
+    ]
+    assert typed("history", run_id, "--data", data).code == 0
+    assert typed("export", run_id, "-o", file, "--data", data).code == 0
+    assert text in json.loads(typed("replay", file, "--json").out)["outputs"]["out"]
+
+
 def test_a_run_from_a_trigger_is_replayed_from_there(typed: Type, tmp_path: Path) -> None:
     flow, data, file = tmp_path / "flow.yml", tmp_path / "data", tmp_path / "run.jsonl"
     nodes = [node("order", "trigger-plugin"), node("refund", "trigger-plugin"), end(o="order.who", r="refund.who")]
@@ -119,6 +129,17 @@ def test_a_file_that_is_no_whole_history_is_refused_with_the_line(
     assert (said.code, said.out) == (INVALID, "")
     assert problem in said.err
     assert "run.jsonl" in said.err
+
+
+def test_a_file_that_cannot_be_written_or_read_says_what_to_do(
+    typed: Type, ran: tuple[Path, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "nowhere" / "run.jsonl"
+    said = typed("export", ran[1], "-o", file, "--data", ran[0])
+    assert (said.code, f"{file}: No such file or directory. Make its folder" in said.err) == (USAGE, True)
+    (tmp_path / "run.jsonl").write_bytes(b"\xff\xfe{}")
+    said = typed("replay", tmp_path / "run.jsonl")
+    assert (said.code, "not UTF-8 at byte 0" in said.err) == (INVALID, True)
 
 
 def test_a_sequence_that_is_not_there_is_refused(typed: Type, ran: tuple[Path, str], tmp_path: Path) -> None:

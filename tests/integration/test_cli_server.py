@@ -1,5 +1,7 @@
 """The command line against a small real HTTP server: targets, output, streams, exit codes."""
 
+import asyncio
+import errno
 import json
 import os
 import signal
@@ -16,9 +18,11 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 
 from flowledger.cli import run
+from flowledger.client import AsyncClient, Client, Result
 
 RUN = "0199d0c5-0001-7003-8000-000000000001"
 OTHER = "0199d0c5-0002-7003-8000-000000000002"
+INPUTS = [{"variable": "city", "type": "text-input"}]
 APP = "11111111-1111-4111-8111-111111111111"
 
 
@@ -44,6 +48,8 @@ class StandIn:
         self.story = list(STORY)
         self.cut_after: int | None = None
         """Close the first stream behind this sequence."""
+        self.refusal: str | None = None
+        """Refuse to start a run, with this message."""
         self.hold = threading.Event()
         self.hold.set()
         self.asked: list[tuple[str, str, dict[str, Any], dict[str, str]]] = []
@@ -79,7 +85,7 @@ class StandIn:
         self.asked.append((request.command, parts.path, body | query, dict(request.headers)))
         if request.headers.get("Authorization") != "Bearer secret" and parts.path != "/healthz":
             return self.send(request, 401, {"code": "unauthorized", "message": "no", "status": 401})
-        app = {"app_id": APP, "name": "Flow", "mode": "workflow", "workflow_id": "w", "versions": 1, "inputs": []}
+        app = {"app_id": APP, "name": "Flow", "mode": "workflow", "workflow_id": "w", "versions": 1, "inputs": INPUTS}
         runs = [
             {"id": run_id, "status": status, "created_at": "2026-05-02T09:00:00.000Z", "elapsed_time": 1.0}
             for run_id, status in ((RUN, "succeeded"), (OTHER, "failed"))
@@ -95,6 +101,8 @@ class StandIn:
                 self.send(request, 200, app | {"version": "v1", "api_key": "app-1", "warnings": []})
             case "GET", "/v1/runs":
                 self.send(request, 200, {"data": runs, "next_cursor": None})
+            case "POST", "/v1/runs" if self.refusal:
+                self.send(request, 400, {"code": "invalid_param", "message": self.refusal, "status": 400})
             case "POST", "/v1/runs":
                 self.stream(request, 0, self.cut_after)
             case "GET", path if path == f"/v1/workflow/{RUN}/events":
@@ -130,7 +138,7 @@ class StandIn:
             if sequence == self.story[-1][0]:
                 self.hold.wait(20)
             if sequence > after:
-                request.wfile.write(f"id: {sequence}\ndata: {json.dumps(data)}\n\n".encode())
+                request.wfile.write(f"id: {sequence}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode())
                 request.wfile.flush()
             if sequence == cut_after:
                 return
@@ -209,6 +217,21 @@ def test_detach_prints_the_id_and_leaves_the_run_alone(stand_in: StandIn, capsys
     assert f"flowledger watch {RUN}" in captured.err
 
 
+def test_any_line_end_of_unicode_may_stand_in_a_value(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = {"text": "a\u2028b\u2029c\x85d"}
+    stand_in.story[-1] = frame(5, "workflow_finished", id=RUN, status="succeeded", outputs=outputs)
+    assert run(["run", "Flow", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outputs"] == outputs
+    with Client(stand_in.url, "secret") as client:
+        assert client.run(RUN).result(timeout_s=10).outputs == outputs
+
+    async def awaited() -> Result:
+        async with AsyncClient(stand_in.url, "secret") as client:
+            return await client.run(RUN).result(timeout_s=10)
+
+    assert asyncio.run(awaited()).outputs == outputs
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -218,7 +241,18 @@ def test_detach_prints_the_id_and_leaves_the_run_alone(stand_in: StandIn, capsys
         ["keys", "Flow", "revoke", ""],
         ["versions", ""],
         ["bulk", "stop", "--since", "", "--yes"],
-        ["runs", "--since", "99999999999d"],
+        ["bulk", "stop", "--url", "", "--yes"],
+        ["runs", "--data", ""],
+        ["keys", "Flow", "add", ""],
+        ["run", ""],
+        ["run", "Flow", "--only", ""],
+        ["run", "Flow", "--root", ""],
+        ["run", "Flow", "--conversation", ""],
+        ["run", "Flow", "--only", "a", "--from-run", ""],
+        ["why", RUN, ""],
+        ["resume", RUN, "--action", ""],
+        ["resume", RUN, "--form", ""],
+        ["verify", ""],
     ],
 )
 def test_an_empty_text_is_not_everything(
@@ -226,7 +260,8 @@ def test_an_empty_text_is_not_everything(
 ) -> None:
     (tmp_path / "flow.yml").write_text("kind: app")
     assert run([str(tmp_path / "flow.yml") if word == "FILE" else word for word in words]) == 2
-    assert capsys.readouterr().err
+    assert "it is empty. Give " in capsys.readouterr().err
+    assert stand_in.asked == []
 
 
 @pytest.mark.parametrize("words", [["history", RUN], ["history", RUN, "--json"], ["export", RUN, "-o", "FILE"]])
@@ -250,6 +285,38 @@ def test_waiting_longer_than_asked_is_exit_6_and_says_how_to_return(
     assert run(["run", "Flow", "--timeout", "0.1"]) == 6
     assert time.monotonic() - asked_at < 5, "a ping comes after ten"
     assert f"flowledger watch {RUN}" in capsys.readouterr().err
+    assert run(["watch", RUN, "--timeout", "0.1", "--url", stand_in.url]) == 6
+    assert f"flowledger watch {RUN} --url {stand_in.url}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("refusal", "about_inputs"),
+    [
+        ("city is required in input form", True),
+        ("conversation_id: expected a UUID", False),
+        ("pins: no such node", False),
+    ],
+)
+def test_inputs_are_named_only_where_they_are_what_is_wrong(
+    stand_in: StandIn, capsys: pytest.CaptureFixture[str], refusal: str, about_inputs: bool
+) -> None:
+    stand_in.refusal = refusal
+    assert run(["run", "Flow"]) == 2
+    said = capsys.readouterr().err
+    assert refusal in said
+    assert ("Inputs: city (text-input)" in said) == about_inputs
+
+
+def test_a_document_that_may_not_be_read_is_wrong_usage(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "flow.yml").write_text("kind: app")
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert run(["run", "flow.yml"]) == 2
+    assert capsys.readouterr().err == "flow.yml: Permission denied. Make it readable, or name another document\n"
 
 
 def test_ctrl_c_detaches_with_130_and_says_that_the_run_goes_on(stand_in: StandIn) -> None:
@@ -302,8 +369,8 @@ def test_a_unique_prefix_of_a_run_is_enough_and_an_ambiguous_one_is_not(
     assert lines(capsys.readouterr().out)[0]["id"] == RUN
     assert run(["show", "0199"]) == 2
     assert RUN in capsys.readouterr().err
-    assert run(["show", "0aaa"]) == 3
-    assert "List runs: flowledger runs" in capsys.readouterr().err
+    assert run(["show", "0aaa", "--url", stand_in.url]) == 3
+    assert f"List runs: flowledger runs --url {stand_in.url}" in capsys.readouterr().err
 
 
 def test_a_refused_token_says_where_to_get_one(

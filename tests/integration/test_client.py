@@ -13,7 +13,18 @@ from typing import Any
 import pytest
 
 import flowledger
-from flowledger.client import AsyncClient, AsyncRun, Client, Event, Refused, Run, RunFailed, RunStopped, StillRunning
+from flowledger.client import (
+    AsyncClient,
+    AsyncRun,
+    Client,
+    Event,
+    FlowledgerError,
+    Refused,
+    Run,
+    RunFailed,
+    RunStopped,
+    StillRunning,
+)
 from flowledger.dev import start_embedded
 from libs.events.memory import MemoryLog
 from libs.events.model import (
@@ -166,6 +177,9 @@ def test_an_app_is_named_by_id_name_or_key(connect: Any, server: Server) -> None
     client = connect(server.url)
     for target in (made["app_id"], made["name"], made["app_id"][:8]):
         assert client.start(target, {"q": "x"}).result(timeout_s=10).outputs == {"answer": "x"}
+    for act in (client.start, lambda name: client.import_document(ECHO, app=name)):
+        with pytest.raises(FlowledgerError, match="names no app"):
+            act("")
     with_key = connect(server.url, token=made["api_key"])
     assert with_key.start(inputs={"q": "y"}).result(timeout_s=10).outputs == {"answer": "y"}
 

@@ -12,12 +12,14 @@ import httpx
 import pytest
 
 from flowledger.cli import VERBS, cli, run
-from flowledger.cli.exits import BY_STATUS, EXIT_CODES, NOT_FOUND, UNREACHABLE, USAGE, Problem
-from flowledger.cli.follow import Frame, frames
+from flowledger.cli.exits import BY_STATUS, EXIT_CODES, NOT_FOUND, TIMED_OUT, UNREACHABLE, USAGE, Problem
+from flowledger.cli.follow import Frame, follow, frames, return_to
 from flowledger.cli.output import data, problem_line, seconds, table
 from flowledger.cli.reading import since_instant
 from flowledger.cli.running import declared_types, parse_value, read_inputs
 from flowledger.cli.target import ConnectionLost, Server
+from flowledger.lines import Lines
+from libs.events.log import LogError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 HEAVY = ("fastapi", "uvicorn", "sqlalchemy", "confluent_kafka", "httpx", "pydantic", "yaml", "rich", "jinja2")
@@ -133,6 +135,33 @@ def test_since_that_is_neither_is_wrong_usage() -> None:
         since_instant("yesterday", datetime(2026, 5, 2, tzinfo=UTC))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_lines_end_as_those_of_server_sent_events_wherever_they_are_cut(size: int) -> None:
+    wire = "data: é\u2028\u2029\x85\x0b\n\nid: 1\r\n\r\n: c\rx\r\ry\nrest".encode()
+    lines = Lines()
+    read = [line for at in range(0, len(wire), size) for line in lines.feed(wire[at : at + size])]
+    assert read == ["data: é\u2028\u2029\x85\x0b", "", "id: 1", "", ": c", "x", "", "y"]
+
+
+@pytest.mark.parametrize("since", ["99999999999d", "0001-01-01T00:00:00+14:00"])
+def test_since_beyond_the_calendar_is_wrong_usage(since: str) -> None:
+    with pytest.raises(Problem, match="expected 10m") as raised:
+        since_instant(since, datetime(2026, 5, 2, tzinfo=UTC))
+    assert raised.value.exit_code == USAGE
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "soon"])
+@pytest.mark.parametrize("verb", ["run", "watch", "resume"])
+def test_a_timeout_is_a_positive_number_of_seconds(verb: str, timeout: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "0193", "--timeout", timeout]) == USAGE
+    assert "--timeout" in capsys.readouterr().err
+
+
+def test_a_history_from_behind_its_end_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["history", "0193", "--from", "9", "--to", "3"]) == USAGE
+    assert "--from 9 --to 3" in capsys.readouterr().err
+
+
 def test_durations_are_short() -> None:
     assert [seconds(value) for value in (None, 0.123, 75.0, 7322.0)] == ["", "0.12 s", "1 min 15 s", "2 h 2 min"]
 
@@ -234,9 +263,64 @@ def test_a_server_at_a_fixed_address_is_asked_once() -> None:
         there.reached(_answers(httpx.ReadError("reset"), httpx.Response(200)), repeatable=True)
 
 
-@pytest.mark.parametrize("value", ["é 🎉", "half \ud800 a pair", {"k\udfff": ["x"]}])
+@pytest.mark.parametrize("error", [httpx.ConnectTimeout("slow"), httpx.PoolTimeout("busy")])
+def test_a_request_that_never_left_is_asked_again_whatever_it_does(error: httpx.TransportError) -> None:
+    found: list[Server] = []
+    there = Server("http://127.0.0.1:9", "t", again=found.append)
+    assert there.reached(_answers(error, httpx.Response(200)), repeatable=False).is_success
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "nonsense", "ftp://example.org", "http://", "127.0.0.1:5001"])
+def test_an_address_that_is_none_is_wrong_usage(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["apps", "--url", url]) == USAGE
+    assert capsys.readouterr().err.startswith(f"{url}: no address of a server. Give one as http://")
+
+
+def test_a_server_that_ends_again_and_again_is_waited_for_between_two_tries() -> None:
+    found: list[Server] = []
+
+    def again(server: Server) -> None:
+        found.append(server)
+        server.point_at(server.url, "t", embedded=False)
+
+    there = Server("http://127.0.0.1:9", "t", again=again)
+    with pytest.raises(Problem, match="flowledger watch") as raised:
+        list(follow(there, "r", timeout_s=0.7))
+    assert raised.value.exit_code == TIMED_OUT
+    assert 1 <= len(found) <= 3
+
+
+@pytest.mark.parametrize(("embedded", "said"), [(False, "goes on"), (True, "rests until its folder is opened again")])
+def test_the_way_back_to_a_run_names_where_it_is(embedded: bool, said: str) -> None:
+    there = Server("http://127.0.0.1:9", "t", embedded=embedded, options=" --data other")
+    assert said in return_to(there, "r")
+    assert return_to(there, "r").endswith("flowledger watch r --data other")
+
+
+@pytest.mark.parametrize("words", [["rebuild", "--yes"], ["verify"]])
+def test_the_log_is_closed_when_the_tables_fail(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    closed: list[bool] = []
+
+    class Log:
+        def close(self) -> None:
+            closed.append(True)
+
+    def fail(*_: object) -> None:
+        raise LogError("the disk is gone")
+
+    monkeypatch.setattr("flowledger.cli.upkeep.open_log", lambda _: Log())
+    monkeypatch.setattr(f"services.projector.{words[0]}.{words[0]}", fail)
+    assert run([*words, "--data", str(tmp_path)]) == UNREACHABLE
+    assert closed == [True]
+
+
+@pytest.mark.parametrize("value", ["é 🎉", "a\u2028b\u2029c\x85d", "half \ud800 a pair", {"k\udfff": ["x"]}])
 def test_json_on_stdout_is_what_was_meant_whatever_is_in_it(
     value: object, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     data(value)
-    assert json.loads(capsysbinary.readouterr().out.decode("utf-8")) == value
+    (line,) = capsysbinary.readouterr().out.decode("utf-8").splitlines()
+    assert json.loads(line) == value
