@@ -15,17 +15,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 
 from tests import servers
 
 READY = re.compile(r"^flowledger (\w+) ready(?: on (\S+))?$")
+PROGRAM = "import sys; from flowledger.cli import main; sys.exit(main())"
 ADMIN_TOKEN = "test-admin-token"
 
 
 class Service:
-    """One process; its ready line has been seen when the constructor returns."""
+    """One process; its ready line has been seen when the constructor returns. It dies with the starting thread."""
 
     def __init__(self, verb: str, settings: dict[str, str], *options: str, timeout_s: float = 30.0) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FLOWLEDGER_")}
@@ -34,7 +36,7 @@ class Service:
         self.log: list[str] = []
         self._ready = threading.Event()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "import sys; from flowledger.cli import main; sys.exit(main())", verb, *options],
+            servers.tied([sys.executable, "-c", PROGRAM, verb, *options]),
             env=clean | settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -79,11 +81,12 @@ class Service:
         self.process.send_signal(signal.SIGCONT)
 
     def terminate(self, timeout_s: float = 20.0) -> int:
-        """SIGTERM, and the exit code."""
+        """SIGTERM, and the exit code. A process that does not end in time is killed."""
         self.process.terminate()
-        code = self.process.wait(timeout_s)
-        self._end()
-        return code
+        try:
+            return self.process.wait(timeout_s)
+        finally:
+            self.kill()
 
 
 class Deployment:
@@ -100,6 +103,7 @@ class Deployment:
             "FLOWLEDGER_DATA": str(folder),
             "FLOWLEDGER_HTTP_ALLOW": "127.0.0.1",
         }
+        self.partitions = partitions
         self.services: list[Service] = []
         self._clients: list[Api] = []
 
@@ -152,11 +156,14 @@ class Api:
 
     @contextmanager
     def run(self, key: str, inputs: dict[str, Any], **headers: str) -> Iterator[httpx.Response]:
-        """A streaming run; read its frames with `frames`."""
+        """A streaming run; read its frames with `frames`.
+
+        With an idempotency key, so that its start is decided when the answer begins; without one half a second is
+        all that an answer waits for that.
+        """
         body = {"inputs": inputs, "response_mode": "streaming", "user": "tester"}
-        with self.http.stream(
-            "POST", "/v1/workflows/run", json=body, headers={"Authorization": f"Bearer {key}", **headers}
-        ) as answer:
+        given = {"Authorization": f"Bearer {key}", "Idempotency-Key": str(uuid4()), **headers}
+        with self.http.stream("POST", "/v1/workflows/run", json=body, headers=given) as answer:
             assert answer.status_code == 200, answer.read()
             yield answer
 

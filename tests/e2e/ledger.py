@@ -9,7 +9,7 @@ from libs.events.kafka import KafkaLog
 from libs.events.log import Record, Topic
 from libs.events.model import RUN_END_TYPES, PartitionClaimed
 from libs.events.validity import Validity
-from tests.e2e.deployment import Deployment
+from tests.e2e.deployment import Deployment, Service, wait_until
 
 
 class Ledger:
@@ -71,6 +71,20 @@ def owners(deployed: Deployment) -> dict[int, int]:
     """Partition -> process id of its owner, by the claims in the log."""
     claims = [recorded for recorded in Ledger(deployed).valid if isinstance(recorded.event, PartitionClaimed)]
     return {claim.partition: int(claim.event.owner.split("-")[-2]) for claim in claims}  # type: ignore[union-attr]
+
+
+def settled(deployed: Deployment, executors: list[Service]) -> bool:
+    """Whether every executor owns its share."""
+    found = owners(deployed)
+    alive = {executor.process.pid for executor in executors if executor.alive}
+    return len(found) == deployed.partitions and set(found.values()) == alive
+
+
+def shared_out(deployed: Deployment, executors: list[Service]) -> dict[int, Service]:
+    """Partition -> its owner, when every executor owns its share."""
+    wait_until(lambda: settled(deployed, executors), "the partitions are shared out", every_s=0.2)
+    by_pid = {executor.process.pid: executor for executor in executors}
+    return {partition: by_pid[pid] for partition, pid in owners(deployed).items()}
 
 
 def _outcome(recorded: Recorded) -> tuple[str, str, int] | None:

@@ -11,9 +11,9 @@ import pytest
 
 from tests import servers
 from tests.e2e.calling import chain
-from tests.e2e.deployment import Deployment, Service, deployment, wait_until
+from tests.e2e.deployment import Deployment, deployment, wait_until
 from tests.e2e.following import Follower
-from tests.e2e.ledger import Ledger, owners
+from tests.e2e.ledger import Ledger, owners, settled
 from tests.e2e.witness import Witness
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(300)]
@@ -36,13 +36,6 @@ def deployed(kafka_server: servers.Kafka, kafka_prefix: str, postgres_url: str, 
 def witness() -> Iterator[Witness]:
     with Witness() as it:
         yield it
-
-
-def settled(deployed: Deployment, executors: list[Service]) -> bool:
-    """Whether every executor owns its share."""
-    found = owners(deployed)
-    alive = {executor.process.pid for executor in executors if executor.alive}
-    return len(found) == 4 and set(found.values()) == alive
 
 
 def test_a_killed_executors_runs_make_progress_elsewhere_within_a_second_and_a_half(

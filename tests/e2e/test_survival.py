@@ -17,8 +17,8 @@ import pytest
 from libs.events.ids import partition_of
 from tests import servers
 from tests.documents import document, edges, end, node, start
-from tests.e2e.deployment import Api, Deployment, Frame, Service, deployment, frames, wait_until
-from tests.e2e.ledger import owners
+from tests.e2e.deployment import Api, Deployment, Frame, deployment, frames, wait_until
+from tests.e2e.ledger import shared_out
 from tests.e2e.witness import Witness
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -106,11 +106,6 @@ def check_stream(got: list[Frame], nodes: int) -> None:
     assert got[-1]["data"]["status"] == "succeeded"
 
 
-def owner_of(deployed: Deployment, run_id: str, executors: list[Service]) -> Service:
-    pid = owners(deployed)[partition_of(run_id)]
-    return next(executor for executor in executors if executor.process.pid == pid)
-
-
 def epochs(history: list[dict[str, Any]]) -> int:
     """How many owners the run had."""
     return len({line["epoch"] for line in history})
@@ -125,11 +120,12 @@ def test_an_executor_killed_in_mid_run_is_replaced_and_the_stream_goes_on(
     deployed.start("projector")
     executors = [deployed.start("executor"), deployed.start("executor")]
     app = api.import_document(calls(witness, 4, 0.5))
+    owners = shared_out(deployed, executors)  # asked before: the run is not long, and to read the log takes time
     got: list[Frame] = []
     with api.run(app["api_key"], {"q": "x"}) as answer:
         run_id = answer.headers["X-Workflow-Run-Id"]
         reader = collect(answer, got)
-        owner = owner_of(deployed, run_id, executors)
+        owner = owners[partition_of(run_id)]
         wait_until(lambda: len(witness.calls) >= begun, "the call", every_s=0.005)
         owner.kill()
         reader.join(60)
@@ -168,11 +164,12 @@ def test_sigterm_hands_over_without_failing_a_run(deployed: Deployment, witness:
     deployed.start("projector")
     executors = [deployed.start("executor"), deployed.start("executor")]
     app = api.import_document(calls(witness, 6, 0.3))
+    owners = shared_out(deployed, executors)
     got: list[Frame] = []
     with api.run(app["api_key"], {"q": "x"}) as answer:
         run_id = answer.headers["X-Workflow-Run-Id"]
         reader = collect(answer, got)
-        first = owner_of(deployed, run_id, executors)
+        first = owners[partition_of(run_id)]
         wait_until(lambda: len(witness.calls) >= 2, "the second call", every_s=0.005)
         assert first.terminate() == 0
         reader.join(60)
