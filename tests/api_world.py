@@ -126,7 +126,7 @@ class ScriptedExecutor:
         owned = self._owned[partition_of(run_id)]
         chunk = Chunk(
             run_id=run_id, epoch=owned.epoch, node_id=node_id, field="text", position=position, text=text,
-            after=owned.seqs[run_id] if after is None else after,
+            after=self.seq(run_id) if after is None else after,
         )  # fmt: skip
         self._log.publish(Topic.CHUNKS, partition_of(run_id), [encode_chunk(chunk)])
 
@@ -135,7 +135,13 @@ class ScriptedExecutor:
         return str(until(lambda: list(self.accepted)[index:] and list(self.accepted)[index]))
 
     def seq(self, run_id: str) -> int:
-        return self._owned[partition_of(run_id)].seqs[run_id]
+        """Of the run's last event; 0 before it is accepted."""
+        with self._lock:
+            return self._owned[partition_of(run_id)].seqs.get(run_id, 0)
+
+    def commands(self) -> int:
+        """How many commands the log has, decided or not."""
+        return sum(self._log.bounds(Topic.COMMANDS, partition)[1] for partition in self._owned)
 
     def forget_conversations(self) -> None:
         """As an owner does with conversations in which nothing has happened for a day."""
@@ -157,11 +163,12 @@ class ScriptedExecutor:
             with self._lock:
                 owned = self._owned[record.partition]
                 run_id, event = owned.fold.decide(command, record.offset, time.time_ns() // 1000)
-                self._append(owned, run_id, event, f"command:{record.offset}")
+                # Noted first: whoever has seen the event in the log may ask for it here.
                 if isinstance(event, RunAccepted):
                     self.accepted[run_id] = event
                 elif run_id:
                     self.stops.append(run_id)
+                self._append(owned, run_id, event, f"command:{record.offset}")
             if isinstance(event, RunAccepted):
                 self.script(self, run_id, event)
 

@@ -120,6 +120,13 @@ os.execv(sys.argv[5], sys.argv[5:])
 """
 
 
+def tied(command: Sequence[str], *, user: pwd.struct_passwd | None = None, death: int = signal.SIGKILL) -> list[str]:
+    """The words that start `command` so that it gets signal `death` when the thread that starts it ends."""
+    uid, gid = (user.pw_uid, user.pw_gid) if user else (0, 0)
+    words = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), str(int(death)), str(uid), str(gid)]
+    return [*words, *command]
+
+
 def launch(
     command: Sequence[str], log: Path, *, user: pwd.struct_passwd | None = None, death: int = signal.SIGKILL
 ) -> subprocess.Popen[bytes]:
@@ -127,11 +134,9 @@ def launch(
 
     To be called from the main thread: the kernel counts the death of the starting *thread*.
     """
-    uid, gid = (user.pw_uid, user.pw_gid) if user else (0, 0)
-    words = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), str(int(death)), str(uid), str(gid)]
     with log.open("ab") as output:
         return subprocess.Popen(
-            [*words, *command],
+            tied(command, user=user, death=death),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -272,6 +277,11 @@ class LocalKafka:
         if self._process is None or self._process.poll() is None:
             return None
         return f"exit status {self._process.returncode}: {_last_lines(self._folder / 'log')}"
+
+    @property
+    def met_a_taken_port(self) -> bool:
+        """Whether somebody took one of its ports between the choice and the start."""
+        return "Address already in use" in (self._folder / "log").read_text("utf-8", "replace")
 
     def stop(self) -> None:
         if self._process is not None:
@@ -571,17 +581,17 @@ def _reachable(binaries: Path, folder: Path) -> Path:
     return copy / "bin"
 
 
-def _connect(url: str) -> Any:
+def _connect(url: str, timeout_s: int) -> Any:
     import psycopg2  # type: ignore[import-untyped]
 
-    return psycopg2.connect(re.sub(r"^postgresql\+\w+", "postgresql", url), connect_timeout=2)
+    return psycopg2.connect(re.sub(r"^postgresql\+\w+", "postgresql", url), connect_timeout=timeout_s)
 
 
 def _accepts(url: str) -> bool:
     import psycopg2
 
     try:
-        _connect(url).close()
+        _connect(url, 2).close()
     except psycopg2.OperationalError:
         return False
     return True
@@ -601,7 +611,7 @@ def fresh_database(url: str) -> Iterator[str]:
 
 
 def _execute(url: str, statement: str) -> None:
-    connection = _connect(url)
+    connection = _connect(url, 30)
     try:
         connection.autocommit = True
         connection.cursor().execute(statement)
@@ -755,9 +765,20 @@ class DockerPostgres:
 
 def own_kafka(*, brief: bool = False) -> Kafka:
     """A started broker that the caller may stop, kill and freeze. Raises Unavailable."""
-    server: Kafka = DockerKafka() if _has_image(KAFKA_IMAGE) else LocalKafka(brief=brief)
-    server.start()
-    return server
+    if _has_image(KAFKA_IMAGE):
+        server: Kafka = DockerKafka()
+        server.start()
+        return server
+    local = LocalKafka(brief=brief)
+    try:
+        local.start()
+    except Unavailable:
+        if not local.met_a_taken_port:
+            raise
+        local.close()
+        local = LocalKafka(brief=brief)
+        local.start()
+    return local
 
 
 def open_kafka(*, brief: bool = False) -> Kafka:

@@ -22,11 +22,12 @@ import httpx
 from tests import servers
 
 READY = re.compile(r"^flowledger (\w+) ready(?: on (\S+))?$")
+PROGRAM = "import sys; from flowledger.cli import main; sys.exit(main())"
 ADMIN_TOKEN = "test-admin-token"
 
 
 class Service:
-    """One process; its ready line has been seen when the constructor returns."""
+    """One process; its ready line has been seen when the constructor returns. It dies with the starting thread."""
 
     def __init__(self, verb: str, settings: dict[str, str], *options: str, timeout_s: float = 30.0) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FLOWLEDGER_")}
@@ -35,7 +36,7 @@ class Service:
         self.log: list[str] = []
         self._ready = threading.Event()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "import sys; from flowledger.cli import main; sys.exit(main())", verb, *options],
+            servers.tied([sys.executable, "-c", PROGRAM, verb, *options]),
             env=clean | settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -80,11 +81,12 @@ class Service:
         self.process.send_signal(signal.SIGCONT)
 
     def terminate(self, timeout_s: float = 20.0) -> int:
-        """SIGTERM, and the exit code."""
+        """SIGTERM, and the exit code. A process that does not end in time is killed."""
         self.process.terminate()
-        code = self.process.wait(timeout_s)
-        self._end()
-        return code
+        try:
+            return self.process.wait(timeout_s)
+        finally:
+            self.kill()
 
 
 class Deployment:

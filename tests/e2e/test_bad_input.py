@@ -68,10 +68,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     service = Service(
         "dev", {"FLOWLEDGER_DATA": str(data), "FLOWLEDGER_ADMIN_TOKEN": ADMIN_TOKEN}, "--port", "0", "--offline"
     )
-    found = Site(service, data)
-    yield found
-    found.http.close()
-    assert service.terminate() == 0
+    try:
+        found = Site(service, data)
+        yield found
+        found.http.close()
+        assert service.terminate() == 0
+    finally:
+        service.kill()
     said = "\n".join(service.log)
     assert "Traceback" not in said
     assert ADMIN_TOKEN not in said

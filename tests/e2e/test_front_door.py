@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,14 @@ def hello(cli: CommandLine) -> dict[str, Any]:
     return dict(cli("run", HELLO, "-i", "name=Ada", "--json").json)
 
 
+@pytest.fixture
+def hello_again(tmp_path: Path) -> Path:
+    """The first example under another name: other tests go by the name `Hello`."""
+    path = tmp_path / "again.yml"
+    path.write_text(HELLO.read_text("utf-8").replace("name: Hello\n", "name: Again\n"), "utf-8")
+    return path
+
+
 def slow_pins(tmp_path: Path, seconds: float) -> Path:
     pins = tmp_path / "slow.yml"
     pins.write_text(json.dumps({"nodes": {"nap": {"outputs": {"result": "slept"}, "delay_s": seconds}}}))
@@ -164,8 +173,10 @@ def test_run_without_json_prints_outputs_on_stdout_and_nothing_else(cli: Command
 
 
 def test_the_same_document_is_one_app_however_often_it_runs(cli: CommandLine, hello: dict[str, Any]) -> None:
+    before = cli("apps", "--json").json
+    assert "Hello" in [app["name"] for app in before]
     cli("run", HELLO)
-    assert [app["name"] for app in cli("apps", "--json").json].count("Hello") == 1
+    assert cli("apps", "--json").json == before
 
 
 def test_run_with_watch_prints_every_frame_and_then_the_result(cli: CommandLine) -> None:
@@ -175,13 +186,20 @@ def test_run_with_watch_prints_every_frame_and_then_the_result(cli: CommandLine)
     assert lines[-1].keys() >= RUN_KEYS
 
 
+def listed_ids(cli: CommandLine) -> list[str]:
+    return [run["id"] for run in cli("runs", "--json", "--limit", "100").json]
+
+
 def test_runs_lists_newest_first_without_payloads(cli: CommandLine, hello: dict[str, Any]) -> None:
-    wait_until(lambda: hello["workflow_run_id"] in cli("runs", "--json", "--limit", "100").out, "the run is listed")
+    run_id = hello["workflow_run_id"]
+    wait_until(lambda: run_id in listed_ids(cli), "the run is listed")
     listed = cli("runs", "--json", "--limit", "100").json
     assert all(item.keys() >= LIST_KEYS and not item.keys() & {"inputs", "outputs"} for item in listed)
     assert [item["created_at"] for item in listed] == sorted((item["created_at"] for item in listed), reverse=True)
     assert cli("runs", "--status", "paused", "--json").json == []
-    assert cli("runs", "--app", "Hello", "--since", "1h", "--limit", "1", "--json").json[0]["status"] == "succeeded"
+    app_id = next(item["app_id"] for item in listed if item["id"] == run_id)
+    (newest,) = cli("runs", "--app", "Hello", "--status", "succeeded", "--since", "1h", "--limit", "1", "--json").json
+    assert (newest["app_id"], newest["status"]) == (app_id, "succeeded")
 
 
 def test_show_has_list_keys_nodes_and_values(cli: CommandLine, hello: dict[str, Any]) -> None:
@@ -215,7 +233,7 @@ def test_history_is_one_object_a_line_gapless_with_public_types(cli: CommandLine
 
 def test_any_unique_prefix_of_a_run_id_works(cli: CommandLine, hello: dict[str, Any]) -> None:
     run_id = hello["workflow_run_id"]
-    wait_until(lambda: cli("runs", "--json", "--limit", "100").out.count(run_id) == 1, "the run is listed")
+    wait_until(lambda: listed_ids(cli).count(run_id) == 1, "the run is listed")
     assert cli("show", run_id[:32], "--json").json["id"] == run_id
     some = cli("show", run_id[:2], code=2)  # every id begins like this
     assert "match" in some.err
@@ -399,18 +417,30 @@ def test_detach_prints_only_the_id_on_stdout(cli: CommandLine, slow: Path, tmp_p
     assert cli("watch", answer.out.strip(), "--json").lines[-1]["outputs"] == {"out": "slept"}
 
 
+@contextmanager
+def ended(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
+    """The process, which does not outlive the block."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_ctrl_c_detaches_and_the_run_goes_on(cli: CommandLine, slow: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*PROGRAM, "run", str(slow), "--pin", str(slow_pins(tmp_path, 2)), "--watch", "--json"],
-        env=cli.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    run_id = json.loads(process.stdout.readline())["workflow_run_id"]
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    with ended(
+        subprocess.Popen(
+            [*PROGRAM, "run", str(slow), "--pin", str(slow_pins(tmp_path, 2)), "--watch", "--json"],
+            env=cli.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    ) as process:
+        assert process.stdout is not None
+        run_id = json.loads(process.stdout.readline())["workflow_run_id"]
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert f"watch {run_id}" in err
     assert cli("watch", run_id, "--json").lines[-1]["status"] == "succeeded"
@@ -448,37 +478,41 @@ def test_a_url_wins_over_the_data_folder(cli: CommandLine, tmp_path: Path) -> No
 
 
 def test_commands_at_once_on_one_folder_all_finish(tmp_path: Path) -> None:
-    started = [
-        subprocess.Popen(
-            [*PROGRAM, "run", str(HELLO), "--offline", "-i", f"name=N{i}", "--json"],
-            cwd=tmp_path,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(3)
-    ]
-    for i, process in enumerate(started):
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, err
-        assert f"N{i}" in json.loads(out)["outputs"]["greeting"]
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                ended(
+                    subprocess.Popen(
+                        [*PROGRAM, "run", str(HELLO), "--offline", "-i", f"name=N{i}", "--json"],
+                        cwd=tmp_path,
+                        env=environment(),
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                    )
+                )
+            )
+            for i in range(3)
+        ]
+        for i, process in enumerate(started):
+            out, err = process.communicate(timeout=60)
+            assert process.returncode == 0, err
+            assert f"N{i}" in json.loads(out)["outputs"]["greeting"]
 
 
 def test_a_run_whose_process_was_killed_goes_on_when_its_folder_is_opened_again(slow: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*PROGRAM, "run", str(slow), "--pin", str(slow_pins(tmp_path, 3)), "--watch", "--json"],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    lines = [json.loads(process.stdout.readline()) for _ in range(4)]  # the nap has begun
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    with ended(
+        subprocess.Popen(
+            [*PROGRAM, "run", str(slow), "--pin", str(slow_pins(tmp_path, 3)), "--watch", "--json"],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+    ) as process:
+        assert process.stdout is not None
+        lines = [json.loads(process.stdout.readline()) for _ in range(4)]  # the nap has begun
     run_id = lines[0]["workflow_run_id"]
     cli = CommandLine(tmp_path)
     assert cli("watch", run_id, "--json").lines[-1]["status"] == "succeeded"
@@ -500,8 +534,8 @@ def test_operation_paths_answer(api: Api) -> None:
     }  # fmt: skip
 
 
-def test_a_stream_names_its_run_at_once_and_its_ids_rise(api: Api, cli: CommandLine) -> None:
-    key = cli("import", HELLO, "--json").json["api_key"]
+def test_a_stream_names_its_run_at_once_and_its_ids_rise(api: Api, cli: CommandLine, hello_again: Path) -> None:
+    key = cli("import", hello_again, "--json").json["api_key"]
     with api.run(key, {"name": "Ada"}) as answer:
         run_id, task_id = answer.headers["X-Workflow-Run-Id"], answer.headers["X-Task-Id"]
         seen = list(frames(answer))
@@ -524,8 +558,10 @@ def _place(identity: str | None) -> tuple[int, int]:
     return int(sequence), int(position or -1)
 
 
-def test_a_repeat_with_the_same_key_attaches_and_another_body_is_refused(api: Api, cli: CommandLine) -> None:
-    key = cli("import", HELLO, "--json").json["api_key"]
+def test_a_repeat_with_the_same_key_attaches_and_another_body_is_refused(
+    api: Api, cli: CommandLine, hello_again: Path
+) -> None:
+    key = cli("import", hello_again, "--json").json["api_key"]
     headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "signup-42"}
     body = {"inputs": {"name": "Ada"}, "response_mode": "blocking", "user": "u"}
     first = api.http.post("/v1/workflows/run", json=body, headers=headers)

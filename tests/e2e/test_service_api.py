@@ -135,19 +135,24 @@ def test_large_values_and_files_may_lie_in_a_bucket(tmp_path: Path) -> None:
             },
             *("--port", "0", "--offline"),
         )
-        api = Api(service.url)
-        app = api.import_document(EXTRACT)
-        text = "a long text, " * 5000
-        form = {"file": ("note.txt", text.encode(), "text/plain")}
-        file_id = api.http.post("/v1/files/upload", headers=bearer(app), files=form, data={"user": "u"}).json()["id"]
-        report = {"type": "document", "transfer_method": "local_file", "upload_file_id": file_id}
-        answer = run(api, app, {"report": report}).json()
-        assert answer["data"]["outputs"]["text"] == text
-        assert text.encode() in server.objects.values()
-        assert len(server.objects) >= 2  # the file, and the text in outputs
-        assert not (tmp_path / "blobs").exists()
-        api.http.close()
-        assert service.terminate() == 0
+        try:
+            api = Api(service.url)
+            app = api.import_document(EXTRACT)
+            text = "a long text, " * 5000
+            form = {"file": ("note.txt", text.encode(), "text/plain")}
+            file_id = api.http.post("/v1/files/upload", headers=bearer(app), files=form, data={"user": "u"}).json()[
+                "id"
+            ]
+            report = {"type": "document", "transfer_method": "local_file", "upload_file_id": file_id}
+            answer = run(api, app, {"report": report}).json()
+            assert answer["data"]["outputs"]["text"] == text
+            assert text.encode() in server.objects.values()
+            assert len(server.objects) >= 2  # the file, and the text in outputs
+            assert not (tmp_path / "blobs").exists()
+            api.http.close()
+            assert service.terminate() == 0
+        finally:
+            service.kill()
 
 
 def test_the_command_line_gives_a_file_to_a_run(url: str, tmp_path: Path) -> None:

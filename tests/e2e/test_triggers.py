@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from libs.events.kafka import KafkaLog
+from libs.events.log import Topic
 from tests import servers
 from tests.documents import document, edges, end, node
 from tests.e2e.deployment import Api, Deployment, Service, deployment, wait_until
@@ -71,6 +73,15 @@ class Site:
         answer = api.http.get("/v1/runs", params={"app": app_id, "limit": 100}, headers=api.admin)
         assert answer.status_code == 200, answer.text
         return list(answer.json()["data"])
+
+    def commands(self) -> int:
+        """How many the log has."""
+        settings = self.deployed.settings
+        log = KafkaLog(settings["FLOWLEDGER_KAFKA"], {}, settings["FLOWLEDGER_TOPIC_PREFIX"], self.deployed.partitions)
+        try:
+            return sum(log.bounds(Topic.COMMANDS, partition)[1] for partition in range(self.deployed.partitions))
+        finally:
+            log.close()
 
     def wait_for_runs(self, app_id: str, count: int) -> None:
         api = self.client()
@@ -146,8 +157,10 @@ def test_a_delivery_that_comes_twice_is_one_run_at_any_replica_and_when_one_dies
 
     for executor in site.executors:
         executor.freeze()
+    before = site.commands()
     with ThreadPoolExecutor(1) as pool:
         lost = pool.submit(hook.call, 0, "d2")
+        wait_until(lambda: site.commands() > before, "the start is in the log, and nobody decides it")
         assert not lost.done()
         site.apis[0].kill()
         with pytest.raises(httpx.TransportError):

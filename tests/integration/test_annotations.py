@@ -269,7 +269,7 @@ def test_a_job_whose_process_has_died_counts_as_failed_when_its_time_is_over(
         job_id="lost", app_id=made["app_id"], action="enable", score_threshold=0.9, embedding_provider_name="p",
         embedding_model_name="m", begun_at_us=1, ends_by_us=time.time_ns() // 1000 + late_us,
     )  # fmt: skip
-    log.send(Topic.DEFINITIONS, 0, encode_fact(job)).result(5)
+    log.send(Topic.DEFINITIONS, 0, encode_fact(job)).result(30)
     headers = {"Authorization": f"Bearer {made['api_key']}"}
     found = server.http.get("/v1/apps/annotation-reply/enable/status/lost", headers=headers).json()
     assert (found["job_status"], words in found["error_msg"]) == (status, True)

@@ -88,7 +88,7 @@ def test_an_app_without_a_version_is_unavailable(server: Server, log: MemoryLog)
         AppCreated(app_id="a1", name="Empty", created_at_us=1),
         KeyCreated(key_id="k1", app_id="a1", hash=hash_key(key), prefix="app-with", created_at_us=1),
     ):
-        log.send(Topic.DEFINITIONS, 0, encode_fact(fact)).result(5)
+        log.send(Topic.DEFINITIONS, 0, encode_fact(fact)).result(30)
     answer = ask(server, "parameters", key)
     assert (answer.status_code, answer.json()["code"]) == (400, "app_unavailable")
     assert ask(server, "site", key).json()["title"] == "Empty"

@@ -88,7 +88,7 @@ def test_an_apps_own_limit_counts_when_it_is_lower(apps: tuple[Server, ScriptedE
     server, _ = apps
     app = server.import_app()
     change = AppChanged(change_id="c1", app_id=app["app_id"], max_active_requests=1, updated_at_us=1)
-    server.parts.log.send(Topic.DEFINITIONS, 0, encode_fact(change)).result(5)
+    server.parts.log.send(Topic.DEFINITIONS, 0, encode_fact(change)).result(30)
     until(lambda: server.registry.app(app["app_id"]).max_active_requests == 1)  # type: ignore[union-attr]  # it is there
     begin(server, app["api_key"])
     assert "at most 1" in refused(server, app["api_key"])["message"]

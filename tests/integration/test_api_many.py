@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -49,10 +50,11 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
 
 
 def started(server: Server, key: str, count: int = 1, **inputs: str) -> list[str]:
+    """Runs that are accepted: with an idempotency key a stream is answered then and not sooner."""
     found = []
     for number in range(count):
         body = {"inputs": {"q": f"q{number}"} | inputs, "user": "u1", "response_mode": "streaming"}
-        with server.stream("POST", "/v1/workflows/run", key, body) as stream:
+        with server.stream("POST", "/v1/workflows/run", key, body, Idempotency_Key=str(uuid4())) as stream:
             found.append(stream.run_id)
     return found
 
@@ -180,15 +182,18 @@ def test_a_bulk_is_counted_first_and_done_when_the_count_still_holds(
     others = started(server, server.import_app()["api_key"], 2)
     listed(server, 5, "pending")
     body = {"action": "stop", "filter": {"app": app["app_id"]}}
+    before = executor.commands()
     counted = bulk(server, body).json()
     assert (counted["count"], counted["done"], counted["changed"]) == (3, False, [])
-    assert executor.stops == []
     wrong = bulk(server, body | {"expect": 2})
     assert (wrong.status_code, wrong.json()["code"]) == (409, "count_changed")
+    assert executor.commands() == before
     done = bulk(server, body | {"expect": 3}).json()
     assert (done["done"], sorted(each["id"] for each in done["changed"]), done["failed"]) == (True, sorted(runs), [])
-    until(lambda: sorted(executor.stops) == sorted(runs))
+    until(lambda: len(executor.stops) >= 3)
     assert bulk(server, {"action": "stop"}, app["api_key"]).json()["count"] == 3
+    assert executor.commands() == before + 3
+    assert sorted(executor.stops) == sorted(runs)
     assert not set(executor.stops) & set(others)
 
 

@@ -412,15 +412,24 @@ def test_stopping_an_unknown_task_succeeds(server: Server, key: str, task_id: st
 
 
 def test_a_finished_or_foreign_task_is_left_alone(server: Server, key: str, executor: ScriptedExecutor) -> None:
-    task_id = server.start(key).json()["task_id"]
-    assert server.http.post(f"/v1/workflows/tasks/{task_id}/stop", json={"user": "x"}, headers=bearer(key)).is_success
+    def stop(task_id: str, key: str) -> None:
+        assert server.http.post(
+            f"/v1/workflows/tasks/{task_id}/stop", json={"user": "x"}, headers=bearer(key)
+        ).is_success
+
+    finished = server.start(key).json()["task_id"]
     executor.script = nothing
     with server.running(key) as stream:
         other = server.import_app()["api_key"]
-        foreign = stream.headers["x-task-id"]
+        task_id = stream.headers["x-task-id"]
         executor.run(1)
-        server.http.post(f"/v1/workflows/tasks/{foreign}/stop", json={"user": "x"}, headers=bearer(other))
-        assert executor.stops == []
+        before = executor.commands()
+        stop(finished, key)
+        stop(task_id, other)
+        assert executor.commands() == before
+        stop(task_id, key)
+        until(lambda: executor.stops)
+        assert (executor.stops, executor.commands()) == ([stream.run_id], before + 1)
 
 
 def test_our_own_stop_answers_what_became_of_it(server: Server, executor: ScriptedExecutor) -> None:

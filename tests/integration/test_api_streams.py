@@ -268,7 +268,7 @@ def test_garbage_in_the_events_topic_stops_nothing(
             PartitionClaimed(owner="x", commands_topic_id="t"),
             partition=partition, run_id="", seq=0, epoch=7, n=0, at_us=0, cause="\xff", body=b"\x00\xff not json",
         )  # fmt: skip
-        log.send(Topic.EVENTS, partition, garbage).result(5)
+        log.send(Topic.EVENTS, partition, garbage).result(30)
     assert server.start(key).status_code == 200
 
 

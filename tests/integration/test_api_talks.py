@@ -138,12 +138,13 @@ def test_an_answer_is_stopped_by_its_user_and_nobody_else(server: Server, key: s
         first = stream.next()
         assert first is not None
         path = f"/v1/chat-messages/{first.data['task_id']}/stop"
-        for user, stopped in (("bob", []), ("ann", [stream.run_id])):
+        before = executor.commands()
+        for user, sent in (("bob", 0), ("ann", 1)):
             answer = server.http.post(path, json={"user": user}, headers=headers)
             assert (answer.status_code, answer.json()) == (200, {"result": "success"})
-            if stopped:
-                until(lambda: executor.stops)
-            assert executor.stops == stopped
+            assert executor.commands() == before + sent
+        until(lambda: executor.stops)
+        assert executor.stops == [stream.run_id]
         executor.emit(stream.run_id, RunStopped(error="User requested stop", conversation_id="x"))
         assert names(stream.rest())[-2:] == ["message_end", "workflow_finished"]
     for body_ in ({}, {"user": ""}):

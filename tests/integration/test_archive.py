@@ -54,7 +54,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
             trust_env=False,
         )
         assert uploaded.status_code == 201, uploaded.text
-        held = client.start(app, {"q": "3"}, pins={"nodes": {"c": {"outputs": {"result": "late"}, "delay_s": 3}}})
+        held = client.start(app, {"q": "3"}, pins={"nodes": {"c": {"outputs": {"result": "late"}, "delay_s": 6}}})
         next(event for event in held.events() if event.event == "node_started" and event.data["node_id"] == "c")
     instance.stop()
     return folder, held.id, uploaded.json()["id"]

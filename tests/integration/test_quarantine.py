@@ -20,7 +20,7 @@ FLOW = document([start("q"), code("large"), code("slow"), end(a="slow.result")],
 PINS = {
     "nodes": {
         "large": {"outputs": {"result": "x" * 200_000}},
-        "slow": {"outputs": {"result": "late"}, "delay_s": 3},
+        "slow": {"outputs": {"result": "late"}, "delay_s": 6},
     }
 }
 

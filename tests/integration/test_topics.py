@@ -25,7 +25,7 @@ def _set(bootstrap: str, topic: str, setting: str, value: str) -> None:
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
     admin = AdminClient({"bootstrap.servers": bootstrap})
     (future,) = admin.incremental_alter_configs([resource]).values()
-    future.result(5)
+    future.result(30)
 
 
 def test_created_topics_pass_the_check_and_creating_again_changes_nothing(

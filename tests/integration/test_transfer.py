@@ -46,7 +46,7 @@ def source(tmp_path: Path) -> Iterator[tuple[SqliteLog, FolderBlobs, str]]:
         client.start(app, {"q": "2"}, pins={"nodes": {"c": {"fail": "no"}}})
         chat = client.import_document(CHAT)["app_id"]
         client.start(chat, query="hello").result(timeout_s=30)
-        held = client.start(app, {"q": "3"}, pins={"nodes": {"c": {"outputs": {"result": "late"}, "delay_s": 3}}})
+        held = client.start(app, {"q": "3"}, pins={"nodes": {"c": {"outputs": {"result": "late"}, "delay_s": 6}}})
         next(event for event in held.events() if event.event == "node_started" and event.data["node_id"] == "c")
     instance.stop()
     log, blobs = SqliteLog(tmp_path, read_only=True), FolderBlobs(tmp_path / "blobs")

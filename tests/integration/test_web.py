@@ -274,10 +274,12 @@ def test_a_browser_talks_to_a_chatflow(server: Server, executor: ScriptedExecuto
         task_id = answer.headers["x-task-id"]
         accepted = executor.accepted[executor.run()]
         assert (accepted.query, accepted.invoke_from) == ("hello", "web-app")
-        for headers in (other, mine):
-            path = f"/api/chat-messages/{task_id}/stop"
-            assert server.http.post(path, headers=headers).json() == {"result": "success"}
-        until(lambda: len(executor.stops) == 1)
+        path, before = f"/api/chat-messages/{task_id}/stop", executor.commands()
+        assert server.http.post(path, headers=other).json() == {"result": "success"}
+        assert executor.commands() == before
+        assert server.http.post(path, headers=mine).json() == {"result": "success"}
+        until(lambda: executor.stops)
+        assert (executor.stops, executor.commands()) == ([executor.run()], before + 1)
     assert code_of(server.http.post("/api/chat-messages", json={"inputs": {}}, headers=mine)) == (400, "invalid_param")
     assert code_of(server.http.post("/api/chat-messages", json=body, headers=flow.visit())) == (400, "not_chat_app")
     assert code_of(server.http.post("/api/chat-messages", json=body)) == (401, "unauthorized")
@@ -297,11 +299,13 @@ def test_only_its_own_browser_stops_and_follows_a_run(server: Server, executor: 
             f"/v1/workflow/{run_id}/events", params={"user": "me"}, headers={"Authorization": f"Bearer {page.key}"}
         )
         assert code_of(namesake) == (404, "not_found"), "a user of the service API is somebody else"
+        before = executor.commands()
         assert http.post(f"/api/workflows/tasks/{task_id}/stop", headers=other).json() == {"result": "success"}
         assert http.post("/api/workflows/tasks/nothing/stop", headers=other).json() == {"result": "success"}
-        assert executor.stops == []
+        assert executor.commands() == before
         assert http.post(f"/api/workflows/tasks/{task_id}/stop", headers=mine).json() == {"result": "success"}
-        until(lambda: executor.stops == [run_id])
+        until(lambda: executor.stops)
+        assert (executor.stops, executor.commands()) == ([run_id], before + 1)
         finish_llm(executor, run_id, "Hello")
         assert any("workflow_finished" in line for line in lines)
     again = http.get(f"/api/workflow/{run_id}/events", headers=mine | {"Last-Event-ID": "0"})
@@ -315,10 +319,11 @@ def test_a_browser_that_takes_the_name_of_an_api_user_is_somebody_else(page: Pag
         task_id = stream.headers["x-task-id"]
         until(lambda: executor.accepted)
         headers = page.visit("u1")
+        before = executor.commands()
         page.server.http.post(f"/api/workflows/tasks/{task_id}/stop", headers=headers)
         assert code_of(page.server.http.get(f"/api/workflow/{stream.run_id}/events", headers=headers)) == (
             404,
             "not_found",
         )
-        assert executor.stops == []
+        assert executor.commands() == before
         page.server.stop()

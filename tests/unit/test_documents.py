@@ -1,5 +1,6 @@
 """Which reader a file gets, and the readers that need the standard library only."""
 
+import csv
 import sys
 
 import pytest
@@ -81,6 +82,21 @@ def test_csv_is_a_table_whose_cells_have_no_line_breaks() -> None:
         "| name | note |\n| --- | --- |\n| Ada | two lines |\n| Bob | a\\|b |"
     )
     assert read("csv", "a;b\n1;2\n") == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_reading_csv_never_lowers_the_limit_of_a_cell_for_the_rest_of_the_process() -> None:
+    before = csv.field_size_limit()
+    try:
+        read("csv", "a\n1\n")
+        assert csv.field_size_limit() == before
+        csv.field_size_limit(10)
+        assert read("csv", f"a\n{'x' * 1000}\n").endswith(f"| {'x' * 1000} |")
+        limit = csv.field_size_limit()
+        assert limit > 1000
+        read("csv", "a\n1\n")
+        assert csv.field_size_limit() == limit
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_empty_rows_and_columns_of_a_table_are_left_out() -> None:

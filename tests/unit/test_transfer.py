@@ -43,12 +43,12 @@ def now_us() -> int:
 
 def put(log: Log, *facts: Fact) -> None:
     for fact in facts:
-        log.send(Topic.DEFINITIONS, 0, encode_fact(fact)).result(5)
+        log.send(Topic.DEFINITIONS, 0, encode_fact(fact)).result(30)
 
 
 def write(log: Log, event: Event, n: int, run_id: str = "", seq: int = 0) -> None:
     entry = encode_event(event, partition=0, run_id=run_id, seq=seq, epoch=1, n=n, at_us=AT_US, cause="x")
-    log.send(Topic.EVENTS, 0, entry).result(5)
+    log.send(Topic.EVENTS, 0, entry).result(30)
 
 
 def accepted(digest: str) -> tuple[str, RunAccepted]:
@@ -127,7 +127,7 @@ def test_facts_that_share_a_key_all_come_wherever_it_broke_off(
         put(source, ScheduleFired(app_id="a", node_id="n", due_us=10 * at_us, fired_at_us=10 * at_us + 1))
     for name in ("B", "C"):
         put(source, AppCreated(app_id="b", name=name, created_at_us=1))
-        source.send(Topic.DEFINITIONS, 0, taken_back("app/b")).result(5)
+        source.send(Topic.DEFINITIONS, 0, taken_back("app/b")).result(30)
     send = target.send
 
     def gone(topic: Topic, *arguments: Any) -> Any:
@@ -193,7 +193,7 @@ def test_a_target_that_another_log_began_is_refused_wherever_that_broke_off(
 def test_what_has_not_arrived_is_noticed_at_the_end(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     source = made(AT_US // 1000)
     put(source, AppCreated(app_id="a", name="A", created_at_us=1), DocumentStored(digest="d", document="..."))
-    source.send(Topic.DEFINITIONS, 0, taken_back("app/a")).result(5)
+    source.send(Topic.DEFINITIONS, 0, taken_back("app/a")).result(30)
     upload(source, b"1", AT_US)
     write(source, PartitionClaimed(owner="o", commands_topic_id="t"), 0)
     run_id, event = accepted("d")
