@@ -65,14 +65,17 @@ def test_what_was_created_although_the_request_timed_out_is_there_and_not_called
     assert create(cluster) == []
 
 
+# In the round in which time is over, the topic that is named is the one whose answer was looked at then.
+
+
 def test_too_few_brokers_are_an_error_when_they_stay_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admin, "_SETTLE_S", 0.05)
-    with pytest.raises(LogError, match=r"creating p\.commands: .*fenced"):
+    with pytest.raises(LogError, match=r"creating p\.[\w-]+: .*fenced"):
         create(Cluster([dict.fromkeys(NAMES, FENCED)]))
 
 
 def test_no_controller_is_an_error_at_the_end_of_the_time() -> None:
-    with pytest.raises(LogError, match=r"creating p\.commands: .*controller"):
+    with pytest.raises(LogError, match=r"creating p\.[\w-]+: .*controller"):
         create(Cluster([dict.fromkeys(NAMES, NO_CONTROLLER)]), timeout_s=0.05)
 
 
