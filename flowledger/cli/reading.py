@@ -16,6 +16,7 @@ from flowledger.cli.output import ago, seconds, state, table
 from flowledger.cli.parameters import FILTER_APP, SINCE, target_options
 from flowledger.cli.target import Server, server
 from flowledger.lines import broken_off
+from libs.gist import gist
 
 STATUSES = ("pending", "running", "paused", "succeeded", "partial-succeeded", "failed", "stopped")
 _LIST_KEYS = (
@@ -200,12 +201,12 @@ def _gist(event: dict[str, Any]) -> str:
     facts = event.get("data") or {}
     for key in ("error", "message", "handle", "reason"):
         if facts.get(key):
-            return str(facts[key]).splitlines()[0][:100]
+            return gist(str(facts[key]), 100)
     return ""
 
 
 def _short(item: dict[str, Any]) -> str:
-    return str(item.get("error") or "").split("\n")[0][:60]
+    return gist(str(item.get("error") or ""), 60)
 
 
 COMMANDS: dict[str, click.Command] = {"runs": runs, "show": show, "history": history}

@@ -23,6 +23,7 @@ from libs.events.model import (
     RunPaused,
     StopRequested,
 )
+from libs.gist import gist
 from libs.workflow.definition import Definition, Node, NodeKind
 from libs.workflow.fork import cause
 from libs.workflow.machine import copying
@@ -288,8 +289,8 @@ def _listed(things: list[str]) -> str:
 
 
 def _clause(text: str) -> str:
-    """A message inside a sentence: its first line, without the end of one."""
-    return (text.strip().splitlines() or ["no reason was given"])[0].rstrip(". ")[:300]
+    """A message inside a sentence: the line that says what happened, without the end of one."""
+    return gist(text, 300).rstrip(". ") or "no reason was given"
 
 
 def _capital(text: str) -> str:

@@ -94,6 +94,12 @@ def test_a_failed_run_names_the_node_the_event_and_the_attempt() -> None:
     )
 
 
+def test_of_a_traceback_the_exception_is_told() -> None:
+    error = 'Traceback (most recent call last):\n  File "<code>", line 1, in main\n    x["y"]\nKeyError: \'y\''
+    driver = _branching(lambda key, attempt: Failed(error) if key.node_id == "a" else done(key, attempt))
+    assert _why(driver) == "It failed because node \"A\" (a) failed at event 9: KeyError: 'y'."
+
+
 def test_a_failure_inside_a_round_is_named_with_its_round() -> None:
     each = node(
         "each", "iteration", start_node_id="s", iterator_selector=["start", "items"], output_selector=["a", "result"]
