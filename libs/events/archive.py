@@ -4,6 +4,7 @@ It is the file of an embedded log in which large values and uploaded files stand
 beside it. It is written by `libs.events.transfer`, and renamed to its name when it is whole.
 """
 
+import sqlite3
 from pathlib import Path
 
 from libs.events.local import LocalLog, wall_ms
@@ -13,15 +14,28 @@ from libs.events.sqlite import SqliteLog, SqliteStore
 IMPORTING = "importing"
 """Folder in a data folder in which an import grows."""
 
+_MAKE_ONE = "Make one: flowledger log export -o FILE"
+
+
+class NoArchive(LogError):
+    """The file is not what `flowledger log export -o` writes, or is not whole."""
+
 
 def open_archive(path: Path) -> LocalLog:
-    """For reading. Raises LogError."""
+    """For reading. Raises NoArchive, or LogError when the file cannot be read now."""
     if not path.is_file():
-        raise LogError(f"{path} is no file. Make one: flowledger log export -o FILE")
+        raise NoArchive(f"{path} is no file. {_MAKE_ONE}")
     try:
         return LocalLog(SqliteStore(path, 1, read_only=True), now_ms=wall_ms, writable=False)
     except KeyError as error:
-        raise LogError(f"{path} holds no log. Make one: flowledger log export -o FILE") from error
+        raise NoArchive(f"{path} is no exported log. {_MAKE_ONE}") from error
+    except LogError as error:
+        match getattr(error.__cause__, "sqlite_errorcode", None):
+            case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_ERROR:  # another format, or a database of something else
+                raise NoArchive(f"{path} is no exported log. {_MAKE_ONE}") from error
+            case sqlite3.SQLITE_CORRUPT:
+                raise NoArchive(f"{path} is damaged ({error.__cause__}). Copy it anew, or export again") from error
+        raise
 
 
 def partial(path: Path) -> Path:

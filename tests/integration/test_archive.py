@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -166,10 +167,35 @@ def test_an_import_that_broke_off_keeps_the_folder_shut_and_goes_on(
         assert found_file(new, FolderBlobs(there / "blobs"), file_id) == CONTENT
 
 
-def test_what_is_no_log_is_named(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "nonsense").write_text("hello")
+def _of_something_else(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE notes (text)")
+
+
+def _without_a_log(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE meta (name, value)")
+
+
+def _cut(path: Path) -> None:
+    make_archive(path, 1).close()
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.write_text("hello"), "is no exported log. Make one: flowledger log export -o FILE"),
+        (lambda path: path.write_text(""), "is no exported log."),
+        (_of_something_else, "is no exported log."),
+        (_without_a_log, "is no exported log."),
+        (_cut, "is damaged ("),
+    ],
+)
+def test_what_is_no_log_is_named(cli: Cli, tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
+    make(tmp_path / "nonsense")
     exit_code, _, err = cli("log", "import", tmp_path / "nonsense", "--yes", "--data", tmp_path / "there")
-    assert (exit_code, "nonsense" in err) == (7, True)
+    assert (exit_code, f"log import: {tmp_path / 'nonsense'} {said}" in err) == (4, True), err
     assert not (tmp_path / "there" / "log.db").exists()
 
 
