@@ -9,6 +9,7 @@ Model providers do not go through here: their addresses come from the operator a
 """
 
 import asyncio
+import re
 import ssl
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -60,6 +61,8 @@ _REFUSED: Final[tuple[tuple[Network, str], ...]] = tuple(
     )
 )
 
+_HOST_NAME: Final = re.compile(r"\w(?:[\w.-]*\w)?\.?")
+
 # IPv6 blocks whose last 32 bits are an IPv4 address that the packet may end up at.
 _EMBEDDING: Final = tuple(ip_network(block) for block in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96"))
 
@@ -105,7 +108,7 @@ class Allowed:
             network = _network(host)
             if network is not None:
                 networks.append((network, port))
-            elif "/" in host or not host:
+            elif not _HOST_NAME.fullmatch(host):
                 raise ValueError(f"{SETTING}: expected a host, host:port, address or network, got {entry!r}")
             else:
                 hosts.add((host.rstrip(".").lower(), port))

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,8 +90,8 @@ class Settings:
 
 def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:
     """Settings from `environ` (default: the process environment) over `env_file`. Raises SettingsError, all at once."""
-    values = {**_read_env_file(env_file), **(os.environ if environ is None else environ)}
     problems: list[str] = []
+    values = {**_read_env_file(env_file, problems), **(os.environ if environ is None else environ)}
 
     def text(name: str) -> str | None:
         return values.get(PREFIX + name) or None
@@ -132,7 +133,7 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
         sandbox_packages=words("SANDBOX_PACKAGES"),
         secret_key=text("SECRET_KEY"),
         cors_origins=words("CORS_ORIGINS") or ("*",),
-        http_allow=words("HTTP_ALLOW"),
+        http_allow=_allowed(words("HTTP_ALLOW"), problems),
         s3=_s3(values, problems),
         key_requests_per_minute=count("KEY_REQUESTS_PER_MINUTE", 0, 0),
         max_app_runs=count("MAX_APP_RUNS", 0, 0),
@@ -142,6 +143,18 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
     if problems:
         raise SettingsError("\n".join(problems))
     return settings
+
+
+def _allowed(entries: tuple[str, ...], problems: list[str]) -> tuple[str, ...]:
+    if entries:
+        from libs.net import Allowed  # HTTP is heavy, and few set this
+
+        for entry in entries:
+            try:
+                Allowed.parse([entry])
+            except ValueError as error:
+                problems.append(str(error))
+    return entries
 
 
 def _number(name: str, raw: str | None, default: float, minimum: float, problems: list[str]) -> float:
@@ -249,7 +262,7 @@ def _file_parts(name: str, raw: str | None, problems: list[str]) -> dict[str, st
     return parts
 
 
-def _read_env_file(path: Path | None) -> dict[str, str]:
+def _read_env_file(path: Path | None, problems: list[str]) -> dict[str, str]:
     if path is None or not path.is_file():
         return {}
     values: dict[str, str] = {}
@@ -257,8 +270,12 @@ def _read_env_file(path: Path | None) -> dict[str, str]:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read ({error}). Mend it, or move it out of the way") from error
-    for line in text.splitlines():
-        name, equals, value = line.strip().partition("=")
-        if equals and not name.startswith("#") and name.startswith(PREFIX):
-            values[name.strip()] = value.strip().strip("'\"")
+    for number, line in enumerate(text.splitlines(), 1):
+        name, equals, value = line.strip().removeprefix("export ").lstrip().partition("=")
+        if not name.startswith(PREFIX):
+            continue
+        if not equals:
+            begins = re.split(r"\W", name)[0]  # no more of it: the rest may be the secret
+            problems.append(f"{path}, line {number}: {begins}: expected NAME=VALUE, got a line without '='")
+        values[name.strip()] = value.strip().strip("'\"")
     return values

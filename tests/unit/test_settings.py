@@ -126,6 +126,21 @@ def test_there_are_no_more_partitions_than_a_run_id_can_name() -> None:
         load_settings({"FLOWLEDGER_PARTITIONS": str(ids.MAX_PARTITIONS + 1)}, None)
 
 
+def test_a_line_of_an_env_file_that_sets_nothing_is_named_without_its_secret(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"OTHER\nexport FLOWLEDGER_MODELS=offline\nFLOWLEDGER_ADMIN_TOKEN: {KEY}\nX Y\n")
+    with pytest.raises(SettingsError, match=r"\.env, line 3: FLOWLEDGER_ADMIN_TOKEN: expected NAME=VALUE") as caught:
+        load_settings({}, tmp_path / ".env")
+    assert KEY not in str(caught.value)
+    (tmp_path / ".env").write_text("OTHER\nexport FLOWLEDGER_MODELS=offline\n")
+    assert load_settings({}, tmp_path / ".env").models == "offline"
+
+
+def test_every_entry_of_allowed_hosts_means_something() -> None:
+    assert load_settings({"FLOWLEDGER_HTTP_ALLOW": "10.0.0.0/8, db:80"}, None).http_allow == ("10.0.0.0/8", "db:80")
+    with pytest.raises(SettingsError, match=r"FLOWLEDGER_HTTP_ALLOW.*'\?'\n.*FLOWLEDGER_HTTP_ALLOW.*a/b"):
+        load_settings({"FLOWLEDGER_HTTP_ALLOW": "? a/b"}, None)
+
+
 def test_an_env_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"FLOWLEDGER_URL=\xff\n")
     with pytest.raises(SettingsError, match=r"\.env cannot be read"):
