@@ -203,7 +203,7 @@ class Sandbox:
         config = {"slots": self._slots + _SPARES + 1, "own": for_runner(), "packages": packages, "warm": self._packages}
         zygote = await ZygoteProcess.start(config, strict=self._strict)
         if not self._strict:
-            _log.warning("sandbox_without_containment", extra={"setting": "FLOWLEDGER_SANDBOX=process"})
+            _log.warning("code nodes run without containment, for development only: FLOWLEDGER_SANDBOX=process")
         return zygote
 
 
