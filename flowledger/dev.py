@@ -1,8 +1,8 @@
 """The embedded mode: API, executor and projector in one process, over one data folder and no server.
 
 Same services, same log port, same semantics as on Kafka. The folder holds `log.db` (the truth), `tables.db` (can be
-deleted), `blobs/`, `admin-token`, `secret-key` and, while it runs, `server.json` with the address. A lock on the folder
-decides who writes: a second process is refused.
+deleted; absent where the settings name a database), `blobs/`, `admin-token`, `secret-key` and, while it runs,
+`server.json` with the address. A lock on the folder decides who writes: a second process is refused.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from libs.events.archive import IMPORTING, import_under_way, partitions_of
 from libs.events.blobs import FolderBlobs
@@ -27,9 +29,9 @@ from libs.events.registry import RegistryTail
 from libs.events.sealing import Vault, stored_key
 from libs.events.sqlite import SqliteLog
 from libs.serving import hush_http, in_url, listen
-from libs.settings import Settings
+from libs.settings import Settings, SettingsError
 from libs.storage import blobs_by_setting
-from libs.tables import make_fit, open_engine, sqlite_url
+from libs.tables import TablesError, create_tables, make_fit, open_engine, sqlite_url
 from libs.workflow.catalog import Catalog
 from services.api.app import ApiDependencies, Beside, create_app
 from services.api.main import limits_of, own_version, stored_admin_token
@@ -38,6 +40,7 @@ from services.executor.build import build_executor, build_handlers
 from services.executor.main import owner_name, problem_of
 from services.executor.metrics import ExecutorMetrics
 from services.projector.health import ProjectorMetrics, broken
+from services.projector.position import RebuildNeeded, check, load
 from services.projector.projector import Projector
 
 logger = logging.getLogger(__name__)
@@ -76,7 +79,8 @@ def start_embedded(
 
     `schedules`: runs of schedules are started; who opens the folder for one command leaves them to a server.
 
-    Raises LogInUse when another process has the folder open, LogError when it cannot be one, PortTaken.
+    Raises LogInUse when another process has the folder open, LogError when it cannot be one, PortTaken, and
+    SettingsError when the database of the settings is none, or is filled from another log.
     """
     if import_under_way(data):
         raise LogError(
@@ -122,7 +126,7 @@ async def _serve(
         log = await asyncio.to_thread(SqliteLog, data, partitions_of(data))
         closing.push_async_callback(asyncio.to_thread, log.close)
         token = settings.admin_token or stored_admin_token(data)
-        engine = open_engine(sqlite_url(data / "tables.db"))
+        engine = await asyncio.to_thread(_open_tables, data, settings, log)
         closing.callback(engine.dispose)
         blobs = blobs_by_setting(settings, FolderBlobs(data / "blobs"))
         closing.push_async_callback(asyncio.to_thread, blobs.close)
@@ -135,10 +139,6 @@ async def _serve(
             await asyncio.to_thread(registry.refresh, START_TIMEOUT_S)
             registry.check_sealed()
         catalog = Catalog(registry.document)
-        # They are this process's alone, so what another release has made of them is filled anew while it works already.
-        reason = await asyncio.to_thread(make_fit, engine)
-        if reason is not None:
-            logger.warning("tables_made_anew", extra={"reason": reason})
         projector = Projector(log, engine)
         closing.push_async_callback(asyncio.to_thread, projector.stop)
         projector.start()
@@ -175,6 +175,39 @@ async def _serve(
         asked = asyncio.Event()
         ready(Embedded(url, token, asyncio.get_running_loop(), asked))
         await asked.wait()
+
+
+def _open_tables(data: Path, settings: Settings, log: SqliteLog) -> Engine:
+    """The tables of this log: in its folder, or in the database of the settings.
+
+    Where Kafka is set, too, that database belongs to Kafka's log and is left alone.
+    """
+    given = settings.database_url if settings.kafka is None else None
+    if given is not None:
+        return _open_given(given, log)
+    engine = open_engine(sqlite_url(data / "tables.db"))
+    # They are this process's alone, so what another release has made of them is filled anew while it works already.
+    reason = make_fit(engine)
+    if reason is not None:
+        logger.warning("tables_made_anew", extra={"reason": reason})
+    return engine
+
+
+def _open_given(url: str, log: SqliteLog) -> Engine:
+    """Raises SettingsError when what is there is not of this log. One that is away is left to the projector."""
+    try:
+        engine = open_engine(url)
+        with suppress(SQLAlchemyError):
+            create_tables(engine)
+            with engine.connect() as connection:
+                saved = load(connection)
+            for position in saved.values():
+                check(position, log)
+    except (TablesError, RebuildNeeded) as error:
+        raise SettingsError(
+            f"FLOWLEDGER_DATABASE_URL: {error}. Without this setting the tables are in the data folder"
+        ) from error
+    return engine
 
 
 async def _start_api(dependencies: ApiDependencies, listening: socket.socket, closing: AsyncExitStack) -> None:

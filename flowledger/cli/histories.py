@@ -83,7 +83,7 @@ def replay(file: Path, at: int | None, as_json: bool) -> None:
 
     head, history = read_history(file)
     if at is not None and at > len(history):
-        raise Problem(f"--at {at}: the history has events 1 to {len(history)}", INVALID)
+        raise Problem(f"--at {at}: the history has events 1 to {len(history)}", USAGE)
     found = show(head["run_id"], history[:at], _definition(head))
     if as_json:
         output.data(found)

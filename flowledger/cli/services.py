@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import shlex
 import signal
 import threading
 from contextlib import closing, suppress
@@ -11,9 +12,9 @@ from pathlib import Path
 import click
 
 from flowledger.cli.exits import INTERRUPTED, UNREACHABLE, USAGE, Problem
-from flowledger.cli.output import own_name, talk
+from flowledger.cli.output import talk
 from flowledger.cli.parameters import data_option
-from flowledger.cli.target import Server, quick_imports, settings
+from flowledger.cli.target import Server, data_options, quick_imports, settings
 
 _HOST = click.option("--host", default="127.0.0.1", show_default=True)
 
@@ -46,8 +47,10 @@ def dev(
     """
     with quick_imports():
         from flowledger.dev import start_embedded
+    from flowledger.cli.running import app_of_file
     from libs.events.log import LogError
     from libs.serving import PortTaken, configure_logging
+    from libs.settings import SettingsError
 
     if run_first and not files:
         raise Problem("--run needs a FILE", USAGE)
@@ -55,19 +58,27 @@ def dev(
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # our ready line says it all
     given = settings(data)
     _check_port(host, port)
+    if given.kafka is not None:
+        talk(
+            f"FLOWLEDGER_KAFKA is set, but dev keeps its own log in {given.data}. "
+            "On Kafka, start the services: flowledger api, executor, projector"
+        )
     try:
         chosen = replace(given, models="offline") if offline else given
         instance = start_embedded(given.data, host, port, chosen, schedules=True)
-    except PortTaken as error:  # between the look at it and the start
+    except (PortTaken, SettingsError) as error:  # taken between the look at it and the start
         raise Problem(str(error), USAGE) from error
     except LogError as error:
         raise Problem(f"cannot open {given.data}: {error}", UNREACHABLE) from error
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
-        click.echo(f"flowledger dev ready on {instance.url}")
-        with closing(Server(instance.url, instance.admin_token)) as target:
-            if not _first_things(target, files, data, run_first=run_first):
+        with closing(Server(instance.url, instance.admin_token, options=data_options(data))) as target:
+            apps = [app_of_file(target, file) for file in files]
+            click.echo(f"flowledger dev ready on {instance.url}")
+            for file, app in zip(files, apps, strict=True):
+                talk(f"{file} is app {app}")
+            if run_first and not _run_first(target, files[0], apps[0]):
                 return 0
         signal.signal(signal.SIGINT, lambda *_: asked.set())
         if open_browser:
@@ -78,25 +89,20 @@ def dev(
     return 0
 
 
-def _first_things(target: Server, files: tuple[Path, ...], data: Path | None, *, run_first: bool) -> bool:
-    """Import and run what was asked for; False when the person pressed Ctrl-C meanwhile."""
+def _run_first(target: Server, file: Path, app: str) -> bool:
+    """Run it and say what to try next; False when the person pressed Ctrl-C meanwhile."""
     from flowledger.cli.follow import start
-    from flowledger.cli.running import app_of_file, declared_types, follow_to_end
+    from flowledger.cli.running import declared_types, follow_to_end
 
-    apps = [app_of_file(target, file) for file in files]
-    for file, app in zip(files, apps, strict=True):
-        talk(f"{file} is app {app}")
-    if run_first:
-        try:
-            started = start(target, {"app_id": apps[0], "inputs": {}, "user": "cli"})
-            if follow_to_end(target, started.run_id, started, quiet=False) == INTERRUPTED:
-                return False
-        except Problem as problem:
-            problem.show()  # and serve: the run and its history can be looked at
-        click.echo(f"Serving on {target.url} (Ctrl-C ends it). In another terminal, try:")
-        inputs = " -i name=Ada" if "name" in declared_types(files[0].read_text("utf-8", "replace")) else ""
-        elsewhere = f" --data {data}" if data is not None and data != Path(".flowledger") else ""
-        click.echo(f"{own_name()} run {files[0]}{inputs}{elsewhere}")
+    try:
+        started = start(target, {"app_id": app, "inputs": {}, "user": "cli"})
+        if follow_to_end(target, started.run_id, started, quiet=False) == INTERRUPTED:
+            return False
+    except Problem as problem:
+        problem.show()  # and serve: the run and its history can be looked at
+    click.echo(f"Serving on {target.url} (Ctrl-C ends it). In another terminal, try:")
+    inputs = " -i name=Ada" if "name" in declared_types(file.read_text("utf-8", "replace")) else ""
+    click.echo(target.command(f"run {shlex.quote(str(file))}{inputs}"))
     return True
 
 

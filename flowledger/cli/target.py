@@ -162,14 +162,20 @@ class Server:
                 UNREACHABLE,
             )
         if response.status_code == 404:
-            raise Problem(f"{message} ({self.name})", NOT_FOUND)
+            no_run = message.startswith(('run "', "Workflow run"))
+            hint = f". List runs: {self.command('runs')}" if no_run else ""
+            raise Problem(f"{message} ({self.name}){hint}", NOT_FOUND)
         too_large = response.status_code == 413 and response.url.path.endswith("/import")
         if problems or too_large or code == "definition_invalid":
             raise Problem("\n".join([message, *map(_problem_line, problems)]), INVALID)
         if response.status_code in (400, 409, 412, 422) and code:
             raise Problem(f"{message} ({code})", USAGE)
-        exit_code = UNREACHABLE if response.status_code in (502, 503, 504) else USAGE
-        raise Problem(f"{self.name} answered {response.status_code} {code}: {message}", exit_code)
+        # Nothing is wrong with what was asked: later, or by another server, it may be done.
+        busy = response.status_code == 429 or response.status_code >= 500
+        wait_s = response.headers.get("Retry-After")
+        again = f". Try again in {wait_s} s" if busy and wait_s else ""
+        said = f"{self.name} answered {response.status_code} {code}: {message}{again}"
+        raise Problem(said, UNREACHABLE if busy else USAGE)
 
     def unreachable(self, error: Exception) -> Problem:
         return Problem(*self._unreachable(error))
@@ -181,11 +187,16 @@ class Server:
         self.http.close()
 
 
+def data_options(data: Path | None) -> str:
+    """What a command to copy needs so as to find the folder that this one was given."""
+    return "" if data is None or data == settings().data else f" --data {shlex.quote(str(data))}"
+
+
 @contextmanager
 def server(url: str | None, data: Path | None, *, executor: bool = True, offline: bool = False) -> Iterator[Server]:
     """The server to talk to; see the module docstring. `executor` False: embedded without running anything."""
     given = settings(data)
-    options = f" --url {shlex.quote(url)}" if url else f" --data {shlex.quote(str(data))}" if data else ""
+    options = f" --url {shlex.quote(url)}" if url else data_options(data)
     url = url or given.url
     with ExitStack() as closing:
         if url:
@@ -238,12 +249,17 @@ class _Folder:
     def _open(self) -> tuple[str, str | None, bool]:
         import logging
 
+        from libs.settings import SettingsError
+
         with quick_imports():
             from flowledger.dev import start_embedded
 
         logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
         given = replace(self._given, models="offline") if self._offline else self._given
-        instance = start_embedded(given.data, "127.0.0.1", 0, given, executor=self._executor)
+        try:
+            instance = start_embedded(given.data, "127.0.0.1", 0, given, executor=self._executor)
+        except SettingsError as error:
+            raise Problem(str(error), USAGE) from error
         self._closing.callback(instance.stop)
         return instance.url, instance.admin_token, True
 

@@ -1,6 +1,7 @@
 """`log export` and `log import`: a whole log into Kafka, into a file, out of a file."""
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowledger.cli import output
-from flowledger.cli.exits import UNREACHABLE, USAGE, Problem
+from flowledger.cli.exits import INVALID, UNREACHABLE, USAGE, Problem
 from flowledger.cli.output import own_name, talk
 from flowledger.cli.parameters import data_option
 from flowledger.cli.target import settings
@@ -123,7 +124,7 @@ def import_(file: Path, yes: bool, as_json: bool, data: Path | None) -> None:
         _say_key(given, source)
     _show(done, as_json=as_json)
     if given.kafka is None:
-        talk(f"Start it: {own_name()} dev --data {given.data}")
+        talk(f"Start it: {own_name()} dev --data {shlex.quote(str(given.data))}")
 
 
 def _into_folder(given: "Settings", source: "Log", source_blobs: "Blobs") -> "Transferred":
@@ -193,10 +194,13 @@ def _begun_in(growing: Path) -> Iterator[None]:
 
 @contextmanager
 def _problems(verb: str) -> Iterator[None]:
+    from libs.events.archive import NoArchive
     from libs.events.log import LogError
 
     try:
         yield
+    except NoArchive as error:
+        raise Problem(f"{verb}: {error}", INVALID) from error
     except LogError as error:
         raise Problem(f"{verb}: {error}", UNREACHABLE) from error
     except OSError as error:

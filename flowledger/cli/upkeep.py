@@ -14,7 +14,7 @@ from flowledger.cli import output
 from flowledger.cli.exits import NOT_FOUND, RUN_FAILED, UNREACHABLE, USAGE, Problem
 from flowledger.cli.output import talk
 from flowledger.cli.parameters import RUN, data_option
-from flowledger.cli.target import settings
+from flowledger.cli.target import data_options, settings
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -162,7 +162,7 @@ def verify(run: str | None, data: Path | None, as_json: bool) -> int:
     engine = open_tables(_database_url(given))
     try:
         with closing(open_log(given)) as log:
-            run_id = None if run is None else _one_run(run, find_runs(engine, run.lower()))
+            run_id = None if run is None else _one_run(run, find_runs(engine, run.lower()), data)
             with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
                 found = verify_tables(log, engine, run_id, shown_by(bar))
     except (LogError, ProjectorError, TablesError) as error:
@@ -178,14 +178,16 @@ def verify(run: str | None, data: Path | None, as_json: bool) -> int:
         for one in found.differences:
             columns = f": {', '.join(one.columns)}" if one.columns else ""
             click.echo(f"{one.table} {one.key}: {one.problem}{columns}")
-        said = "the tables are what the log says" if not found.differences else "make them anew: flowledger rebuild"
+        anew = f"make them anew: {output.own_name()} rebuild{data_options(data)}"
+        said = anew if found.differences else "the tables are what the log says"
         talk(f"{found.rows} rows compared, {found.behind} records still to come; {said}")
     return RUN_FAILED if found.differences else 0
 
 
-def _one_run(text: str, found: list[str]) -> str:
+def _one_run(text: str, found: list[str], data: Path | None) -> str:
     if not found:
-        raise Problem(f'run "{text}": not found in the tables. List runs: flowledger runs', NOT_FOUND)
+        hint = f"List runs: {output.own_name()} runs{data_options(data)}"
+        raise Problem(f'run "{text}": not found in the tables. {hint}', NOT_FOUND)
     if len(found) > 1:
         raise Problem(f'run "{text}": several match: {", ".join(found)}. Give more of the id', USAGE)
     return found[0]

@@ -283,7 +283,7 @@ def _lock(folder: Path) -> int:
     except OSError as error:
         holder = os.pread(descriptor, 300, 0).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
-        raise LogInUse(f"{folder} is in use by another process ({holder}). Stop it, or open the log to read") from error
+        raise LogInUse(f"{folder} is in use by another process ({holder}). Stop it, or name another folder") from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"pid {os.getpid()}\n".encode(), 0)
     return descriptor

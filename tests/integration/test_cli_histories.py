@@ -145,7 +145,8 @@ def test_a_file_that_cannot_be_written_or_read_says_what_to_do(
 def test_a_sequence_that_is_not_there_is_refused(typed: Type, ran: tuple[Path, str], tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"
     typed("export", ran[1], "-o", file, "--data", ran[0])
-    assert typed("replay", file, "--at", 999).code == INVALID
+    said = typed("replay", file, "--at", 999)
+    assert (said.code, "--at 999: the history has events 1 to " in said.err) == (USAGE, True)
     assert typed("export", "ffff", "-o", file, "--data", ran[0]).code == NOT_FOUND
 
 

@@ -50,6 +50,8 @@ class StandIn:
         """Close the first stream behind this sequence."""
         self.refusal: str | None = None
         """Refuse to start a run, with this message."""
+        self.busy: int | None = None
+        """Refuse to start a run for now, with this status."""
         self.hold = threading.Event()
         self.hold.set()
         self.asked: list[tuple[str, str, dict[str, Any], dict[str, str]]] = []
@@ -101,6 +103,9 @@ class StandIn:
                 self.send(request, 200, app | {"version": "v1", "api_key": "app-1", "warnings": []})
             case "GET", "/v1/runs":
                 self.send(request, 200, {"data": runs, "next_cursor": None})
+            case "POST", "/v1/runs" if self.busy:
+                busy = {"code": "too_many_requests", "message": "in input form: enough", "status": self.busy}
+                self.send(request, self.busy, busy, {"Retry-After": "7"})
             case "POST", "/v1/runs" if self.refusal:
                 self.send(request, 400, {"code": "invalid_param", "message": self.refusal, "status": 400})
             case "POST", "/v1/runs":
@@ -118,10 +123,13 @@ class StandIn:
             case _:
                 self.send(request, 404, {"code": "not_found", "message": f"no {parts.path}", "status": 404})
 
-    def send(self, request: BaseHTTPRequestHandler, status: int, body: Any) -> None:
+    def send(
+        self, request: BaseHTTPRequestHandler, status: int, body: Any, headers: dict[str, str] | None = None
+    ) -> None:
         raw = json.dumps(body).encode()
         request.send_response(status)
-        request.send_header("Content-Type", "application/json")
+        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+            request.send_header(name, value)
         request.send_header("Content-Length", str(len(raw)))
         request.end_headers()
         request.wfile.write(raw)
@@ -305,6 +313,17 @@ def test_inputs_are_named_only_where_they_are_what_is_wrong(
     said = capsys.readouterr().err
     assert refusal in said
     assert ("Inputs: city (text-input)" in said) == about_inputs
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_is_busy_is_tried_later(
+    stand_in: StandIn, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    stand_in.busy = status
+    assert run(["run", "Flow"]) == 7
+    said = capsys.readouterr().err
+    assert said.endswith("enough. Try again in 7 s\n")
+    assert "Inputs:" not in said
 
 
 def test_a_document_that_may_not_be_read_is_wrong_usage(

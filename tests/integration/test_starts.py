@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flowledger.cli import run as command_line
-from flowledger.cli.exits import RUN_FAILED, UNREACHABLE, USAGE
+from flowledger.cli.exits import INVALID, RUN_FAILED, UNREACHABLE, USAGE
 from flowledger.dev import start_embedded
 from libs.events.kafka import KafkaLog
 from libs.events.log import LogInUse
@@ -74,6 +74,49 @@ def test_a_database_url_that_cannot_be_used_is_named_without_its_password(typed:
         assert (said.code, said.out) == (USAGE, "")
         assert said.err.startswith("FLOWLEDGER_DATABASE_URL: ")
         assert "pw" not in said.err
+
+
+@pytest.mark.parametrize("url", ["flowledger", "mysql://u:pw@h/d"])
+def test_the_embedded_mode_refuses_such_a_url_too(typed: Type, url: str) -> None:
+    for verb in (["dev", "--port", "0"], ["runs"]):
+        said = typed(*verb, DATABASE_URL=url)
+        assert (said.code, said.out) == (USAGE, "")
+        assert said.err.splitlines()[-1].startswith("FLOWLEDGER_DATABASE_URL: ")
+        assert "pw" not in said.err
+
+
+def test_every_verb_uses_the_database_of_the_settings(typed: Type, tmp_path: Path) -> None:
+    file, url = tmp_path / "tables.db", f"sqlite:///{tmp_path}/tables.db"
+    assert typed("run", EXAMPLE, "--offline", "--json", DATABASE_URL=url).code == 0
+    assert file.exists()
+    assert not (tmp_path / "data" / "tables.db").exists()
+    assert len(json.loads(typed("runs", "--json").out)) == 1
+    assert json.loads(typed("verify", "--json").out)["rows"] > 1
+    file.unlink()
+    assert typed("rebuild", "--yes").code == 0
+    assert json.loads(typed("verify", "--json").out)["equal"]
+
+
+def test_tables_of_another_log_are_left_alone(typed: Type, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/tables.db"
+    assert typed("run", EXAMPLE, "--offline", DATABASE_URL=url).code == 0
+    refused = typed("apps", DATA=str(tmp_path / "other"))
+    assert (refused.code, refused.out) == (USAGE, "")
+    assert "tables are of events topic" in refused.err
+    assert "Without this setting the tables are in the data folder" in refused.err
+    assert typed("verify", DATA=str(tmp_path / "data")).code == 0
+
+
+def test_with_kafka_set_dev_says_that_its_log_is_its_own_and_leaves_the_database_alone(
+    typed: Type, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.yml").write_text("kind: app\n")
+    url = f"sqlite:///{tmp_path}/tables.db"
+    said = typed("dev", tmp_path / "bad.yml", "--port", "0", KAFKA="127.0.0.1:1", DATABASE_URL=url)
+    assert (said.code, said.out) == (INVALID, ""), "no ready line before its documents are there"
+    assert f"FLOWLEDGER_KAFKA is set, but dev keeps its own log in {tmp_path}/data" in said.err
+    assert not (tmp_path / "tables.db").exists()
+    assert (tmp_path / "data" / "tables.db").exists()
 
 
 def test_services_refuse_a_database_url_before_they_look_for_a_broker(typed: Type) -> None:
