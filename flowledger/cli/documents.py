@@ -37,18 +37,12 @@ def validate(files: tuple[Path, ...], as_json: bool) -> int:
 
 def check_file(file: Path) -> dict[str, Any]:
     """The `validate` object of one document."""
-    from libs.workflow.definition import NodeKind, check_document
+    from libs.workflow.definition import check_document, outline
 
-    definition, problems = check_document(file.read_bytes())
-    found: dict[str, Any] = {"file": str(file), "valid": definition is not None, "mode": None, "nodes": 0, "edges": 0}
-    if definition is not None:
-        counted = {node.id for node in definition.nodes.values() if node.kind is not NodeKind.MARKER}
-        edges = sum(edge.source in counted and edge.target in counted for edge in definition.edges)
-        found |= {"mode": definition.mode, "nodes": len(counted), "edges": edges}
-    found["problems"] = [
-        {"at": one.at, "problem": one.problem, "hint": one.hint, "severity": one.severity} for one in problems
-    ]
-    return found
+    text = file.read_bytes()
+    definition, problems = check_document(text)
+    told = [{"at": one.at, "problem": one.problem, "hint": one.hint, "severity": one.severity} for one in problems]
+    return {"file": str(file), "valid": definition is not None, **outline(text), "problems": told}
 
 
 def _print_result(result: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ __all__ = [
     "check_document",
     "compile_document",
     "digest_of",
-    "summary",
+    "outline",
 ]
 
 Mode = Literal["workflow", "advanced-chat"]
@@ -123,11 +123,22 @@ def check_document(text: str | bytes) -> tuple[Definition | None, tuple[Problem,
     return definition, tuple(findings.problems)
 
 
-def summary(definition: Definition) -> dict[str, JsonValue]:
-    """`mode`, `nodes` and `edges` as people count them: nodes that can run, and the edges between them."""
-    markers = {node.id for node in definition.nodes.values() if node.kind is NodeKind.MARKER}
-    between = sum(edge.source not in markers and edge.target not in markers for edge in definition.edges)
-    return {"mode": definition.mode, "nodes": len(definition.nodes) - len(markers), "edges": between}
+def outline(text: str | bytes) -> dict[str, JsonValue]:
+    """`mode`, `nodes` and `edges` as people count them: nodes that can run, and the edges between them.
+
+    Of a document with mistakes, what can be told: `mode` None where it has none, edges that lead nowhere left out.
+    """
+    findings = Findings()
+    document = parse(text, findings)
+    workflow = None if document is None else _workflow(document, findings)
+    graph = None if workflow is None else workflow.get("graph")
+    if document is None or not isinstance(graph, dict):
+        return {"mode": None, "nodes": 0, "edges": 0}
+    drafts = read_nodes(graph.get("nodes"), "", findings)
+    edges, _ = read_edges(graph.get("edges"), drafts.places, drafts.notes, "", findings)
+    counted = drafts.places.keys() - {draft.id for draft in drafts.nodes.values() if draft.kind is NodeKind.MARKER}
+    between = sum(edge.source in counted and edge.target in counted for edge in edges)
+    return {"mode": _mode(document, drafts, findings), "nodes": len(counted), "edges": between}
 
 
 def _compile(text: str | bytes, findings: Findings) -> Definition | None:
