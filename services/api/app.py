@@ -59,6 +59,7 @@ from services.api.runs import run_routes
 from services.api.scheduler import Scheduler
 from services.api.schemas import SECURITY_SCHEMES, describe_errors, for_every_key
 from services.api.sse import Pinger
+from services.api.start_page import start_page_routes
 from services.api.starting import RunStarter
 from services.api.streams import RunStreams
 from services.api.submit import Submitter
@@ -174,6 +175,7 @@ def create_app(deps: ApiDependencies) -> FastAPI:
     for router in console_routes(parts):
         app.include_router(router)
     app.include_router(health_routes(parts, metrics, deps.beside))
+    app.include_router(start_page_routes(parts))
     _handle_errors(app)
     app.add_middleware(Edge, version=deps.version, metrics=metrics, origins=deps.origins)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way

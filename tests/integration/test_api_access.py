@@ -1,6 +1,7 @@
 """Apps, keys, documents, authentication, errors and operation over real HTTP."""
 
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -432,6 +433,17 @@ def test_a_wrong_method_is_answered_with_those_of_the_path(server: Server) -> No
         assert answer.headers["allow"] == known
         asked = server.http.options(path)
         assert (asked.status_code, asked.content, asked.headers["allow"]) == (200, b"", known)
+
+
+def test_the_printed_address_opens_a_page_that_leads_on(server: Server) -> None:
+    page = server.http.get("/", headers={"Host": 'h"><b>:1'})
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    page = server.http.get("/")
+    for link in re.findall(r'href="([^"]+)"', page.text):
+        assert server.http.get(f"/{link}").status_code == 200, link
+    assert f"flowledger import FILE --url {server.http.base_url}".rstrip("/") in page.text
+    assert "<script" not in page.text
+    assert "//" not in page.text.replace(str(server.http.base_url).rstrip("/"), ""), "nothing from elsewhere"
 
 
 def test_head_is_get_without_the_body(server: Server) -> None:
