@@ -49,10 +49,10 @@ def counting(variables: list[dict[str, Any]] | None = None, *, inputs: tuple[str
     )
 
 
-def speaking() -> str:
+def speaking(**workflow: Any) -> str:
     """start > llm > answer; what the model says is shown as it comes."""
     nodes = [start(), llm(), node("answer", "answer", answer="Well: {{#llm.text#}}")]
-    return document(nodes, edges("start > llm > answer"), mode="advanced-chat")
+    return document(nodes, edges("start > llm > answer"), mode="advanced-chat", **workflow)
 
 
 def citing(answer: str, results: list[Any], *, cites: bool = True, **data: Any) -> str:

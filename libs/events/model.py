@@ -247,7 +247,9 @@ class RunStarted(_Event):
     variables: Values | None = None
     """Chatflows: conversation variables by name, as the run finds them."""
     forms: dict[str, VariableForm] | None = None
-    """Chatflows: id, type and description of the conversation variables, by name."""
+    """Chatflows: id, type and description of the conversation variables, by name. No id: it has another name now."""
+    renewed: tuple[str, ...] | None = None
+    """Chatflows: names of the variables that the conversation had with another value, type or name until now."""
     history: JsonValue = None
     """Chatflows: earlier messages with their answers, oldest first: `[[query, answer], ...]`."""
 

@@ -118,15 +118,25 @@ def opening(definition: Definition, conversation_id: str, earlier: Conversation 
     """What `RunStarted` says of the conversation.
 
     A variable that the document declares has the conversation's value if that is of the declared type, else the
-    document's; values of variables that this version does not declare are kept for versions that do.
+    document's. One that had another name with this id has that one's value. Values of variables that this version does
+    not declare are kept for versions that do.
     """
     past = earlier or Conversation()
     variables, forms = dict(past.variables), dict(past.forms)
+    names = {declared.name for declared in definition.conversation}
+    name_of = {form.id: name for name, form in past.forms.items() if form.id}
+    renewed = []
     for declared in definition.conversation:
-        if declared.name not in variables or not fits(variables[declared.name], declared.type):
-            variables[declared.name] = declared.value
-        forms[declared.name] = VariableForm(
-            id=declared.id or execution_id(conversation_id, "conversation", declared.name),
+        name, before = declared.name, name_of.get(declared.id or "", declared.name)
+        stays = before in past.variables and fits(past.variables[before], declared.type)
+        variables[name] = past.variables[before] if stays else declared.value
+        if before in past.variables and not (stays and before == name):
+            renewed.append(name)
+        if before not in names:
+            variables.pop(before, None)
+            forms[before] = forms[before].model_copy(update={"id": ""})
+        forms[name] = VariableForm(
+            id=declared.id or execution_id(conversation_id, "conversation", name),
             value_type=declared.type,
             description=declared.description,
         )
@@ -135,4 +145,5 @@ def opening(definition: Definition, conversation_id: str, earlier: Conversation 
         "variables": variables,
         "forms": forms,
         "history": [list(turn) for turn in kept(past.history)],
+        **({"renewed": tuple(renewed)} if renewed else {}),
     }

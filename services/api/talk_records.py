@@ -155,11 +155,11 @@ def ended_messages(connection: Connection, conversation_id: str, limit: int) -> 
 
 
 def variables(connection: Connection, conversation_id: str) -> Sequence[Row]:
-    """All variables, in the order in which they came."""
+    """All variables of the newest version that answered in it, and of earlier ones, in the order in which they came."""
     table = workflow_conversation_variables.c
     query = (
         select(workflow_conversation_variables)
-        .where(table.conversation_id == conversation_id, table.id.is_not(None))
+        .where(table.conversation_id == conversation_id, table.id != "")
         .order_by(table.created_at, table.name)
     )
     return [dict(row) for row in connection.execute(query).mappings()]

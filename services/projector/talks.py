@@ -142,12 +142,14 @@ def _on_found(changes: TalkChanges, event: RunStarted, conversation_id: str, nam
     values = event.variables or {}
     # Many small values leave their event together.
     initial = member_text(values, name) if is_ref(values) else _json(values.get(name))
+    renewed = {"value": initial, "updated_at": recorded.at_us} if name in (event.renewed or ()) else {}
     row = {
         **_variable(conversation_id, name, recorded),
         "id": clean(form.id),
         "value_type": clean(form.value_type),
         "description": clean(form.description) or "",
         "initial": initial,
+        **renewed,
         "created_at": recorded.at_us,
     }
     fold(changes.variables, row, _NONE, (conversation_id, name))

@@ -16,7 +16,7 @@ from libs.settings import load_settings
 from services.executor.models.offline import Offline
 from services.executor.models.port import Delta, ModelRequest
 from tests.api_world import ECHO, Sse, names, until
-from tests.conversations import counting, speaking
+from tests.conversations import COUNTING, counting, speaking
 from tests.documents import document, edges, human_input, node, start
 
 FEATURES = {
@@ -69,6 +69,18 @@ class There:
         answer = self.ask("POST", "/chat-messages", json=body | more)
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+    def publish(self, document: str, app: str | None = None) -> str:
+        """A new app, or a new version of one; what it is called in `keys`."""
+        params = {} if app is None else {"app_id": self.app_ids[app]}
+        admin = {"Authorization": f"Bearer {self.keys['admin']}"}
+        answer = self.http.post("/v1/apps/import", content=document, params=params, headers=admin)
+        assert answer.status_code == 200, answer.text
+        if app is None:
+            app = str(answer.json()["app_id"])
+            self.keys[app] = answer.json()["api_key"]
+            self.app_ids[app] = app
+        return app
 
     def stream(self, query: str, app: str = "chat", *, headers: Any = None, **more: Any) -> Sse:
         body = {"inputs": {}, "query": query, "user": "ann", "response_mode": "streaming"} | more
@@ -554,6 +566,40 @@ def test_variables_are_read_and_set(there: There) -> None:
     assert len(json.loads(middling.json()["value"])[0]) == 100_000
     there.say("more", talk)
     assert json.loads(there.get(path, variable_name="topics")["data"][0]["value"])[1:] == ["more"]
+
+
+def test_variables_follow_the_version_that_answers(there: There) -> None:
+    count, topics = COUNTING
+    app = there.publish(counting())
+
+    def say(query: str, talk: str | None = None) -> Any:
+        body = {"inputs": {}, "query": query, "user": "ann", "conversation_id": talk}
+        return there.ask("POST", "/chat-messages", app, json=body).json()
+
+    def listed(talk: str) -> dict[str, str]:
+        found = there.get(f"/conversations/{talk}/variables", app=app)["data"]
+        assert len({each["id"] for each in found}) == len(found)
+        return {f"{each['name']}: {each['value_type']}": each["value"] for each in found}
+
+    talk = say("one")["conversation_id"]
+    assert listed(talk) == {"count: number": "1", "topics: array[string]": '["one"]'}
+    as_text = counting([{**count, "value_type": "string", "value": "none"}, topics])
+    there.publish(as_text.replace('"+="', '"set"').replace('"value": 1}', '"value": "many"}'), app)
+    assert say("two", talk)["answer"].endswith("#many")
+    assert listed(talk) == {"count: string": "many", "topics: array[string]": '["one", "two"]'}
+    renamed = counting([count, {**topics, "name": "asked"}])
+    there.publish(renamed.replace('["conversation", "topics"]', '["conversation", "asked"]'), app)
+    assert say("three", talk)["answer"].endswith("#1"), "its text is no number"
+    assert listed(talk) == {"count: number": "1", "asked: array[string]": '["one", "two", "three"]'}
+    path = f"/conversations/{talk}/variables/{topics['id']}"
+    put = there.ask("PUT", path, app, json={"value": ["set"], "user": "ann"})
+    assert (put.status_code, put.json()["name"]) == (200, "asked")
+    say("four", talk)
+    assert listed(talk) == {"count: number": "2", "asked: array[string]": '["set", "four"]'}
+    unwritten = speaking(conversation_variables=[{**count, "value_type": "string", "value": "none"}])
+    there.publish(unwritten, app)
+    say("five", talk)
+    assert listed(talk) == {"count: string": "none", "asked: array[string]": '["set", "four"]'}
 
 
 def test_a_conversation_goes_on_through_our_own_path(there: There) -> None:

@@ -86,6 +86,30 @@ def test_declared_variables_begin_with_the_conversations_value_if_it_fits() -> N
     )
 
 
+def test_a_variable_that_was_renamed_keeps_its_value_and_one_of_another_type_begins_anew() -> None:
+    count, topics = COUNTING
+    first = opening(compile_document(counting()), TALK, None)
+    assert "renewed" not in first
+
+    def after(found: dict[str, Any], *declared: dict[str, Any], **wrote: Any) -> dict[str, Any]:
+        past = Conversation({**found["variables"], **wrote}, found["forms"])
+        return opening(compile_document(counting(list(declared))), TALK, past)
+
+    renamed = after(first, {**count, "name": "messages"}, topics, count=3)
+    assert renamed["variables"] == {"messages": 3, "topics": []}
+    assert (renamed["forms"]["count"].id, renamed["forms"]["messages"].id) == ("", count["id"])
+    assert renamed["renewed"] == ("messages",)
+    assert "renewed" not in after(renamed, {**count, "name": "messages"}, topics)
+    back = after(renamed, count, topics, messages=4)
+    assert (back["variables"], back["renewed"]) == ({"count": 4, "topics": []}, ("count",))
+    assert (back["forms"]["count"].id, back["forms"]["messages"].id) == (count["id"], "")
+    text = after(first, {**count, "value_type": "string", "value": "none"}, topics, count=3)
+    assert (text["variables"]["count"], text["renewed"]) == ("none", ("count",))
+    swapped = after(first, {**count, "name": "topics"}, {**topics, "name": "count"}, count=3, topics=["x"])
+    assert swapped["variables"] == {"topics": 3, "count": ["x"]}
+    assert {swapped["forms"]["topics"].id, swapped["forms"]["count"].id} == {count["id"], topics["id"]}
+
+
 def test_a_variable_without_an_id_has_one_of_its_conversation() -> None:
     definition = compile_document(counting([{**each, "id": None} for each in COUNTING]))
     first, again = (opening(definition, TALK, None)["forms"]["count"].id for _ in range(2))
