@@ -14,15 +14,31 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported
 
 from libs.events.kafka import KafkaLog
 from libs.events.log import Entry, LogError, Topic
+from libs.events.registry import (
+    AppCreated,
+    AppDeleted,
+    DocumentStored,
+    Fact,
+    VersionPublished,
+    encode_fact,
+    read_registry,
+)
+from libs.events.sealing import Vault
 from libs.events.topics import check_topics, create_topics
 from tests import servers
 
 pytestmark = pytest.mark.kafka
 
 
+def _entry(setting: str, value: str) -> ConfigEntry:
+    return ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
+
+
 def _set(bootstrap: str, topic: str, setting: str, value: str) -> None:
-    entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    _change(bootstrap, ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[_entry(setting, value)]))
+
+
+def _change(bootstrap: str, resource: ConfigResource) -> None:
     admin = AdminClient({"bootstrap.servers": bootstrap})
     (future,) = admin.incremental_alter_configs([resource]).values()
     future.result(30)
@@ -96,3 +112,40 @@ def test_an_option_that_the_client_does_not_know_is_named(kafka_server: servers.
         log.check_partitions()
     with pytest.raises(LogError, match="FLOWLEDGER_KAFKA_OPTIONS"):
         check_topics(kafka_server.bootstrap, options, kafka_prefix, 4)
+
+
+def test_compaction_takes_no_document_that_a_version_ever_had(
+    private_kafka: servers.Kafka, private_prefix: str
+) -> None:
+    """Two versions of an app that is deleted then: their runs are still read, so their documents must be there."""
+    bootstrap, topic = private_kafka.bootstrap, f"{private_prefix}.definitions"
+    (broker,) = AdminClient({"bootstrap.servers": bootstrap}).list_topics(timeout=30).brokers
+    cleaner = [_entry("log.cleaner.backoff.ms", "50")]
+    _change(bootstrap, ConfigResource(ResourceType.BROKER, str(broker), incremental_configs=cleaner))
+    for setting in ("segment.ms=100", "min.cleanable.dirty.ratio=0.0", "delete.retention.ms=0"):
+        _set(bootstrap, topic, *setting.split("="))
+    facts: list[Fact] = [AppCreated(app_id="a", name="A", created_at_us=1)]
+    for number in ("1", "2"):
+        facts.append(DocumentStored(digest=f"d{number}", document=f"document {number}"))
+        facts.append(
+            VersionPublished(
+                app_id="a", workflow_id=f"w{number}", version=number, digest=f"d{number}", published_at_us=2
+            )
+        )
+    facts.append(AppDeleted(app_id="a", deleted_at_us=3))
+    with closing(KafkaLog(bootstrap, {}, private_prefix, 4)) as log:
+        for fact in facts:
+            log.send(Topic.DEFINITIONS, 0, encode_fact(fact)).result(30)
+        for _ in range(2):  # what is written twice is there once when compaction was here
+            log.send(Topic.DEFINITIONS, 0, Entry(b"filler", b"x")).result(30)
+        deadline = time.monotonic() + 60
+        while _keys(log).count(b"filler") > 1:
+            assert time.monotonic() < deadline, "the topic was not compacted"
+            time.sleep(0.3)
+            log.send(Topic.DEFINITIONS, 0, Entry(b"next", b"x")).result(30)  # ends a segment that has become old
+        registry = read_registry(log, Vault(lambda: None))
+    assert [registry.document(digest) for digest in ("d1", "d2")] == ["document 1", "document 2"]
+
+
+def _keys(log: KafkaLog) -> list[bytes | None]:
+    return [record.key for batch in log.read(Topic.DEFINITIONS, 0, 0) for record in batch]
