@@ -5,7 +5,7 @@ A draft is a whole document. Its app's name and icon are put in when it leaves h
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,19 @@ def workflow_of(document: Mapping[str, Any]) -> Json:
     found = document.get("workflow")
     known = found if isinstance(found, Mapping) else {}
     return {name: known.get(name) or _EMPTY[name] for name in PARTS}
+
+
+def named(variables: Iterable[Any]) -> list[Json]:
+    """Variables of a document with the keys that editors read, whoever wrote it: an id follows from the name."""
+    return [
+        one
+        | {
+            "id": one.get("id") or str(uuid.uuid5(uuid.UUID(int=0), f"variable {one.get('name')}")),
+            "description": one.get("description") or "",
+        }
+        for one in variables
+        if isinstance(one, dict)
+    ]
 
 
 def draft_workflow_id(app_id: str) -> str:

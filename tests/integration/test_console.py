@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -563,6 +564,16 @@ def test_a_save_keeps_secrets_that_come_back_as_their_mask(console: httpx.Client
     kept = yaml.safe_load(exported)["workflow"]["environment_variables"]
     assert [(one["name"], one["value"]) for one in kept] == [("renamed", "very-secret"), ("place", "there")]
     assert console.get(path).json()["hash"] == hashed
+
+
+def test_variables_come_back_with_the_keys_that_editors_read(console: httpx.Client) -> None:
+    app_id, bare = make_app(console), {"name": "seen", "value_type": "string", "value": "x"}
+    save(console, app_id, environment_variables=[bare], conversation_variables=[bare])
+    draft = console.get(f"apps/{app_id}/workflows/draft").json()
+    (env,), (talk,) = draft["environment_variables"], draft["conversation_variables"]
+    assert env == talk == bare | {"id": env["id"], "description": ""}
+    (listed,) = console.get(f"apps/{app_id}/workflows/draft/environment-variables").json()["items"]
+    assert listed["id"] == env["id"] == str(uuid.UUID(env["id"]))
 
 
 def test_parts_of_a_draft_that_a_save_does_not_name_stay(console: httpx.Client) -> None:

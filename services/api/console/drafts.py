@@ -25,7 +25,7 @@ from services.api.console.apps import CONSOLE, NOBODY
 from services.api.console.asked import answered, flag, optional_text, paging
 from services.api.console.secrets import masked, restored
 from services.api.console.session import App, app_of
-from services.api.drafting import DRAFT, DSL_VERSION, Draft, draft_workflow_id, not_in_sync, workflow_of
+from services.api.drafting import DRAFT, DSL_VERSION, Draft, draft_workflow_id, named, not_in_sync, workflow_of
 from services.api.errors import ApiError, bad_request, forbidden, invalid_param, not_found
 from services.api.frames import Json
 from services.api.parts import Parts
@@ -360,8 +360,8 @@ def _workflow(workflow_id: str, version: str, document: Json, hashed: str, at_us
         "updated_by": NOBODY,
         "updated_at": at_us // 1_000_000,
         "tool_published": False,
-        "environment_variables": masked(workflow["environment_variables"]),
-        "conversation_variables": workflow["conversation_variables"],
+        "environment_variables": named(masked(workflow["environment_variables"])),
+        "conversation_variables": named(workflow["conversation_variables"]),
         "rag_pipeline_variables": [],
     }
 
@@ -374,8 +374,8 @@ def _backup(backup_id: str, hashed: str, at_us: int, document: Json) -> Json:
         "created_at": at_us // 1_000_000,
         "graph": workflow["graph"],
         "features": workflow["features"],
-        "environment_variables": masked(workflow["environment_variables"]),
-        "conversation_variables": workflow["conversation_variables"],
+        "environment_variables": named(masked(workflow["environment_variables"])),
+        "conversation_variables": named(workflow["conversation_variables"]),
     }
 
 

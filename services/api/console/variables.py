@@ -25,7 +25,7 @@ from services.api.console.queries import last_outputs, last_run_inputs
 from services.api.console.runs import asked
 from services.api.console.secrets import masked
 from services.api.console.session import App
-from services.api.drafting import draft_workflow_id
+from services.api.drafting import draft_workflow_id, named
 from services.api.errors import invalid_param, not_found
 from services.api.frames import Json, encode
 from services.api.parts import Parts
@@ -130,10 +130,10 @@ def variable_routes(parts: Parts) -> APIRouter:
         draft = await parts.drafting.require(app)
         items = [
             {
-                "id": one.get("id") or one.get("name"),
+                "id": one["id"],
                 "type": "env",
                 "name": one.get("name"),
-                "description": one.get("description") or "",
+                "description": one["description"],
                 "selector": ["env", one.get("name")],
                 "value_type": one.get("value_type"),
                 "value": one.get("value"),
@@ -141,7 +141,7 @@ def variable_routes(parts: Parts) -> APIRouter:
                 "visible": True,
                 "editable": True,
             }
-            for one in masked(draft.workflow["environment_variables"])
+            for one in named(masked(draft.workflow["environment_variables"]))
         ]
         return JSONResponse({"items": items})
 
