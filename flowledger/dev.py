@@ -19,8 +19,6 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
-from sqlalchemy.engine import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from libs.events.archive import IMPORTING, import_under_way, partitions_of
 from libs.events.blobs import FolderBlobs
@@ -29,9 +27,8 @@ from libs.events.registry import RegistryTail
 from libs.events.sealing import Vault, stored_key
 from libs.events.sqlite import SqliteLog
 from libs.serving import hush_http, in_url, listen
-from libs.settings import Settings, SettingsError
+from libs.settings import Settings
 from libs.storage import blobs_by_setting
-from libs.tables import TablesError, create_tables, make_fit, open_engine, sqlite_url
 from libs.workflow.catalog import Catalog
 from services.api.app import ApiDependencies, Beside, create_app
 from services.api.main import limits_of, own_version, stored_admin_token
@@ -39,8 +36,8 @@ from services.api.records import Records
 from services.executor.build import build_executor, build_handlers
 from services.executor.main import owner_name, problem_of
 from services.executor.metrics import ExecutorMetrics
+from services.projector.embedded import open_embedded_tables
 from services.projector.health import ProjectorMetrics, broken
-from services.projector.position import RebuildNeeded, check, load
 from services.projector.projector import Projector
 
 logger = logging.getLogger(__name__)
@@ -126,7 +123,7 @@ async def _serve(
         log = await asyncio.to_thread(SqliteLog, data, partitions_of(data))
         closing.push_async_callback(asyncio.to_thread, log.close)
         token = settings.admin_token or stored_admin_token(data)
-        engine = await asyncio.to_thread(_open_tables, data, settings, log)
+        engine = await asyncio.to_thread(open_embedded_tables, data, settings, log)
         closing.callback(engine.dispose)
         blobs = blobs_by_setting(settings, FolderBlobs(data / "blobs"))
         closing.push_async_callback(asyncio.to_thread, blobs.close)
@@ -175,39 +172,6 @@ async def _serve(
         asked = asyncio.Event()
         ready(Embedded(url, token, asyncio.get_running_loop(), asked))
         await asked.wait()
-
-
-def _open_tables(data: Path, settings: Settings, log: SqliteLog) -> Engine:
-    """The tables of this log: in its folder, or in the database of the settings.
-
-    Where Kafka is set, too, that database belongs to Kafka's log and is left alone.
-    """
-    given = settings.database_url if settings.kafka is None else None
-    if given is not None:
-        return _open_given(given, log)
-    engine = open_engine(sqlite_url(data / "tables.db"))
-    # They are this process's alone, so what another release has made of them is filled anew while it works already.
-    reason = make_fit(engine)
-    if reason is not None:
-        logger.warning("tables_made_anew", extra={"reason": reason})
-    return engine
-
-
-def _open_given(url: str, log: SqliteLog) -> Engine:
-    """Raises SettingsError when what is there is not of this log. One that is away is left to the projector."""
-    try:
-        engine = open_engine(url)
-        with suppress(SQLAlchemyError):
-            create_tables(engine)
-            with engine.connect() as connection:
-                saved = load(connection)
-            for position in saved.values():
-                check(position, log)
-    except (TablesError, RebuildNeeded) as error:
-        raise SettingsError(
-            f"FLOWLEDGER_DATABASE_URL: {error}. Without this setting the tables are in the data folder"
-        ) from error
-    return engine
 
 
 async def _start_api(dependencies: ApiDependencies, listening: socket.socket, closing: AsyncExitStack) -> None:

@@ -171,7 +171,7 @@ class Server:
         if response.status_code in (400, 409, 412, 422) and code:
             raise Problem(f"{message} ({code})", USAGE)
         # Nothing is wrong with what was asked: later, or by another server, it may be done.
-        busy = response.status_code == 429 or response.status_code >= 500
+        busy = response.status_code in (429, 502, 503, 504)
         wait_s = response.headers.get("Retry-After")
         again = f". Try again in {wait_s} s" if busy and wait_s else ""
         said = f"{self.name} answered {response.status_code} {code}: {message}{again}"

@@ -1,0 +1,46 @@
+"""The tables of an embedded log: in its folder, or in the database of the settings."""
+
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from libs.events.log import Log
+from libs.settings import Settings, SettingsError
+from libs.tables import TablesError, create_tables, make_fit, open_engine, sqlite_url
+from services.projector.position import RebuildNeeded, check, load
+
+_log = logging.getLogger(__name__)
+
+
+def open_embedded_tables(data: Path, settings: Settings, log: Log) -> Engine:
+    """Open them, made where they are missing. Where Kafka is set, too, the database belongs to Kafka's log: left alone.
+
+    Raises SettingsError when the database is none, or is filled from another log. Blocking.
+    """
+    given = settings.database_url if settings.kafka is None else None
+    if given is not None:
+        return _open_given(given, log)
+    engine = open_engine(sqlite_url(data / "tables.db"))
+    # They are this process's alone, so what another release has made of them is filled anew while it works already.
+    reason = make_fit(engine)
+    if reason is not None:
+        _log.warning("tables_made_anew", extra={"reason": reason})
+    return engine
+
+
+def _open_given(url: str, log: Log) -> Engine:
+    try:
+        engine = open_engine(url)
+        with suppress(SQLAlchemyError):  # away: the projector tries on, and says so
+            create_tables(engine)
+            with engine.connect() as connection:
+                saved = load(connection)
+            for position in saved.values():
+                check(position, log)
+    except (TablesError, RebuildNeeded) as error:
+        hint = "Without this setting the tables are in the data folder"
+        raise SettingsError(f"FLOWLEDGER_DATABASE_URL: {error}. {hint}") from error
+    return engine
