@@ -61,7 +61,8 @@ _REFUSED: Final[tuple[tuple[Network, str], ...]] = tuple(
     )
 )
 
-_HOST_NAME: Final = re.compile(r"\w(?:[\w.-]*\w)?\.?")
+# Labels of letters, digits, hyphens and underscores; the last of them no number, which would be a slip in an address.
+_HOST_NAME: Final = re.compile(r"(?:[\w-]+\.)*(?!\d+\.?$)\w(?:[\w-]*\w)?\.?")
 
 # IPv6 blocks whose last 32 bits are an IPv4 address that the packet may end up at.
 _EMBEDDING: Final = tuple(ip_network(block) for block in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96"))
@@ -388,11 +389,13 @@ def _network(text: str) -> Network | None:
 def _host_and_port(entry: str) -> tuple[str, int | None]:
     if entry.startswith("["):
         host, _, rest = entry[1:].partition("]")
+        if not rest:
+            return host, None
         port = rest.removeprefix(":")
     elif entry.count(":") == 1:
         host, _, port = entry.partition(":")
     else:
         return entry, None
-    if port and not (port.isdigit() and 0 < int(port) < 65_536):
+    if not (port.isdecimal() and 0 < int(port) < 65_536):
         raise ValueError(f"{SETTING}: expected a port of 1 to 65535 in {entry!r}")
-    return host, int(port) if port else None
+    return host, int(port)

@@ -267,15 +267,16 @@ def _read_env_file(path: Path | None, problems: list[str]) -> dict[str, str]:
         return {}
     values: dict[str, str] = {}
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read ({error}). Mend it, or move it out of the way") from error
     for number, line in enumerate(text.splitlines(), 1):
-        name, equals, value = line.strip().removeprefix("export ").lstrip().partition("=")
+        name, equals, value = re.sub(r"^export\s+", "", line.strip()).partition("=")
         if not name.startswith(PREFIX):
             continue
-        if not equals:
+        name = name.rstrip()
+        if not equals or not re.fullmatch(r"\w+", name):
             begins = re.split(r"\W", name)[0]  # no more of it: the rest may be the secret
-            problems.append(f"{path}, line {number}: {begins}: expected NAME=VALUE, got a line without '='")
-        values[name.strip()] = value.strip().strip("'\"")
+            problems.append(f"{path}, line {number}: {begins}: expected NAME=VALUE")
+        values[name] = value.strip().strip("'\"")
     return values

@@ -383,6 +383,16 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path.absolute()}"
 
 
+def check_ours(connection: Connection) -> None:
+    """Raises TablesError when tables with names of ours are there that we did not make: a rebuild would drop them."""
+    there = inspect(connection).get_table_names()
+    foreign = [table.name for table in FILLED if table.name in there]
+    if foreign and schema.name not in there:
+        raise TablesError(
+            f"holds tables of something else ({', '.join(foreign)}; there is no {schema.name}). Name another database"
+        )
+
+
 def create_tables(engine: Engine) -> None:
     """Make the tables in a database that has none.
 
@@ -390,18 +400,26 @@ def create_tables(engine: Engine) -> None:
     look as if its rows had never been, because the saved positions are behind them.
     """
     with writing(engine) as connection:
-        there = inspect(connection).get_table_names()
-        found = connection.execute(select(schema.c.version)).scalar() if schema.name in there else None
-        if found not in (None, SCHEMA_VERSION):
-            raise TablesError(
-                f"tables have schema version {found}, this process needs {SCHEMA_VERSION}. "
-                "Run the matching release, or make them anew from the log: flowledger rebuild"
-            )
-        if any(table.name in there for table in FILLED):
-            check_complete(connection)
+        check_fit(connection)
         metadata.create_all(connection)
-        if found is None:
+        if connection.execute(select(schema.c.version)).first() is None:
             connection.execute(schema.insert().values(id=1, version=SCHEMA_VERSION, generation=1))
+
+
+def check_fit(connection: Connection) -> bool:
+    """Whether there are tables. Raises TablesError when they are not ours, another version's, or incomplete."""
+    check_ours(connection)
+    there = inspect(connection).get_table_names()
+    found = connection.execute(select(schema.c.version)).scalar() if schema.name in there else None
+    if found not in (None, SCHEMA_VERSION):
+        raise TablesError(
+            f"tables have schema version {found}, this process needs {SCHEMA_VERSION}. "
+            "Run the matching release, or make them anew from the log: flowledger rebuild"
+        )
+    filled = any(table.name in there for table in FILLED)
+    if filled:
+        check_complete(connection)
+    return filled
 
 
 def make_fit(engine: Engine) -> str | None:

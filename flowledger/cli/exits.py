@@ -24,8 +24,10 @@ BY_STATUS = {
 class Problem(click.ClickException):
     """What went wrong, where, and the next command; shown on stderr as it is."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int, *, about: str = "") -> None:
+        """`about`: which part of a request the server refused, where it says so."""
         super().__init__(message)
+        self.about = about
         self.exit_code = code  # type: ignore[misc]  # click reads it from the instance as well
 
     def show(self, file: IO[Any] | None = None) -> None:

@@ -69,21 +69,35 @@ class Started:
     response: "httpx.Response"
 
 
-def start(server: Server, body: dict[str, Any]) -> Started:
-    """Ask for a run; returns as soon as it is accepted, with the open stream."""
+def deadline_of(timeout_s: float | None) -> float | None:
+    """The instant, of the monotonic clock, at which waiting ends; None: never."""
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+def start(server: Server, body: dict[str, Any], deadline: float | None = None) -> Started:
+    """Ask for a run; returns as soon as it is accepted, with the open stream.
+
+    Raises Problem, also when nobody has decided at the deadline.
+    """
     # The key makes it one run however often it is asked for.
     headers = {"Accept": "text/event-stream", "Idempotency-Key": uuid.uuid4().hex}
 
     def ask() -> "httpx.Response":
         request = server.http.build_request(
-            "POST", "/v1/runs", json=body | {"response_mode": "streaming"}, headers=headers, timeout=_timeout()
+            "POST", "/v1/runs", json=body | {"response_mode": "streaming"}, headers=headers, timeout=_timeout(deadline)
         )
         response = server.http.send(request, stream=True)
         if not response.is_success:
             response.read()
         return response
 
-    response = server.reached(ask, repeatable=True)
+    try:
+        response = server.reached(ask, repeatable=True)
+    except Problem as problem:
+        if not _over(deadline):
+            raise
+        hint = f"List runs: {server.command('runs')}"
+        raise Problem(f"Not decided in time; the run may begin all the same. {hint}", TIMED_OUT) from problem
     server.check(response)
     return Started(response.headers.get("X-Workflow-Run-Id", ""), response.headers.get("X-Task-Id", ""), response)
 
@@ -92,18 +106,17 @@ def follow(
     server: Server,
     run_id: str,
     first: "httpx.Response | None" = None,
-    timeout_s: float | None = None,
+    deadline: float | None = None,
     after: str = "0",
 ) -> Iterator[Frame]:
     """Every frame of the run behind the id `after`, until one that ends it or a pause that it is in.
 
     `first`: an open stream to begin with.
 
-    Raises Problem when waiting takes longer than `timeout_s` (the run goes on), or the server stays away.
+    Raises Problem at the deadline (the run goes on), or when the server stays away.
     """
     import httpx
 
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     last_id, wait_s, lost_at = after, _RETRY_S[0], time.monotonic()
     paused = False
     response = first
@@ -148,8 +161,12 @@ def return_to(server: Server, run_id: str) -> str:
 
 
 def _check_deadline(deadline: float | None, server: Server, run_id: str) -> None:
-    if deadline is not None and time.monotonic() >= deadline:
+    if _over(deadline):
         raise Problem(f"Not ended in time: {return_to(server, run_id)}", TIMED_OUT)
+
+
+def _over(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
 
 
 def _left_s(deadline: float | None) -> float:

@@ -253,7 +253,7 @@ def release(run: str, as_json: bool, url: str | None, data: Path | None) -> None
     if as_json:
         output.data(answer)
     else:
-        output.talk(f"run {run_id} goes on. Follow it: {output.own_name()} watch {run_id}{there.options}")
+        output.talk(f"run {run_id} goes on. Follow it: {there.command(f'watch {run_id}')}")
 
 
 COMMANDS: dict[str, click.Command] = {"log": log, "quarantine": quarantine}

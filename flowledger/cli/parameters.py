@@ -45,9 +45,9 @@ class _Seconds(click.FloatRange):
         return found
 
 
-APP = Filled("an app's id, the beginning of one, or a name. List apps: flowledger apps")
+APP = Filled("an app's id, the beginning of one, or a name")
 FILTER_APP = Filled("an app's id, the beginning of one, or a name; or leave the option out for all apps")
-KEY = Filled("a key, or for revoke its id or prefix. List them: flowledger keys APP")
+KEY = Filled("a key, or for revoke its id or prefix")
 NODE = Filled("a node's id or title, or leave it out")
 RUN = Filled("a run's id or the beginning of one, or leave it out")
 SINCE = Filled("10m, 2h, 3d, or 2026-05-02T09:00:00Z; or leave the option out")

@@ -11,7 +11,7 @@ import click
 from flowledger.cli import output
 from flowledger.cli.exits import PAUSED
 from flowledger.cli.lookup import complete_run, find_run
-from flowledger.cli.output import own_name, talk
+from flowledger.cli.output import talk
 from flowledger.cli.parameters import Filled, target_options, timeout_option
 from flowledger.cli.target import Server, server
 
@@ -36,7 +36,7 @@ def pause(run: str, reason: str | None, as_json: bool, url: str | None, data: Pa
         output.data(answer)
         return
     what = "pause requested" if answer.get("pause_requested") else "somebody has paused it already"
-    talk(f"run {run_id}: {what}. Let it go on: {own_name()} resume {run_id}{there.options}")
+    talk(f"run {run_id}: {what}. Let it go on: {there.command(f'resume {run_id}')}")
 
 
 @click.command()
@@ -113,12 +113,13 @@ def _follow(
 ) -> int:
     import sys
 
+    from flowledger.cli.follow import deadline_of
     from flowledger.cli.running import follow_to_end
 
     quiet = as_json or not (watching or sys.stdout.isatty())
     return follow_to_end(
         there, run_id, after=str(state["seq"]), quiet=quiet, frames=as_json and bool(watching), as_json=as_json,
-        timeout_s=timeout_s,
+        deadline=deadline_of(timeout_s),
     )  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def _say(there: Server, answer: Mapping[str, Any], run_id: str, *, as_json: bool
     if as_json:
         output.data(answer)
     else:
-        talk(f"run {run_id} goes on. Follow it: {own_name()} watch {run_id}{there.options}")
+        talk(f"run {run_id} goes on. Follow it: {there.command(f'watch {run_id}')}")
 
 
 def _values(
@@ -195,7 +196,8 @@ def show_form(there: Server, run_id: str, form: Mapping[str, Any], *, several: b
     which = f" --form {form['form_id']}" if several else ""
     for action in form.get("actions") or ():
         talk(f"  {action['title'] or action['id']}:")
-        talk(f"    {own_name()} resume {run_id} --action {action['id']}{given}{which}{there.options}")
+        answer = f"resume {run_id} --action {action['id']}{given}{which}"
+        talk(f"    {there.command(answer)}")
     if not form.get("actions"):
         talk("  The form has no action: the run goes on when it expires.")
 

@@ -14,9 +14,9 @@ import click
 from flowledger.cli import output
 from flowledger.cli.documents import import_file
 from flowledger.cli.exits import BY_STATUS, INTERRUPTED, INVALID, PAUSED, RUN_FAILED, USAGE, Problem
-from flowledger.cli.follow import Frame, Started, follow, return_to, start
+from flowledger.cli.follow import Frame, Started, deadline_of, follow, return_to, start
 from flowledger.cli.lookup import complete_run, find_app, find_run, rows
-from flowledger.cli.output import own_name, problem_line, talk
+from flowledger.cli.output import problem_line, talk
 from flowledger.cli.parameters import NODE, RUN, Filled, target_options, timeout_option
 from flowledger.cli.progress import progress
 from flowledger.cli.target import TRIES, ConnectionLost, Server, server
@@ -33,8 +33,6 @@ _FILE_KINDS = {
     }.items()
     for extension in extensions.split()
 }
-_OF_INPUTS = ("in input form", "inputs must be", "not found in user inputs", "does not read that")
-"""Words of the API's answers that are about inputs."""
 _MODEL_TYPES = ("llm", "question-classifier", "parameter-extractor", "agent")
 
 
@@ -113,22 +111,24 @@ def run(
             "only": only,
             "from_run": find_run(there, from_run) if from_run else None,
         }
-        started = _start(there, {key: value for key, value in body.items() if value is not None}, types)
+        deadline = deadline_of(timeout_s)
+        given = {key: value for key, value in body.items() if value is not None}
+        started = _start(there, given, types, deadline)
         if watching is False:
             return _detach(there, started, as_json=as_json)
         quiet = as_json or not (watching or sys.stdout.isatty())
         return follow_to_end(
             there, started.run_id, started, quiet=quiet, frames=as_json and bool(watching), as_json=as_json,
-            timeout_s=timeout_s,
+            deadline=deadline,
         )  # fmt: skip
 
 
-def _start(there: Server, body: dict[str, Any], types: Mapping[str, str]) -> Started:
+def _start(there: Server, body: dict[str, Any], types: Mapping[str, str], deadline: float | None) -> Started:
     """As `start`; wrong inputs are answered with those that the document declares, or with how to give them."""
     try:
-        return start(there, body)
+        return start(there, body, deadline)
     except Problem as problem:
-        about_inputs = problem.exit_code == USAGE and any(words in problem.message for words in _OF_INPUTS)
+        about_inputs = problem.about == "inputs"
         if about_inputs and body.get("only"):
             hint = "Give values by -i NODE.NAME=VALUE, or take an earlier run's by --from-run RUN"
             raise Problem(f"{problem.message}\n{hint}", USAGE) from problem
@@ -316,14 +316,14 @@ def follow_to_end(
     frames: bool = False,
     as_json: bool = False,
     compact: bool = False,
-    timeout_s: float | None = None,
+    deadline: float | None = None,
     after: str = "0",
 ) -> int:
     """Follow a run from the event `after` until it ends or pauses; print its result; the exit code."""
     shown = progress(compact=compact, quiet=quiet)
     last: Frame | None = None
     try:
-        with closing(shown), closing(_frames(there, run_id, started, timeout_s, after)) as stream:
+        with closing(shown), closing(_frames(there, run_id, started, deadline, after)) as stream:
             for frame in stream:
                 last = frame
                 shown.show(frame)
@@ -335,12 +335,12 @@ def follow_to_end(
     if last is None or last.event == "error":
         message = last.data.get("message") if last else "the stream ended without a result"
         code = INVALID if last and last.data.get("code") == "definition_invalid" else RUN_FAILED
-        raise Problem(f"run {run_id}: {message}. See what happened: {own_name()} history {run_id}{there.options}", code)
+        raise Problem(f"run {run_id}: {message}. See what happened: {there.command(f'history {run_id}')}", code)
     return _print_result(there, last, run_id, as_json=as_json, quiet=quiet)
 
 
-def _frames(there: Server, run_id: str, started: Started | None, timeout_s: float | None, after: str) -> Any:
-    return follow(there, run_id, started.response if started else None, timeout_s, after)
+def _frames(there: Server, run_id: str, started: Started | None, deadline: float | None, after: str) -> Any:
+    return follow(there, run_id, started.response if started else None, deadline, after)
 
 
 def _print_result(there: Server, last: Frame, run_id: str, *, as_json: bool, quiet: bool) -> int:
@@ -360,9 +360,9 @@ def _print_result(there: Server, last: Frame, run_id: str, *, as_json: bool, qui
         _print_pause(there, run_id, end["reasons"])
     elif code and not as_json:
         why = f": {end['error']}" if end.get("error") else ""
-        talk(f"run {run_id} {status}{why}. See what happened: {own_name()} history {run_id}{there.options}")
+        talk(f"run {run_id} {status}{why}. See what happened: {there.command(f'history {run_id}')}")
     elif not quiet:
-        talk(f"See all of it: {own_name()} show {run_id}{there.options}")
+        talk(f"See all of it: {there.command(f'show {run_id}')}")
         if talk_id:
             talk(f"Go on talking: the same command with another --query and --conversation {talk_id}")
     return code
@@ -377,7 +377,7 @@ def _print_pause(there: Server, run_id: str, reasons: list[dict[str, Any]]) -> N
         show_form(there, run_id, form, several=len(forms) > 1)
     for reason in reasons:
         if reason.get("message"):
-            talk(f"‖ paused: {reason['message']}. Let it go on: {own_name()} resume {run_id}{there.options}")
+            talk(f"‖ paused: {reason['message']}. Let it go on: {there.command(f'resume {run_id}')}")
 
 
 @click.command()
@@ -397,7 +397,13 @@ def watch(run: str, compact: bool, timeout_s: float | None, as_json: bool, url: 
     with server(url, data) as there:
         run_id = find_run(there, run)
         return follow_to_end(
-            there, run_id, quiet=as_json, frames=as_json, as_json=as_json, compact=compact, timeout_s=timeout_s
+            there,
+            run_id,
+            quiet=as_json,
+            frames=as_json,
+            as_json=as_json,
+            compact=compact,
+            deadline=deadline_of(timeout_s),
         )
 
 
@@ -418,9 +424,9 @@ def stop(run: str, as_json: bool, url: str | None, data: Path | None) -> None:
     if as_json:
         output.data({"id": run_id} | answer)
     elif answer.get("stop_requested"):
-        talk(f"run {run_id}: stop requested. See it end: {own_name()} watch {run_id}{there.options}")
+        talk(f"run {run_id}: stop requested. See it end: {there.command(f'watch {run_id}')}")
     else:
-        talk(f"run {run_id} has ended already. See it: {own_name()} show {run_id}{there.options}")
+        talk(f"run {run_id} has ended already. See it: {there.command(f'show {run_id}')}")
 
 
 COMMANDS: dict[str, click.Command] = {"run": run, "watch": watch, "stop": stop}

@@ -71,7 +71,7 @@ def dev(
     except LogError as error:
         raise Problem(f"cannot open {given.data}: {error}", UNREACHABLE) from error
     asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
         with closing(Server(instance.url, instance.admin_token, options=data_options(data))) as target:
             apps = [app_of_file(target, file) for file in files]
@@ -86,6 +86,7 @@ def dev(
         asked.wait()
     finally:
         instance.stop()
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

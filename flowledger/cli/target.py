@@ -7,6 +7,7 @@ FLOWLEDGER_KAFKA set nothing falls back to embedded: the verb asks for FLOWLEDGE
 
 import gc
 import json
+import re
 import shlex
 import sys
 import time
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # httpx brings a command line of its own and, for it, rich and pygments: 60 ms of every verb. It does without them.
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: "cannot be imported", as documented
+
+_RUN_PATH = re.compile(r"/v1/(?:runs|workflow)/[0-9a-f-]{36}(?:/|$)")
 
 ADDRESS_FILE = "server.json"
 TOKEN_FILE = "admin-token"
@@ -93,9 +96,11 @@ class Server:
         self.url = url.rstrip("/")
         try:
             address = httpx.URL(self.url)
-        except httpx.InvalidURL:
-            address = httpx.URL()
-        if address.scheme not in ("http", "https") or not address.host:
+            address.host.encode("idna")  # as the look-up of the name will, and it has no error of its own for that
+            usable = address.scheme in ("http", "https") and address.host and (address.port or 1) in range(1, 65536)
+        except (httpx.InvalidURL, UnicodeError):
+            usable = False
+        if not usable:
             hint = "Give one as http://127.0.0.1:5001, by --url or FLOWLEDGER_URL"
             raise Problem(f"{url}: no address of a server. {hint}", USAGE)
         self.embedded = embedded
@@ -154,7 +159,7 @@ class Server:
         """Raises Problem unless the answer (already read) is a success."""
         if response.is_success:
             return
-        code, message, problems = _error(response)
+        code, message, problems, about = _error(response)
         if response.status_code == 401:
             raise Problem(
                 f"{self.url} refuses the admin token: {message}. Set FLOWLEDGER_ADMIN_TOKEN, "
@@ -162,18 +167,18 @@ class Server:
                 UNREACHABLE,
             )
         if response.status_code == 404:
-            no_run = message.startswith(('run "', "Workflow run"))
+            no_run = _RUN_PATH.match(response.url.path) and about != "node"
             hint = f". List runs: {self.command('runs')}" if no_run else ""
             raise Problem(f"{message} ({self.name}){hint}", NOT_FOUND)
         too_large = response.status_code == 413 and response.url.path.endswith("/import")
         if problems or too_large or code == "definition_invalid":
             raise Problem("\n".join([message, *map(_problem_line, problems)]), INVALID)
         if response.status_code in (400, 409, 412, 422) and code:
-            raise Problem(f"{message} ({code})", USAGE)
+            raise Problem(f"{message} ({code})", USAGE, about=about)
         # Nothing is wrong with what was asked: later, or by another server, it may be done.
         busy = response.status_code in (429, 502, 503, 504)
         wait_s = response.headers.get("Retry-After")
-        again = f". Try again in {wait_s} s" if busy and wait_s else ""
+        again = f" (wait {wait_s} s)" if busy and wait_s and wait_s.isdecimal() else ""
         said = f"{self.name} answered {response.status_code} {code}: {message}{again}"
         raise Problem(said, UNREACHABLE if busy else USAGE)
 
@@ -196,7 +201,7 @@ def data_options(data: Path | None) -> str:
 def server(url: str | None, data: Path | None, *, executor: bool = True, offline: bool = False) -> Iterator[Server]:
     """The server to talk to; see the module docstring. `executor` False: embedded without running anything."""
     given = settings(data)
-    options = f" --url {shlex.quote(url)}" if url else data_options(data)
+    options = (f" --url {shlex.quote(url)}" if url else "") + data_options(data)
     url = url or given.url
     with ExitStack() as closing:
         if url:
@@ -249,12 +254,15 @@ class _Folder:
     def _open(self) -> tuple[str, str | None, bool]:
         import logging
 
+        from libs.serving import ReadableLines
         from libs.settings import SettingsError
 
         with quick_imports():
             from flowledger.dev import start_embedded
 
-        logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(ReadableLines())
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
         given = replace(self._given, models="offline") if self._offline else self._given
         try:
             instance = start_embedded(given.data, "127.0.0.1", 0, given, executor=self._executor)
@@ -291,13 +299,14 @@ def _given(query: dict[str, Any]) -> dict[str, Any]:
     return {name.rstrip("_"): value for name, value in query.items() if value is not None}
 
 
-def _error(response: "httpx.Response") -> tuple[str, str, list[Any]]:
-    """(code, message, problems) of an error answer, whatever made it."""
+def _error(response: "httpx.Response") -> tuple[str, str, list[Any], str]:
+    """(code, message, problems, what it is about) of an error answer, whatever made it."""
     try:
         body = response.json()
-        return str(body.get("code", "")), str(body.get("message", "")), list(body.get("problems") or [])
+        problems, about = list(body.get("problems") or []), str(body.get("params") or "")
+        return str(body.get("code", "")), str(body.get("message", "")), problems, about
     except (ValueError, AttributeError):
-        return "", response.text[:200] or response.reason_phrase, []
+        return "", response.text[:200] or response.reason_phrase, [], ""
 
 
 def _problem_line(problem: Any) -> str:

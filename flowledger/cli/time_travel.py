@@ -9,7 +9,7 @@ import click
 from flowledger.cli import output
 from flowledger.cli.exits import USAGE, Problem
 from flowledger.cli.lookup import complete_run, find_run
-from flowledger.cli.output import own_name, talk
+from flowledger.cli.output import talk
 from flowledger.cli.parameters import NODE, target_options
 from flowledger.cli.running import follow_to_end, parse_value
 from flowledger.cli.target import Server, server
@@ -153,7 +153,7 @@ def _made(there: Server, made: dict[str, Any], *, watching: bool, as_json: bool)
         return follow_to_end(there, new, quiet=as_json, as_json=as_json)
     if not as_json:
         rests = "rests until its folder is opened again" if there.embedded else "runs"
-        talk(f"It {rests}. Follow it: {own_name()} watch {new}{there.options}")
+        talk(f"It {rests}. Follow it: {there.command(f'watch {new}')}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
@@ -202,7 +203,8 @@ def _problems(verb: str) -> Iterator[None]:
     except NoArchive as error:
         raise Problem(f"{verb}: {error}", INVALID) from error
     except LogError as error:
-        raise Problem(f"{verb}: {error}", UNREACHABLE) from error
+        damaged = getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_CORRUPT
+        raise Problem(f"{verb}: {error}", INVALID if damaged else UNREACHABLE) from error
     except OSError as error:
         raise Problem(f"{verb}: {error}. Make room or name another place, then do it again", UNREACHABLE) from error
 

@@ -389,8 +389,12 @@ def _check_database(given: "Settings") -> dict[str, Any]:
         ok = given.kafka is None
         seen = "SQLite in the data folder" if ok else "not set"
         return _result("database", ok, seen, "With Kafka, set FLOWLEDGER_DATABASE_URL")
-    from sqlalchemy import text
     from sqlalchemy.exc import SQLAlchemyError
+
+    from libs.events.log import LogError
+    from libs.tables import TablesError, check_fit
+    from services.projector.embedded import check_tables
+    from services.projector.position import RebuildNeeded
 
     hint = "Correct FLOWLEDGER_DATABASE_URL"
     try:
@@ -399,9 +403,16 @@ def _check_database(given: "Settings") -> dict[str, Any]:
         return _result("database", False, problem.message, hint)
     try:
         with engine.connect() as connection:
-            connection.execute(text("SELECT 1"))
+            filled = check_fit(connection)
+        if filled:
+            with closing(open_log(given)) as log:
+                check_tables(engine, log)
     except SQLAlchemyError as error:
         return _result("database", False, f"{_shown(engine)}: {str(error).splitlines()[0]}", hint)
+    except (TablesError, RebuildNeeded) as error:
+        return _result("database", False, f"{_shown(engine)}: {error}", hint)
+    except LogError:
+        pass  # there is none yet, or its own check tells
     finally:
         engine.dispose()
     return _result("database", True, _shown(engine))

@@ -124,15 +124,20 @@ def opening(definition: Definition, conversation_id: str, earlier: Conversation 
     past = earlier or Conversation()
     variables, forms = dict(past.variables), dict(past.forms)
     names = {declared.name for declared in definition.conversation}
+    ids = {declared.id for declared in definition.conversation if declared.id}
     name_of = {form.id: name for name, form in past.forms.items() if form.id}
     renewed = []
     for declared in definition.conversation:
-        name, before = declared.name, name_of.get(declared.id or "", declared.name)
+        name, form = declared.name, past.forms.get(declared.name)
+        # Who has no id that is known goes by its name, unless that was another one's who has a new name now.
+        freed = form is not None and form.id != declared.id and form.id in ids
+        before = name_of.get(declared.id or "", "" if freed else name)
         stays = before in past.variables and fits(past.variables[before], declared.type)
         variables[name] = past.variables[before] if stays else declared.value
-        if before in past.variables and not (stays and before == name):
+        known = not past.forms.keys().isdisjoint({name, before})
+        if known and not (stays and before == name):
             renewed.append(name)
-        if before not in names:
+        if before and before not in names:
             variables.pop(before, None)
             forms[before] = forms[before].model_copy(update={"id": ""})
         forms[name] = VariableForm(

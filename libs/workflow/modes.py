@@ -46,6 +46,10 @@ class PartInvalid(WorkflowError):
         super().__init__("\n".join(problems))
 
 
+class PartInputInvalid(PartInvalid):
+    """What it was given does not fit, or is not enough."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     inputs: Variables
@@ -195,7 +199,7 @@ def prepare(
             if not _is_there(definition, variables, selector) and selector[0] not in skipped
         ]
     if problems:
-        raise PartInvalid(*problems)
+        raise PartInputInvalid(*problems)
     return Prepared({}, variables, tuple(unused))
 
 
@@ -241,7 +245,7 @@ def _own_inputs(definition: Definition, node: Node, given: Mapping[str, JsonValu
     try:
         return validate_inputs(part_of(definition, node.id), values)
     except InputInvalid as error:
-        raise PartInvalid(*error.problems) from error
+        raise PartInputInvalid(*error.problems) from error
 
 
 def _selector(definition: Definition, node: Node, key: str, names: Mapping[str, Selector]) -> Selector | None:

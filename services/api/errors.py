@@ -46,8 +46,8 @@ def bad_request(message: str) -> ApiError:
     return ApiError(400, "bad_request", message)
 
 
-def not_found(message: str) -> ApiError:
-    return ApiError(404, "not_found", message)
+def not_found(message: str, params: str | None = None) -> ApiError:
+    return ApiError(404, "not_found", message, params=params)
 
 
 def unauthorized(message: str) -> ApiError:

@@ -23,7 +23,7 @@ from libs.events.sealing import SealError
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition, DefinitionInvalid
 from libs.workflow.inputs import InputInvalid, accepted_files, validate_inputs
-from libs.workflow.modes import PartInvalid, find_node, prepare, reads
+from libs.workflow.modes import PartInputInvalid, PartInvalid, find_node, prepare, reads
 from libs.workflow.pins import check_pins, parse_pins
 from libs.workflow.roots import RootInvalid, default_root, named_root, rooted
 from libs.workflow.state import ROOT
@@ -215,7 +215,9 @@ class RunStarter:
             else:
                 only = find_node(definition, wanted.only)
                 inputs, variables = await self._part(definition, wanted, only, user)
-        except (InputInvalid, PartInvalid, RootInvalid) as error:
+        except (InputInvalid, PartInputInvalid) as error:
+            raise invalid_param(str(error), "inputs") from error
+        except (PartInvalid, RootInvalid) as error:
             raise invalid_param(str(error)) from error
         if wanted.pins is not None:
             problems = check_pins(parse_pins(wanted.pins), definition)
@@ -274,7 +276,9 @@ class RunStarter:
         prepared = prepare(definition, node_id, given, earlier, skipped)
         if prepared.unused and not wanted.lenient:
             known = ", ".join(reads(definition, node_id)) or "nothing from other nodes"
-            raise PartInvalid(f'{", ".join(prepared.unused)}: node "{node_id}" does not read that. It reads {known}')
+            raise PartInputInvalid(
+                f'{", ".join(prepared.unused)}: node "{node_id}" does not read that. It reads {known}'
+            )
         return prepared.inputs, prepared.variables
 
     # --- streaming ---

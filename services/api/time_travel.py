@@ -52,7 +52,7 @@ def time_travel_routes(parts: Parts) -> APIRouter:
         try:
             return await _answer(parts, lambda definition: why(definition, history, node), history)
         except PartInvalid as error:
-            raise not_found(str(error)) from error
+            raise not_found(str(error), "node") from error
 
     return router
 

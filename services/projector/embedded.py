@@ -1,7 +1,6 @@
 """The tables of an embedded log: in its folder, or in the database of the settings."""
 
 import logging
-from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy.engine import Engine
@@ -32,15 +31,29 @@ def open_embedded_tables(data: Path, settings: Settings, log: Log) -> Engine:
 
 
 def _open_given(url: str, log: Log) -> Engine:
+    hint = "Without this setting the tables are in the data folder"
     try:
         engine = open_engine(url)
-        with suppress(SQLAlchemyError):  # away: the projector tries on, and says so
-            create_tables(engine)
-            with engine.connect() as connection:
-                saved = load(connection)
-            for position in saved.values():
-                check(position, log)
-    except (TablesError, RebuildNeeded) as error:
-        hint = "Without this setting the tables are in the data folder"
+    except TablesError as error:
         raise SettingsError(f"FLOWLEDGER_DATABASE_URL: {error}. {hint}") from error
+    try:
+        create_tables(engine)
+        check_tables(engine, log)
+    except (TablesError, RebuildNeeded) as error:
+        engine.dispose()
+        raise SettingsError(f"FLOWLEDGER_DATABASE_URL: {error}. {hint}") from error
+    except SQLAlchemyError as error:
+        if engine.dialect.name == "sqlite":  # a file is not away for a while
+            engine.dispose()
+            reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
+            raise SettingsError(f"FLOWLEDGER_DATABASE_URL: {reason}. {hint}") from error
+        # The projector tries on, and says so.
     return engine
+
+
+def check_tables(engine: Engine, log: Log) -> None:
+    """Raises RebuildNeeded when the tables are not of this log, and what the database raises."""
+    with engine.connect() as connection:
+        saved = load(connection)
+    for position in saved.values():
+        check(position, log)

@@ -12,7 +12,7 @@ from sqlalchemy import inspect, select, update
 from sqlalchemy.engine import Connection, Engine
 
 from libs.events.log import Log, Topic
-from libs.tables import FILLED, SCHEMA_VERSION, metadata, schema, writing
+from libs.tables import FILLED, SCHEMA_VERSION, check_ours, metadata, schema, writing
 from services.projector.batch import BatchWriter, TableSet
 from services.projector.position import Position, RebuildNeeded, check
 
@@ -63,6 +63,7 @@ def rebuild(log: Log, engine: Engine, progress: Callable[[int, int], None] = lam
 
 def _make_room(engine: Engine, tables: TableSet) -> None:
     with writing(engine) as connection:
+        check_ours(connection)
         for table in tables.all():
             table.drop(connection, checkfirst=True)  # left by a rebuild that did not end
             table.create(connection)

@@ -199,6 +199,19 @@ def test_what_is_no_log_is_named(cli: Cli, tmp_path: Path, make: Callable[[Path]
     assert not (tmp_path / "there" / "log.db").exists()
 
 
+def test_an_export_that_is_damaged_further_in_is_no_document_either(
+    source: tuple[Path, str, str], cli: Cli, tmp_path: Path
+) -> None:
+    file = tmp_path / "damaged.ledger"
+    assert cli("log", "export", "-o", file, "--data", source[0])[0] == 0
+    raw = bytearray(file.read_bytes())
+    for page in range(4, len(raw) // 4096):
+        raw[page * 4096 : page * 4096 + 64] = b"\xff" * 64
+    file.write_bytes(raw)
+    exit_code, _, err = cli("log", "import", file, "--yes", "--data", tmp_path / "there")
+    assert (exit_code, "malformed" in err) == (4, True), err
+
+
 @pytest.fixture
 def prefixed(kafka_server: servers.Kafka, kafka_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWLEDGER_KAFKA", kafka_server.bootstrap)

@@ -48,8 +48,10 @@ class StandIn:
         self.story = list(STORY)
         self.cut_after: int | None = None
         """Close the first stream behind this sequence."""
-        self.refusal: str | None = None
-        """Refuse to start a run, with this message."""
+        self.refusal: dict[str, str] | None = None
+        """Refuse to start a run, with this message and, where it is about a part of the request, `params`."""
+        self.undecided = False
+        """Nobody decides about a start before `hold` is set."""
         self.busy: int | None = None
         """Refuse to start a run for now, with this status."""
         self.hold = threading.Event()
@@ -104,10 +106,13 @@ class StandIn:
             case "GET", "/v1/runs":
                 self.send(request, 200, {"data": runs, "next_cursor": None})
             case "POST", "/v1/runs" if self.busy:
-                busy = {"code": "too_many_requests", "message": "in input form: enough", "status": self.busy}
+                busy = {"code": "too_many_requests", "message": "enough. Try again later", "status": self.busy}
                 self.send(request, self.busy, busy, {"Retry-After": "7"})
             case "POST", "/v1/runs" if self.refusal:
-                self.send(request, 400, {"code": "invalid_param", "message": self.refusal, "status": 400})
+                self.send(request, 400, {"code": "invalid_param", "status": 400} | (self.refusal or {}))
+            case "POST", "/v1/runs" if self.undecided:
+                self.hold.wait(20)
+                self.send(request, 503, {"code": "service_unavailable", "message": "no answer", "status": 503})
             case "POST", "/v1/runs":
                 self.stream(request, 0, self.cut_after)
             case "GET", path if path == f"/v1/workflow/{RUN}/events":
@@ -297,21 +302,34 @@ def test_waiting_longer_than_asked_is_exit_6_and_says_how_to_return(
     assert f"flowledger watch {RUN} --url {stand_in.url}" in capsys.readouterr().err
 
 
+def test_a_start_that_nobody_decides_in_time_is_exit_6_too(
+    stand_in: StandIn, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    stand_in.undecided = True
+    stand_in.hold.clear()
+    asked_at = time.monotonic()
+    assert run(["run", "Flow", "--timeout", "0.3", "--url", stand_in.url, "--data", str(tmp_path)]) == 6
+    assert time.monotonic() - asked_at < 5
+    said = capsys.readouterr().err
+    assert "Not decided in time; the run may begin all the same." in said
+    assert f"flowledger runs --url {stand_in.url} --data {tmp_path}\n" in said, "the token lies in that folder"
+
+
 @pytest.mark.parametrize(
     ("refusal", "about_inputs"),
     [
-        ("city is required in input form", True),
-        ("conversation_id: expected a UUID", False),
-        ("pins: no such node", False),
+        ({"message": "city is required in input form", "params": "inputs"}, True),
+        ({"message": "conversation_id: expected a UUID"}, False),
+        ({"message": "pins: no such node", "params": "pins"}, False),
     ],
 )
 def test_inputs_are_named_only_where_they_are_what_is_wrong(
-    stand_in: StandIn, capsys: pytest.CaptureFixture[str], refusal: str, about_inputs: bool
+    stand_in: StandIn, capsys: pytest.CaptureFixture[str], refusal: dict[str, str], about_inputs: bool
 ) -> None:
     stand_in.refusal = refusal
     assert run(["run", "Flow"]) == 2
     said = capsys.readouterr().err
-    assert refusal in said
+    assert refusal["message"] in said
     assert ("Inputs: city (text-input)" in said) == about_inputs
 
 
@@ -322,7 +340,7 @@ def test_a_server_that_is_busy_is_tried_later(
     stand_in.busy = status
     assert run(["run", "Flow"]) == 7
     said = capsys.readouterr().err
-    assert said.endswith("enough. Try again in 7 s\n")
+    assert said.endswith("enough. Try again later (wait 7 s)\n")
     assert "Inputs:" not in said
 
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pytest
 from pydantic import JsonValue
 
+from libs.serving import ReadableLines
 from libs.workflow.definition import Node
 from libs.workflow.outcome import Outcome
 from libs.workflow.pool import Pool
@@ -851,8 +852,8 @@ def test_the_mode_process_runs_without_walls_but_with_limits(caplog: pytest.LogC
     assert "No module named 'jinja2'" in str(package.error)
     assert "JSONDecodeError" in str(wrong.error)
     (said,) = caplog.records
-    assert "without containment" in said.message
-    assert "FLOWLEDGER_SANDBOX=process" in said.message
+    assert said.message == "sandbox_without_containment"
+    assert "setting=FLOWLEDGER_SANDBOX=process use=for development only" in ReadableLines().format(said)
 
 
 def test_javascript_runs_where_its_engine_is_installed(loop: Loop) -> None:

@@ -100,11 +100,42 @@ def test_every_verb_uses_the_database_of_the_settings(typed: Type, tmp_path: Pat
 def test_tables_of_another_log_are_left_alone(typed: Type, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/tables.db"
     assert typed("run", EXAMPLE, "--offline", DATABASE_URL=url).code == 0
+    assert len(json.loads(typed("runs", "--json").out)) == 1  # it waits for the tables
     refused = typed("apps", DATA=str(tmp_path / "other"))
     assert (refused.code, refused.out) == (USAGE, "")
     assert "tables are of events topic" in refused.err
     assert "Without this setting the tables are in the data folder" in refused.err
+    (database,) = [each for each in json.loads(typed("doctor", "--json").out) if each["check"] == "database"]
+    assert (database["ok"], "tables are of events topic" in database["seen"]) == (False, True)
     assert typed("verify", DATA=str(tmp_path / "data")).code == 0
+    assert [each["ok"] for each in json.loads(typed("doctor", "--json").out) if each["check"] == "database"] == [True]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: path.write_text("no database at all, in more than 16 bytes"), Path.mkdir]
+)
+def test_a_file_that_can_be_no_database_is_named(typed: Type, tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "tables.db")
+    for verb in (["dev", "--port", "0"], ["runs"]):
+        said = typed(*verb, DATABASE_URL=f"sqlite:///{tmp_path}/tables.db")
+        assert (said.code, said.out) == (USAGE, "")
+        assert said.err.splitlines()[-1].startswith("FLOWLEDGER_DATABASE_URL: ")
+
+
+def test_tables_of_something_else_are_neither_used_nor_dropped(typed: Type, tmp_path: Path) -> None:
+    file = tmp_path / "tables.db"
+    with closing(sqlite3.connect(file)) as theirs, theirs:
+        theirs.execute("CREATE TABLE messages (id)")
+        theirs.execute("INSERT INTO messages VALUES ('theirs')")
+    for verb in (["runs"], ["dev", "--port", "0"], ["rebuild", "--yes"]):
+        said = typed(*verb, DATABASE_URL=f"sqlite:///{file}")
+        assert said.code in (USAGE, UNREACHABLE)
+        assert "holds tables of something else (messages; " in said.err
+        assert "flowledger rebuild" not in said.err
+    (database,) = [each for each in json.loads(typed("doctor", "--json").out) if each["check"] == "database"]
+    assert (database["ok"], "tables of something else" in database["seen"]) == (False, True)
+    with closing(sqlite3.connect(file)) as theirs:
+        assert theirs.execute("SELECT * FROM messages").fetchall() == [("theirs",)]
 
 
 def test_with_kafka_set_dev_says_that_its_log_is_its_own_and_leaves_the_database_alone(

@@ -13,7 +13,7 @@ import pytest
 
 from flowledger.cli import VERBS, cli, run
 from flowledger.cli.exits import BY_STATUS, EXIT_CODES, NOT_FOUND, TIMED_OUT, UNREACHABLE, USAGE, Problem
-from flowledger.cli.follow import Frame, follow, frames, return_to
+from flowledger.cli.follow import Frame, deadline_of, follow, frames, return_to
 from flowledger.cli.output import data, problem_line, seconds, table
 from flowledger.cli.reading import since_instant
 from flowledger.cli.running import declared_types, parse_value, read_inputs
@@ -271,7 +271,20 @@ def test_a_request_that_never_left_is_asked_again_whatever_it_does(error: httpx.
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "nonsense", "ftp://example.org", "http://", "127.0.0.1:5001"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1",
+        "nonsense",
+        "ftp://example.org",
+        "http://",
+        "127.0.0.1:5001",
+        "http://.svc",
+        "http://a..b",
+        "http://xn--",
+        "http://h:99999",
+    ],
+)
 def test_an_address_that_is_none_is_wrong_usage(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["apps", "--url", url]) == USAGE
     assert capsys.readouterr().err.startswith(f"{url}: no address of a server. Give one as http://")
@@ -286,7 +299,7 @@ def test_a_server_that_ends_again_and_again_is_waited_for_between_two_tries() ->
 
     there = Server("http://127.0.0.1:9", "t", again=again)
     with pytest.raises(Problem, match="flowledger watch") as raised:
-        list(follow(there, "r", timeout_s=0.7))
+        list(follow(there, "r", deadline=deadline_of(0.7)))
     assert raised.value.exit_code == TIMED_OUT
     assert 1 <= len(found) <= 3
 

@@ -108,6 +108,14 @@ def test_a_variable_that_was_renamed_keeps_its_value_and_one_of_another_type_beg
     swapped = after(first, {**count, "name": "topics"}, {**topics, "name": "count"}, count=3, topics=["x"])
     assert swapped["variables"] == {"topics": 3, "count": ["x"]}
     assert {swapped["forms"]["topics"].id, swapped["forms"]["count"].id} == {count["id"], topics["id"]}
+    other = {**count, "id": topics["id"].replace("2", "9")}
+    for declared in ((other, {**count, "name": "messages"}), ({**count, "name": "messages"}, other)):
+        freed = after(first, *declared, count=5)
+        assert freed["variables"] == {"count": 0, "messages": 5, "topics": []}
+        assert sorted(freed["renewed"]) == ["count", "messages"]
+        later = after(after(first, {**count, "name": "messages"}, count=5), *declared)
+        assert later["variables"] == {"count": 0, "messages": 5, "topics": []}
+        assert later["renewed"] == ("count",), "a row of that name has the other's value"
 
 
 def test_a_variable_without_an_id_has_one_of_its_conversation() -> None:

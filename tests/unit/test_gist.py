@@ -6,6 +6,18 @@ from libs.gist import gist
 
 FRAMES = '  File "<code>", line 3, in main\n    return x["missing"]\n           ~^^^^^^^^^^^\n'
 TRACEBACK = f"Traceback (most recent call last):\n{FRAMES}KeyError: 'missing'"
+GROUP = """  + Exception Group Traceback (most recent call last):
+  |   File "<code>", line 7, in main
+  |     raise ExceptionGroup("two", [a, b])
+  | ExceptionGroup: two (2 sub-exceptions)
+  +-+---------------- 1 ----------------
+    | Traceback (most recent call last):
+    |   File "<code>", line 5, in main
+    | ZeroDivisionError: division by zero
+    +---------------- 2 ----------------
+    | ValueError: b
+    +------------------------------------
+"""
 
 
 @pytest.mark.parametrize(
@@ -21,6 +33,11 @@ TRACEBACK = f"Traceback (most recent call last):\n{FRAMES}KeyError: 'missing'"
             f"{TRACEBACK}\n\nDuring handling of the above exception, another exception occurred:\n\n"
             f"Traceback (most recent call last):\n{FRAMES}ValueError: no",
             "ValueError: no",
+        ),
+        (GROUP, "ExceptionGroup: two (2 sub-exceptions)"),
+        (
+            f"{TRACEBACK}\n\nDuring handling of the above exception, another exception occurred:\n\n{GROUP}",
+            "ExceptionGroup: two (2 sub-exceptions)",
         ),
         ('  File "<code>", line 3\n    x[}\n      ^\nSyntaxError: closing', "SyntaxError: closing"),
         ("Traceback (most recent call last):\n  cut off", "Traceback (most recent call last):"),

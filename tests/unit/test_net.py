@@ -50,22 +50,16 @@ def test_a_public_address_is_not_refused(address: str) -> None:
 
 
 def test_allowed_entries_are_hosts_networks_and_ports() -> None:
-    allowed = Allowed.parse(
-        [
-            "Api.Internal",
-            "db.internal:8080",
-            "my_service.",
-            "büro.example",
-            "10.0.0.0/8",
-            "127.0.0.1:99",
-            "[::1]:98",
-            "fd00::/8",
-        ]
-    )
+    names = ["Api.Internal", "db.internal:8080", "my_service.", "büro.example", "7.example"]
+    allowed = Allowed.parse([*names, "10.0.0.0/8", "127.0.0.1:99", "[::1]:98", "[::2]", "fd00::/8"])
     assert allowed.name("api.internal.", 1)
     assert allowed.name("DB.internal", 8080)
     assert allowed.name("my_service", 1)
     assert allowed.name("büro.example", 1)
+    assert allowed.name("7.example", 1)
+    assert allowed.address(ip_address("::2"), 1)
+    assert allowed.name("7.example", 1)
+    assert allowed.address(ip_address("::2"), 1)
     assert not allowed.name("db.internal", 80)
     assert allowed.address(ip_address("10.9.9.9"), 1)
     assert allowed.address(ip_address("127.0.0.1"), 99)
@@ -75,7 +69,23 @@ def test_allowed_entries_are_hosts_networks_and_ports() -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", ["host:port", "host:0", "host:70000", "10.0.0.0/99", "a/b", "???", "*.internal", "-", ":80"]
+    "entry",
+    [
+        "host:port",
+        "host:0",
+        "host:70000",
+        "10.0.0.0/99",
+        "a/b",
+        "???",
+        "*.internal",
+        "-",
+        ":80",
+        "10.0.0.300",
+        "10.0",
+        "a..b",
+        "1",
+        "db:",
+    ],
 )
 def test_an_allowed_entry_that_means_nothing_names_the_setting(entry: str) -> None:
     with pytest.raises(ValueError, match="FLOWLEDGER_HTTP_ALLOW"):

@@ -131,7 +131,13 @@ def test_a_line_of_an_env_file_that_sets_nothing_is_named_without_its_secret(tmp
     with pytest.raises(SettingsError, match=r"\.env, line 3: FLOWLEDGER_ADMIN_TOKEN: expected NAME=VALUE") as caught:
         load_settings({}, tmp_path / ".env")
     assert KEY not in str(caught.value)
-    (tmp_path / ".env").write_text("OTHER\nexport FLOWLEDGER_MODELS=offline\n")
+    (tmp_path / ".env").write_text(f"FLOWLEDGER_SECRET_KEY: {KEY}=\nFLOWLEDGER_DATABASE_URL pg://u:{KEY}@h/d?a=b\n")
+    with pytest.raises(
+        SettingsError, match=r"line 1: FLOWLEDGER_SECRET_KEY: .*\n.*line 2: FLOWLEDGER_DATABASE_URL: "
+    ) as caught:
+        load_settings({}, tmp_path / ".env")
+    assert KEY not in str(caught.value)
+    (tmp_path / ".env").write_text("\ufeffOTHER\nexport\tFLOWLEDGER_MODELS = offline\n", "utf-8")
     assert load_settings({}, tmp_path / ".env").models == "offline"
 
 

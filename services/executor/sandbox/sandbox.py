@@ -203,7 +203,8 @@ class Sandbox:
         config = {"slots": self._slots + _SPARES + 1, "own": for_runner(), "packages": packages, "warm": self._packages}
         zygote = await ZygoteProcess.start(config, strict=self._strict)
         if not self._strict:
-            _log.warning("code nodes run without containment, for development only: FLOWLEDGER_SANDBOX=process")
+            facts = {"setting": "FLOWLEDGER_SANDBOX=process", "use": "for development only: code can reach all we can"}
+            _log.warning("sandbox_without_containment", extra=facts)
         return zygote
 
 
