@@ -32,6 +32,7 @@ class Provider(Embedders):
         self.away = False
         self.slow_s = 0.0
         self.slow_for: set[str] = set()
+        """Texts whose vectors never come."""
         self.refuses: Callable[[str], bool] = lambda text: False
 
     def of(self, provider_id: str) -> "Provider":
@@ -39,8 +40,7 @@ class Provider(Embedders):
 
     async def embed(self, model: str, texts: Sequence[str]) -> list["Vector[float]"]:
         self.asked.append(list(texts))
-        if self.slow_s or self.slow_for & set(texts):
-            await asyncio.sleep(self.slow_s or 5.0)
+        await asyncio.sleep(1000.0 if self.slow_for & set(texts) else self.slow_s)
         if self.away:
             raise EmbeddingError("openai: no answer in time")
         for text in filter(self.refuses, texts):
@@ -227,17 +227,17 @@ def test_messages_do_not_wait_for_all_vectors_of_a_process_that_has_just_begun()
             world.book.evolve(written(f"3-{number:02}", f"Another question, number {number}?"))
         world.book.evolve(written("4", "the last"))
         world.provider.slow_for = {"the last"}
-        waited: list[float] = []
-        for query in ("What is the refund policy", "What is your own refund policy", "Your refund policy?"):
-            begun = time.monotonic()
-            assert await world.who(query) == "1", "compared with what is there"
-            waited.append(time.monotonic() - begun)
-        assert "the last" not in world.provider.given, "nor was it waited for to its end"
-        assert waited[0] > 1.6
-        assert max(waited[1:]) < 1.0, "it is waited for once, not by every message until it is done"
+        begun = time.monotonic()
+        assert await world.who("What is the refund policy") == "1", "compared with what is there"
+        assert time.monotonic() - begun > 0.04, "it was waited for"
+        world.matcher._patience_s = 60.0  # noqa: SLF001  # who waits again is caught by the limit below
+        async with asyncio.timeout(10):  # it is waited for once, not by every message until it is done
+            assert await world.who("What is your own refund policy") == "1"
+            assert await world.who("Your refund policy?") == "1"
+        assert "the last" not in world.provider.given
         assert sum("the last" in texts for texts in world.provider.asked) == 1
 
-    within(test, patience_s=2.0)
+    within(test)
 
 
 def test_vectors_that_could_not_be_made_behind_the_messages_are_left_for_a_while(
