@@ -64,7 +64,11 @@ _BROKER = {
     # A killed broker is let in again when its former session has expired: 9 s by default.
     "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
-    # Rules who may do what, so that a test can take rights back; without a rule everybody may.
+}
+
+_RULES = {
+    # Who may do what, so that a test can take rights back; without a rule everybody may. Not in a cluster: there the
+    # rules are learned from other controllers, which refuse to be asked until they know them.
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
     "allow.everyone.if.no.acl.found": "true",
 }
@@ -244,7 +248,7 @@ class LocalKafka:
         port, controller = free_port(), free_port()
         me = member or Member(1, port, controller, f"1@127.0.0.1:{controller}", 1)
         self.bootstrap = f"127.0.0.1:{me.port}"
-        properties = _BROKER | {
+        properties = (_BROKER if member else _BROKER | _RULES) | {
             "node.id": str(me.number),
             "controller.quorum.voters": me.voters,
             "listeners": f"PLAINTEXT://127.0.0.1:{me.port},CONTROLLER://127.0.0.1:{me.controller}",
