@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ SPECS = topic_specs(4, 1)
 NAMES = [spec.name("p") for spec in SPECS]
 NO_CONTROLLER = KafkaError(KafkaError._TIMED_OUT, "Failed while waiting for controller")  # noqa: SLF001
 FENCED = KafkaError(KafkaError.INVALID_REPLICATION_FACTOR, "All brokers are currently fenced")
+UNKNOWN = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, "unknown")
 THERE = KafkaError(KafkaError.TOPIC_ALREADY_EXISTS, "there")
 
 
@@ -25,6 +27,8 @@ class Cluster:
         self.rounds = rounds
         self.asked: list[list[str]] = []
         self.looked = 0
+        self.there: list[str] = []
+        self.described = 0
 
     def create_topics(self, topics: Sequence[Any], *, request_timeout: float) -> dict[str, Future[None]]:
         names = [topic.topic for topic in topics]
@@ -39,8 +43,22 @@ class Cluster:
                 future.set_result(None)
         return answers
 
-    def list_topics(self, *, timeout: float) -> None:
+    def list_topics(self, *, timeout: float) -> Any:
         self.looked += 1
+        partition = SimpleNamespace(replicas=[1], leader=1)
+        return SimpleNamespace(topics={name: SimpleNamespace(partitions={0: partition}) for name in self.there})
+
+    def describe_configs(self, resources: Sequence[Any], *, request_timeout: float) -> dict[Any, Future[Any]]:
+        """Each time one topic more is known to the broker that is asked."""
+        self.described += 1
+        answers = {}
+        for number, resource in enumerate(resources):
+            answers[resource] = future = Future[Any]()
+            if number < self.described:
+                future.set_result({"a": SimpleNamespace(name="a", value=1)})
+            else:
+                future.set_exception(KafkaException(UNKNOWN))
+        return answers
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +95,22 @@ def test_too_few_brokers_are_an_error_when_they_stay_too_few(monkeypatch: pytest
 def test_no_controller_is_an_error_at_the_end_of_the_time() -> None:
     with pytest.raises(LogError, match=r"creating p\.[\w-]+: .*controller"):
         create(Cluster([dict.fromkeys(NAMES, NO_CONTROLLER)]), timeout_s=0.05)
+
+
+def test_a_topic_that_a_broker_has_not_heard_of_yet_is_asked_for_again() -> None:
+    cluster = Cluster([])
+    cluster.there = NAMES[:3]
+    seen = admin._Cluster(cluster, "broker:1", 30).seen(NAMES[:4])  # type: ignore[arg-type]  # noqa: SLF001
+    assert cluster.described == 3
+    assert [topic and topic.config for topic in seen.values()] == [{"a": "1"}, {"a": "1"}, {"a": "1"}, None]
+
+
+def test_a_topic_that_no_broker_hears_of_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "_SPREAD_S", 0.0)
+    cluster = Cluster([])
+    cluster.there = NAMES[:2]
+    seen = admin._Cluster(cluster, "broker:1", 30).seen(NAMES[:2])  # type: ignore[arg-type]  # noqa: SLF001
+    assert [topic is None for topic in seen.values()] == [False, True]
 
 
 def test_another_error_is_raised_at_once() -> None:

@@ -28,6 +28,9 @@ _PASSING = (_TOO_FEW, KafkaError._TIMED_OUT, KafkaError.NOT_CONTROLLER)  # noqa:
 _SETTLE_S = 10.0
 """How long too few brokers may become enough."""
 
+_SPREAD_S = 5.0
+"""How long brokers may take to hear of a topic that another one of them knows already."""
+
 _REQUEST_S = 3.0
 _AGAIN_S = 0.1
 
@@ -101,31 +104,41 @@ class _Cluster:
             raise _translated(error, what, self._bootstrap) from error
 
     def seen(self, names: Sequence[str]) -> dict[str, SeenTopic | None]:
-        metadata = self._call("list of topics", lambda: self._admin.list_topics(timeout=self._left()))
-        there = {name: metadata.topics[name].partitions for name in names if name in metadata.topics}
-        configs = self._configs(list(there))
+        settled = min(self._deadline, time.monotonic() + _SPREAD_S)
+        while True:
+            metadata = self._call("list of topics", lambda: self._admin.list_topics(timeout=self._left()))
+            there = {name: metadata.topics[name].partitions for name in names if name in metadata.topics}
+            configs = self._configs(list(there))
+            if len(configs) == len(there) or time.monotonic() > settled:
+                break
+            time.sleep(_AGAIN_S)
         return {
             name: SeenTopic(
                 partitions=len(there[name]),
                 replication=min((len(part.replicas) for part in there[name].values()), default=0),
                 config=configs[name],
             )
-            if name in there
+            if name in configs
             else None
             for name in names
         }
 
     def _configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Settings by topic, without topics that the broker which was asked does not know."""
         if not names:
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
         answers = self._admin.describe_configs(resources, request_timeout=self._left())
-        return {
-            resource.name: {
-                entry.name: str(entry.value) for entry in self._result(future, f"settings of {resource.name}").values()
-            }
-            for resource, future in answers.items()
-        }
+        found: dict[str, dict[str, str]] = {}
+        for resource, future in answers.items():
+            try:
+                entries = future.result(self._left() + 1)
+            except (KafkaException, TimeoutError) as error:
+                if _code(error) == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    continue
+                raise _translated(error, f"settings of {resource.name}", self._bootstrap) from error
+            found[resource.name] = {entry.name: str(entry.value) for entry in entries.values()}
+        return found
 
     def create(self, prefix: str, specs: Sequence[TopicSpec]) -> list[str]:
         """Names of the topics that were missing."""
