@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from libs.settings import Settings
 
 
+_KEY_CHARACTERS = 32
+
+
 @click.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @data_option
@@ -456,6 +459,8 @@ def _check_secrets(given: "Settings") -> dict[str, Any]:
     try:
         key = find()
         seen = "no key yet (made by dev or api)" if key is None else f"key {key_id_of(key)}"
+        if key is not None and len(key) < _KEY_CHARACTERS:
+            seen += f", which can be guessed: it has {len(key)} characters. Take {_KEY_CHARACTERS} or more, at random"
         if given.kafka is not None or (given.data / "log.db").exists():
             with closing(open_log(given)) as log:
                 read_registry(log, Vault(find)).check_sealed()
