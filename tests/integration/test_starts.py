@@ -56,6 +56,12 @@ def typed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
     return type_
 
 
+def checked(typed: Type, name: str, **settings: str) -> dict[str, Any]:
+    """What `doctor` says of one thing."""
+    (found,) = [each for each in json.loads(typed("doctor", "--json", **settings).out) if each["check"] == name]
+    return dict(found)
+
+
 @pytest.fixture
 def taken() -> Iterator[int]:
     """A port that somebody listens on."""
@@ -105,10 +111,10 @@ def test_tables_of_another_log_are_left_alone(typed: Type, tmp_path: Path) -> No
     assert (refused.code, refused.out) == (USAGE, "")
     assert "tables are of events topic" in refused.err
     assert "Without this setting the tables are in the data folder" in refused.err
-    (database,) = [each for each in json.loads(typed("doctor", "--json").out) if each["check"] == "database"]
+    database = checked(typed, "database")
     assert (database["ok"], "tables are of events topic" in database["seen"]) == (False, True)
     assert typed("verify", DATA=str(tmp_path / "data")).code == 0
-    assert [each["ok"] for each in json.loads(typed("doctor", "--json").out) if each["check"] == "database"] == [True]
+    assert checked(typed, "database")["ok"]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +138,7 @@ def test_tables_of_something_else_are_neither_used_nor_dropped(typed: Type, tmp_
         assert said.code in (USAGE, UNREACHABLE)
         assert "holds tables of something else (messages; " in said.err
         assert "flowledger rebuild" not in said.err
-    (database,) = [each for each in json.loads(typed("doctor", "--json").out) if each["check"] == "database"]
+    database = checked(typed, "database")
     assert (database["ok"], "tables of something else" in database["seen"]) == (False, True)
     with closing(sqlite3.connect(file)) as theirs:
         assert theirs.execute("SELECT * FROM messages").fetchall() == [("theirs",)]
