@@ -336,6 +336,9 @@ FILLED = (
 """The tables that a rebuild fills anew."""
 
 
+_MARK = "partition"
+"""A column that every table of `FILLED` has, and no table of those names elsewhere."""
+
 _PATIENCE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 """Seconds, for PostgreSQL: a host that has vanished without a word is noticed within half a minute, not two hours."""
 
@@ -384,13 +387,16 @@ def sqlite_url(path: Path) -> str:
 
 
 def check_ours(connection: Connection) -> None:
-    """Raises TablesError when tables with names of ours are there that we did not make: a rebuild would drop them."""
-    there = inspect(connection).get_table_names()
-    foreign = [table.name for table in FILLED if table.name in there]
-    if foreign and schema.name not in there:
-        raise TablesError(
-            f"holds tables of something else ({', '.join(foreign)}; there is no {schema.name}). Name another database"
-        )
+    """Raises TablesError when tables with names of ours are there that we did not make: a rebuild would drop them.
+
+    Every version of ours had a column for the partition in each of them.
+    """
+    seen = inspect(connection)
+    there = seen.get_table_names()
+    named = [] if schema.name in there else [table.name for table in FILLED if table.name in there]
+    foreign = [name for name in named if _MARK not in {column["name"] for column in seen.get_columns(name)}]
+    if foreign:
+        raise TablesError(f"holds tables of something else ({', '.join(foreign)}). Name another database")
 
 
 def create_tables(engine: Engine) -> None:
