@@ -222,8 +222,11 @@ def _provider(name: str, values: Mapping[str, str], problems: list[str]) -> Prov
             key = Path(file).read_text("utf-8").strip() or None
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{PREFIX}{name}_API_KEY_FILE: {file} cannot be read ({type(error).__name__})")
+    base_url = text("BASE_URL")
+    if base_url is not None and not re.match(r"https?://[^/]", base_url):
+        problems.append(f"{PREFIX}{name}_BASE_URL: expected a URL with http:// or https://, got {base_url!r}")
     return Provider(
-        base_url=text("BASE_URL"),
+        base_url=base_url,
         api_key=key,
         auth=auth,  # type: ignore[arg-type]  # checked above
         models=_pairs(f"{name}_MODELS", text("MODELS") or "", problems),

@@ -362,6 +362,8 @@ def open_engine(url: str) -> Engine:
         raise TablesError(f"not a database URL. Expected {_EXPECTED_URL}") from error
     if parsed.drivername not in _DRIVERS:
         raise TablesError(f"{parsed.drivername}: not a database for the tables. Expected {_EXPECTED_URL}")
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise TablesError(f"names no file. Expected {_EXPECTED_URL}")
     if parsed.get_backend_name() == "postgresql":
         return create_engine(
             parsed, pool_pre_ping=True, pool_recycle=1800, client_encoding="utf8", connect_args=_PATIENCE

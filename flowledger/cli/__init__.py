@@ -4,6 +4,7 @@
 stdout is data, stderr is talk; exit codes are in `flowledger.cli.exits`.
 """
 
+import errno
 import gc
 import importlib
 import os
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import click
 
 from flowledger import __version__
-from flowledger.cli.exits import EXIT_CODES, INTERRUPTED
+from flowledger.cli.exits import EXIT_CODES, INTERRUPTED, USAGE, Problem
 
 
 class Verb(NamedTuple):
@@ -67,6 +68,10 @@ def _told_of_a_reader_gone() -> Iterator[None]:
         yield
     except BrokenPipeError as error:
         raise _ReaderGone from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise Problem(f"cannot write: {error.strerror}. Make room, or write elsewhere", USAGE) from error
 
 
 class _Verbs(click.Group):
@@ -138,9 +143,20 @@ def _open_standard_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # as above
 
 
+def _is_text(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:  # bytes that the system's encoding cannot read came through as half surrogates
+        return False
+    return True
+
+
 def run(arguments: list[str]) -> int:
     """Run one verb; the exit code."""
     try:
+        for number, argument in enumerate(arguments, 1):
+            if not _is_text(argument):
+                raise Problem(f"argument {number}: not UTF-8. For bytes as they are: -i NAME=@FILE", USAGE)
         result = cli.main(arguments, prog_name="flowledger", standalone_mode=False)
     except click.ClickException as error:
         error.show()

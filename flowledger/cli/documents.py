@@ -79,14 +79,19 @@ def import_(file: Path, app: str | None, key: bool, as_json: bool, url: str | No
 
 
 def import_file(target: Server, file: Path, *, app_id: str | None = None, key: bool = False) -> dict[str, Any]:
-    """Import a document; the answer has the keys of `import --json`."""
-    made: dict[str, Any] = target.request(
-        "POST",
-        "/v1/apps/import",
-        content=file.read_bytes(),
-        headers={"Content-Type": "application/yaml"},
-        params=({} if app_id is None else {"app_id": app_id}) | ({"key": "true"} if key else {}),
-    ).json()
+    """Import a document; the answer has the keys of `import --json`. Raises Problem, which names the file."""
+    try:
+        made: dict[str, Any] = target.request(
+            "POST",
+            "/v1/apps/import",
+            content=file.read_bytes(),
+            headers={"Content-Type": "application/yaml"},
+            params=({} if app_id is None else {"app_id": app_id}) | ({"key": "true"} if key else {}),
+        ).json()
+    except Problem as problem:
+        if problem.exit_code != INVALID:
+            raise
+        raise Problem(f"{file}: {problem.message}", INVALID) from problem
     return made
 
 

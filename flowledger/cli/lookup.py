@@ -40,7 +40,7 @@ def find_run(server: Server, text: str) -> str:
     wanted = text.lower()
     if _UUID.fullmatch(wanted):
         return wanted
-    if not re.fullmatch(r"[0-9a-f-]{2,36}", wanted):
+    if not re.fullmatch(r"[0-9a-f-]{1,36}", wanted):
         hint = f"List runs: {server.command('runs')}"
         raise Problem(f'run "{text}": not found, and not the beginning of a run id. {hint}', NOT_FOUND)
     found = [run["id"] for run in pages(server, _MOST, id_prefix=wanted) if run["id"].startswith(wanted)]

@@ -135,7 +135,8 @@ def _start(there: Server, body: dict[str, Any], types: Mapping[str, str], deadli
         if not about_inputs or not types or body.get("root"):
             raise
         declared = ", ".join(f"{name} ({kind})" for name, kind in types.items())
-        raise Problem(f"{problem.message}\nInputs: {declared}. Give them by -i NAME=VALUE", USAGE) from problem
+        files = ", files by --file NAME=PATH" if {"file", "file-list"} & set(types.values()) else ""
+        raise Problem(f"{problem.message}\nInputs: {declared}. Give them by -i NAME=VALUE{files}", USAGE) from problem
 
 
 def _app_to_run(there: Server, target: str) -> tuple[str, Mapping[str, str]]:
@@ -363,8 +364,8 @@ def _print_result(there: Server, last: Frame, run_id: str, *, as_json: bool, qui
         talk(f"run {run_id} {status}{why}. See what happened: {there.command(f'history {run_id}')}")
     elif not quiet:
         talk(f"See all of it: {there.command(f'show {run_id}')}")
-        if talk_id:
-            talk(f"Go on talking: the same command with another --query and --conversation {talk_id}")
+    if talk_id and not code and not as_json:
+        talk(f"Go on talking: the same command with another --query and --conversation {talk_id}")
     return code
 
 

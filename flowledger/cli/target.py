@@ -93,7 +93,7 @@ class Server:
     def point_at(self, url: str, token: str | None, *, embedded: bool) -> None:
         import httpx
 
-        self.url = url.rstrip("/")
+        self.url = url.rstrip("/").removesuffix("/v1")  # as Dify's clients are given it
         try:
             address = httpx.URL(self.url)
             address.host.encode("idna")  # as the look-up of the name will, and it has no error of its own for that

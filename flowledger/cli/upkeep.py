@@ -14,7 +14,7 @@ from flowledger.cli import output
 from flowledger.cli.exits import NOT_FOUND, RUN_FAILED, UNREACHABLE, USAGE, Problem
 from flowledger.cli.output import talk
 from flowledger.cli.parameters import RUN, data_option
-from flowledger.cli.target import data_options, settings
+from flowledger.cli.target import address_in, data_options, settings
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -45,6 +45,7 @@ def rebuild(yes: bool, data: Path | None, as_json: bool) -> None:
 
     from libs.events.log import LogError
     from libs.tables import TablesError
+    from services.projector.embedded import remove_damaged
     from services.projector.position import ProjectorError
     from services.projector.rebuild import rebuild as rebuild_tables
 
@@ -52,6 +53,8 @@ def rebuild(yes: bool, data: Path | None, as_json: bool) -> None:
     engine = open_tables(_database_url(given))
     if not yes and not agreed("rebuild", f"Make all tables of {_shown(engine)} anew from the log?"):
         return
+    if given.kafka is None and given.database_url is None and address_in(given.data) is None:
+        remove_damaged(given.data)
     try:
         with (
             closing(open_log(given)) as log,

@@ -83,6 +83,11 @@ def execution_id(run_id: str, path: str, node_id: str) -> str:
     return str(uuid.UUID(bytes=digest, version=4))
 
 
+def variable_id(name: str) -> str:
+    """The id of a variable for which a document has none: it follows from the name, the same wherever it is read."""
+    return str(uuid.uuid5(uuid.UUID(int=0), f"variable {name}"))
+
+
 def form_token(run_id: str, random_128: int) -> str:
     """What opens one form of the run: it names the run, so nobody has to look it up, and cannot be guessed."""
     secret = (random_128 & (1 << 128) - 1).to_bytes(16, "big")

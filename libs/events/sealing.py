@@ -97,7 +97,7 @@ def stored_key(given: str | None, folder: Path, *, make: bool) -> Callable[[], s
         path = folder / KEY_FILE
         if make and not path.exists():
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(0o700, parents=True, exist_ok=True)
                 _write_once(path, secrets.token_urlsafe(32))
             except OSError as error:
                 text = f"no key for secrets can be kept in {folder}: {error.strerror}. Set FLOWLEDGER_SECRET_KEY"

@@ -274,7 +274,7 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
 def _lock(folder: Path) -> int:
     """Take the right to write in `folder`, held until the descriptor is closed (also by kill -9)."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / "log.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise LogError(f"cannot write in {folder}: {error.strerror}. Name a folder that this user may write") from error

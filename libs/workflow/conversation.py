@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from pydantic import JsonValue
 
-from libs.events.ids import execution_id
+from libs.events.ids import variable_id
 from libs.events.model import (
     RUN_END_TYPES,
     ConversationVariableSet,
@@ -141,7 +141,7 @@ def opening(definition: Definition, conversation_id: str, earlier: Conversation 
             variables.pop(before, None)
             forms[before] = forms[before].model_copy(update={"id": ""})
         forms[name] = VariableForm(
-            id=declared.id or execution_id(conversation_id, "conversation", name),
+            id=declared.id or variable_id(name),
             value_type=declared.type,
             description=declared.description,
         )

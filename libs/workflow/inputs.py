@@ -119,8 +119,12 @@ def _upload_rules(definition: Definition) -> Mapping[str, Any]:
     return upload if isinstance(upload, dict) else {}
 
 
+class FilesInvalid(InputInvalid):
+    """The top-level files are what does not fit."""
+
+
 def accepted_files(definition: Definition, files: Sequence[Any]) -> list[JsonValue]:
-    """The file values of `sys.files`. Raises InputInvalid.
+    """The file values of `sys.files`. Raises FilesInvalid.
 
     Entries without a method or without their URL are dropped; a chatflow without file upload drops all.
     """
@@ -149,7 +153,7 @@ def accepted_files(definition: Definition, files: Sequence[Any]) -> list[JsonVal
         except (_Wrong, ValueError) as wrong:
             problems.append(str(wrong) if isinstance(wrong, _Wrong) else f"files[{number}] {wrong}")
     if problems:
-        raise InputInvalid(problems)
+        raise FilesInvalid(problems)
     return made
 
 

@@ -107,7 +107,7 @@ async def list_variables(parts: Parts, speaker: Speaker, conversation_id: str, q
     if query.get("variable_name"):
         rows = [row for row in rows if row["name"] == query["variable_name"]]
     if query.get("last_id"):
-        places = [number for number, row in enumerate(rows) if row["id"] == query["last_id"]]
+        places = [number for number, row in enumerate(rows) if row["id"].lower() == query["last_id"].lower()]
         if not places:
             raise not_found("last_id: there is no such variable")
         rows = rows[places[0] + 1 :]
@@ -225,7 +225,7 @@ async def _first(tables: Tables, message_id: str) -> Row | None:
 
 async def _variable_row(tables: Tables, conversation_id: str, variable_id: str) -> Row:
     for row in await ask(tables, talk_records.variables, conversation_id):
-        if row["id"] == variable_id:
+        if row["id"].lower() == variable_id.lower():  # a document's own ids stay as they are written there
             return dict(row)
     raise not_found("Conversation variable does not exist")
 

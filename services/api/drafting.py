@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from libs.events.drafts import DraftBackedUp, DraftSaved, DraftStored, draft_key
+from libs.events.ids import variable_id
 from libs.events.registry import AppCreated, DocumentStored, Fact, RegistryTail, VersionPublished
 from libs.workflow.definition import Definition, check_document
 from libs.workflow.document import parse
@@ -62,7 +63,7 @@ def named(variables: Iterable[Any]) -> list[Json]:
     return [
         one
         | {
-            "id": one.get("id") or str(uuid.uuid5(uuid.UUID(int=0), f"variable {one.get('name')}")),
+            "id": one.get("id") or variable_id(str(one.get("name"))),
             "description": one.get("description") or "",
         }
         for one in variables

@@ -115,7 +115,7 @@ class Publisher:
         if key is None:
             key = self.make_key()
         elif not is_app_key(key):
-            raise bad_request('key: expected "app-" followed by letters and digits')
+            raise bad_request('key: expected "app-" followed by 8 to 120 letters, digits, - or _')
         elif (owner := self._registry.app_of_key(key)) is not None:
             known = next(one for one in self._registry.keys(owner) if one.hash == hash_key(key))
             if owner != app.app_id:

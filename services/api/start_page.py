@@ -32,9 +32,9 @@ flowledger runs --url {url}</pre>
 
 
 def start_page_routes(parts: Parts) -> APIRouter:
-    router = APIRouter(include_in_schema=False)
+    router = APIRouter(tags=["Operation"])
 
-    @router.get("/")
+    @router.get("/", summary="A page for people", response_class=HTMLResponse)
     async def start_page(request: Request) -> HTMLResponse:
         url = escape(str(request.base_url).rstrip("/"))
         return HTMLResponse(_PAGE.format(version=escape(parts.version), url=url))

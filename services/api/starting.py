@@ -22,7 +22,7 @@ from libs.events.registry import AppCreated, RegistryTail, VersionPublished
 from libs.events.sealing import SealError
 from libs.workflow.catalog import Catalog, DefinitionMissing
 from libs.workflow.definition import Definition, DefinitionInvalid
-from libs.workflow.inputs import InputInvalid, accepted_files, validate_inputs
+from libs.workflow.inputs import FilesInvalid, InputInvalid, accepted_files, validate_inputs
 from libs.workflow.modes import PartInputInvalid, PartInvalid, find_node, prepare, reads
 from libs.workflow.pins import check_pins, parse_pins
 from libs.workflow.roots import RootInvalid, default_root, named_root, rooted
@@ -216,7 +216,7 @@ class RunStarter:
                 only = find_node(definition, wanted.only)
                 inputs, variables = await self._part(definition, wanted, only, user)
         except (InputInvalid, PartInputInvalid) as error:
-            raise invalid_param(str(error), "inputs") from error
+            raise invalid_param(str(error), "files" if isinstance(error, FilesInvalid) else "inputs") from error
         except (PartInvalid, RootInvalid) as error:
             raise invalid_param(str(error)) from error
         if wanted.pins is not None:

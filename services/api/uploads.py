@@ -17,7 +17,7 @@ from libs.events.files import EVERY_APP, Files, StoredFile, extension_of
 from libs.events.log import LogError
 from libs.workflow.definition import Definition
 from libs.workflow.forms import FormInvalid
-from libs.workflow.inputs import InputInvalid, takes_files, type_of_extension
+from libs.workflow.inputs import FilesInvalid, InputInvalid, takes_files, type_of_extension
 from services.api.access import Principal
 from services.api.errors import ApiError, invalid_param, unavailable
 from services.api.frames import Json
@@ -149,9 +149,10 @@ class Uploads:
             elif variable.type == "file-list" and isinstance(inputs.get(name), list):
                 found[name] = await self._each_known(name, inputs[name], user, problems)
         meant = files if takes_files(definition) else ()
+        of_inputs = len(problems)
         top = [await self._known(f"files[{number}]", each, user, problems) for number, each in enumerate(meant)]
         if problems:
-            raise InputInvalid(problems)
+            raise InputInvalid(problems) if of_inputs else FilesInvalid(problems)
         return found, top
 
     async def among(self, values: Mapping[str, JsonValue], user: "FileUser") -> dict[str, JsonValue]:

@@ -1,6 +1,8 @@
 """The tables of an embedded log: in its folder, or in the database of the settings."""
 
 import logging
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy.engine import Engine
@@ -22,12 +24,31 @@ def open_embedded_tables(data: Path, settings: Settings, log: Log) -> Engine:
     given = settings.database_url if settings.kafka is None else None
     if given is not None:
         return _open_given(given, log)
+    # They are this process's alone, so what another release has made of them, or a broken disk, is filled anew while it
+    # works already.
+    reason = remove_damaged(data)
     engine = open_engine(sqlite_url(data / "tables.db"))
-    # They are this process's alone, so what another release has made of them is filled anew while it works already.
-    reason = make_fit(engine)
+    reason = make_fit(engine) or reason
     if reason is not None:
         _log.warning("tables_made_anew", extra={"reason": reason})
     return engine
+
+
+def remove_damaged(data: Path) -> str | None:
+    """Take away the file of the folder's own tables when it is no database; why, or None. Only without a server."""
+    file = data / "tables.db"
+    if not file.is_file():
+        return None
+    try:
+        with closing(sqlite3.connect(file)) as found:
+            found.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return None
+        for suffix in ("", "-wal", "-shm"):
+            file.with_name(file.name + suffix).unlink(missing_ok=True)
+        return f"{file}: {error}"
+    return None
 
 
 def _open_given(url: str, log: Log) -> Engine:

@@ -423,6 +423,7 @@ def test_browsers_may_call(server: Server) -> None:
 
 def test_a_wrong_method_is_answered_with_those_of_the_path(server: Server) -> None:
     for path, known in {
+        "/": "GET, HEAD, OPTIONS",
         "/v1/runs": "GET, HEAD, OPTIONS, POST",
         "/v1/runs/bulk": "OPTIONS, POST",
         f"/v1/apps/{UNKNOWN_ID}/keys": "DELETE, GET, HEAD, OPTIONS, POST",

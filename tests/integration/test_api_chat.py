@@ -569,8 +569,8 @@ def test_variables_are_read_and_set(there: There) -> None:
 
 
 def test_variables_follow_the_version_that_answers(there: There) -> None:
-    count, topics = COUNTING
-    app = there.publish(counting())
+    count, topics = ({**one, "id": one["id"].upper()} for one in COUNTING)  # as a document may write them
+    app = there.publish(counting([count, topics]))
 
     def say(query: str, talk: str | None = None) -> Any:
         body = {"inputs": {}, "query": query, "user": "ann", "conversation_id": talk}
@@ -594,6 +594,7 @@ def test_variables_follow_the_version_that_answers(there: There) -> None:
     path = f"/conversations/{talk}/variables/{topics['id']}"
     put = there.ask("PUT", path, app, json={"value": ["set"], "user": "ann"})
     assert (put.status_code, put.json()["name"]) == (200, "asked")
+    assert there.get(f"/conversations/{talk}/variables", app=app, last_id=topics["id"]) is not None
     say("four", talk)
     assert listed(talk) == {"count: number": "2", "asked: array[string]": '["set", "four"]'}
     unwritten = speaking(conversation_variables=[{**count, "value_type": "string", "value": "none"}])

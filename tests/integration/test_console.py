@@ -601,6 +601,7 @@ def test_parts_of_a_draft_that_a_save_does_not_name_stay(console: httpx.Client) 
         {"graph": {}, "hash": 3},
         {"graph": {}, "environment_variables": {}},
         {"graph": {}, "environment_variables": [{"name": "x"}]},
+        {"graph": {}, "environment_variables": [{"id": 5, "name": "x", "value_type": "string", "value": "y"}]},
         {"graph": {}, "environment_variables": [{"name": "x", "value_type": "number", "value": "many"}]},
         {"graph": {}, "conversation_variables": [{"name": "", "value_type": "string", "value": ""}]},
         {"graph": {"nodes": [node("a", "start"), node("b", "trigger-webhook")]}},

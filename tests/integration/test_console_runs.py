@@ -377,7 +377,42 @@ def test_system_environment_and_conversation_values_are_shown(console: httpx.Cli
         assert code_of(console.delete(f"{path}/nodes/{reserved}/variables")) == (400, "invalid_param")
     assert code_of(console.get(f"{path}/variables/{UNKNOWN}")) == (404, "not_found")
     bare = console.post("apps", json={"name": "x", "mode": "workflow"}).json()["id"]
-    assert code_of(console.get(f"apps/{bare}/workflows/draft/variables")) == (404, "draft_workflow_not_exist")
+    for asked in ("variables", "conversation-variables", "system-variables", "nodes/start/variables"):
+        answer = console.get(f"apps/{bare}/workflows/draft/{asked}")
+        assert code_of(answer) == (404, "draft_workflow_not_exist"), asked
+
+
+def test_all_values_are_forgotten_until_the_next_run_leaves_some(console: httpx.Client) -> None:
+    app = imported(console)
+    path = f"{app}/workflows/draft"
+    run(console, app)
+    assert {one["type"] for one in console.get(f"{path}/variables").json()["items"]} == {"node", "sys"}
+    assert console.delete(f"{path}/variables").status_code == 204
+    assert console.get(f"{path}/variables").json() == {"items": [], "total": 0}
+    run(console, app)
+    assert {one["type"] for one in console.get(f"{path}/variables").json()["items"]} == {"node", "sys"}
+
+
+def test_a_value_keeps_its_type_when_it_is_changed(console: httpx.Client) -> None:
+    text = json.loads(CHAT)
+    text["workflow"]["conversation_variables"] = [
+        {"name": "mood", "value_type": "string", "value": "good"},
+        {"name": "seen", "value_type": "array[string]", "value": []},
+    ]
+    app = imported(console, json.dumps(text))
+    path = f"{app}/workflows/draft"
+    frames(console.post(f"{app}/advanced-chat/workflows/draft/run", json={"query": "hello"}))
+    talk = by_name(console.get(f"{path}/conversation-variables"))
+    query = by_name(console.get(f"{path}/system-variables"))["query"]
+    for known, good, bad in (
+        (talk["mood"], "bad", 5),
+        (talk["seen"], ["x"], "x"),
+        (query, "bye", {"a": 1}),
+        (query, "bye", None),
+    ):
+        answer = console.patch(f"{path}/variables/{known['id']}", json={"value": bad})
+        assert (answer.status_code, answer.json()["params"]) == (400, "value"), known["name"]
+        assert console.patch(f"{path}/variables/{known['id']}", json={"value": good}).json()["value"] == good
 
 
 # --- history ---

@@ -70,7 +70,15 @@ def taken() -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    "url", ["flowledger", "mysql://u:pw@h/d", "postgresql://u:pw@h:port/d", "postgresql+psycopg://h/d"]
+    "url",
+    [
+        "flowledger",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "mysql://u:pw@h/d",
+        "postgresql://u:pw@h:port/d",
+        "postgresql+psycopg://h/d",
+    ],
 )
 def test_a_database_url_that_cannot_be_used_is_named_without_its_password(typed: Type, url: str) -> None:
     with pytest.raises(TablesError):
@@ -324,6 +332,41 @@ def test_a_reader_that_goes_away_is_no_failure(tmp_path: Path) -> None:
     finally:
         os.close(writing)
     assert (said.returncode, said.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_finds_no_room_is_said_without_a_traceback(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        said = subprocess.run(
+            [*FLOWLEDGER, "doctor", "--json", "--data", str(tmp_path)],
+            stdout=full, stderr=subprocess.PIPE, timeout=60, check=False, text=True,
+        )  # fmt: skip
+    assert (said.returncode, said.stderr) == (
+        USAGE,
+        "cannot write: No space left on device. Make room, or write elsewhere\n",
+    )
+
+
+def test_words_that_are_no_text_are_wrong_usage(typed: Type) -> None:
+    said = typed("run", EXAMPLE, "-i", "name=\udcff")
+    assert (said.code, said.out) == (USAGE, "")
+    assert said.err.startswith("argument 4: not UTF-8.")
+
+
+def test_a_damaged_file_of_tables_is_made_anew_by_whatever_opens_the_folder(typed: Type, tmp_path: Path) -> None:
+    assert typed("run", EXAMPLE, "--offline").code == 0
+    for verb in (["runs"], ["rebuild", "--yes"]):
+        (tmp_path / "data" / "tables.db").write_text("no database at all, and more than a header of one")
+        for suffix in ("-wal", "-shm"):
+            (tmp_path / "data" / f"tables.db{suffix}").unlink(missing_ok=True)
+        assert typed(*verb).code == 0
+        assert json.loads(typed("verify", "--json").out)["equal"]
+    assert len(json.loads(typed("runs", "--json").out)) == 1
+
+
+def test_a_data_folder_is_for_its_owner_alone(typed: Type, tmp_path: Path) -> None:
+    assert typed("apps").code == 0
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_verb_works_without_standard_streams(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_variable_that_was_renamed_keeps_its_value_and_one_of_another_type_beg
         assert later["renewed"] == ("count",), "a row of that name has the other's value"
 
 
-def test_a_variable_without_an_id_has_one_of_its_conversation() -> None:
+def test_a_variable_without_an_id_has_one_of_its_name() -> None:
     definition = compile_document(counting([{**each, "id": None} for each in COUNTING]))
     first, again = (opening(definition, TALK, None)["forms"]["count"].id for _ in range(2))
     assert first == again != opening(definition, TALK, None)["forms"]["topics"].id

@@ -70,12 +70,14 @@ def test_every_problem_is_said_at_once_and_no_key_is(tmp_path: Path) -> None:
         "FLOWLEDGER_PROVIDER_B_API_KEY_FILE": str(tmp_path / "missing"),
         "FLOWLEDGER_PROVIDER_B_MODELS": "gpt-4o",
         "FLOWLEDGER_PROVIDER_B_TIMEOUT_S": "soon",
+        "FLOWLEDGER_PROVIDER_C_BASE_URL": "localhost:8000/v1",
     }
     with pytest.raises(SettingsError) as caught:
         load_settings(environ, None)
     for name in ("PARTITIONS", "KAFKA_OPTIONS", "PROVIDER_A_AUTH", "PROVIDER_B_API_KEY_FILE", "PROVIDER_B_MODELS"):
         assert f"FLOWLEDGER_{name}" in str(caught.value)
     assert "FLOWLEDGER_PROVIDER_B_TIMEOUT_S" in str(caught.value)
+    assert "FLOWLEDGER_PROVIDER_C_BASE_URL: expected a URL with http:// or https://" in str(caught.value)
     assert KEY not in str(caught.value)
 
 

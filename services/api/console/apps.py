@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from libs.events.registry import AppChanged, AppCreated, AppDeleted, Fact, KeyCreated
 from services.api import schemas
-from services.api.account import ADMIN_ID, ADMIN_NAME
+from services.api.account import ADMIN_ACCOUNT, ADMIN_ID
 from services.api.bodies import Body, OptionalBody
 from services.api.console import shapes
 from services.api.console.asked import boolean, optional_text, paging, text
@@ -19,7 +19,7 @@ from services.api.schemas import answers, json_body, parameters, secured
 
 MODES = ("workflow", "advanced-chat")
 MAX_DESCRIPTION = 400
-NOBODY = {"id": ADMIN_ID, "name": ADMIN_NAME, "email": ""}
+NOBODY = ADMIN_ACCOUNT
 """The account that holds the admin token, as records show it."""
 
 CONSOLE = secured("session", "admin")

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from libs.events.registry import AppCreated, VersionDeleted, VersionMarked, VersionPublished
 from libs.workflow.definition import Definition
 from libs.workflow.node_configs import ROOT_TYPES
-from libs.workflow.problems import Findings
+from libs.workflow.problems import Findings, kind_of
 from libs.workflow.roots import root_nodes
 from libs.workflow.schedules import ScheduleInvalid, schedule_of
 from libs.workflow.variables import read_variables
@@ -306,6 +306,10 @@ def _variables(body: Json, name: str) -> list[Any]:
         raise invalid_param(f"{name}: expected a list", name)
     findings = Findings()
     read_variables(value, "env" if name == "environment_variables" else "conversation", name, findings)
+    for number, one in enumerate(value):
+        for key in ("id", "description"):
+            if isinstance(one, dict) and not isinstance(one.get(key), str | None):
+                findings.error(f"{name}[{number}].{key}", f"expected a text, got {kind_of(one[key])}")
     if findings.failed:
         raise invalid_param("\n".join(map(str, findings.errors())), name)
     return value

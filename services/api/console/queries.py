@@ -144,14 +144,14 @@ def last_outputs(connection: Connection, app_id: str, workflow_id: str) -> Mappi
     return found
 
 
-def last_run_inputs(connection: Connection, app_id: str, workflow_id: str) -> str | None:
-    """The inputs (JSON text, with `sys.*`) of the newest run of this workflow."""
+def last_run_inputs(connection: Connection, app_id: str, workflow_id: str) -> tuple[str | None, int]:
+    """The inputs (JSON text, with `sys.*`) of the newest run of this workflow, and when it was made (microseconds)."""
     table = workflow_runs.c
     query = (
-        select(table.inputs)
+        select(table.inputs, table.created_at)
         .where(table.app_id == app_id, table.workflow_id == workflow_id, table.triggered_from == "debugging")
         .order_by(table.created_at.desc(), table.id.desc())
         .limit(1)
     )
-    text: str | None = connection.execute(query).scalar()
-    return text
+    row = connection.execute(query).first()
+    return (None, 0) if row is None else (row.inputs, row.created_at or 0)

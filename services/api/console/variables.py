@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from libs.events.drafts import DraftVariableChanged
 from libs.events.registry import AppCreated
 from libs.workflow.segments import infer
+from libs.workflow.variables import fits
 from services.api.bodies import Body
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE
@@ -43,7 +44,7 @@ class Variable:
     name: str
     value: JsonValue
     at_us: int
-    """When its node ended; 0: it has its value from the draft."""
+    """When its node ended, or its run was made; 0: it has its value from the draft."""
     edited: bool = False
     description: str = ""
     declared: str | None = None
@@ -88,6 +89,7 @@ def variable_routes(parts: Parts) -> APIRouter:
     )
     async def node_variables(app: App, node_id: str) -> Response:
         _check_node(node_id)
+        await parts.drafting.require(app)
         return _items(app, [one for one in await _everything(parts, app) if one.node_id == node_id])
 
     @router.delete(
@@ -109,6 +111,7 @@ def variable_routes(parts: Parts) -> APIRouter:
         openapi_extra=CONSOLE,
     )
     async def conversation_variables(app: App) -> Response:
+        await parts.drafting.require(app)
         return _items(app, [one for one in await _everything(parts, app) if one.kind == CONVERSATION])
 
     @router.get(
@@ -118,6 +121,7 @@ def variable_routes(parts: Parts) -> APIRouter:
         openapi_extra=CONSOLE,
     )
     async def system_variables(app: App) -> Response:
+        await parts.drafting.require(app)
         return _items(app, [one for one in await _everything(parts, app) if one.kind == SYSTEM])
 
     @router.get(
@@ -171,6 +175,7 @@ def _one(router: APIRouter, parts: Parts) -> None:
             raise invalid_param("name: a node decides what its values are called", "name")
         if "value" not in body:
             return _item(app, known)
+        _check_type(known, body["value"])
         await _change(parts, app, "set", known.node_id, known.name, body["value"])
         return _item(app, replace(known, value=body["value"], edited=True))
 
@@ -210,9 +215,9 @@ async def _everything(parts: Parts, app: AppCreated) -> list[Variable]:
     """All that is known now: of nodes, of the system, of conversations."""
     workflow_id = draft_workflow_id(app.app_id)
     outputs = await asked(parts, lambda connection: last_outputs(connection, app.app_id, workflow_id))
-    inputs = await asked(parts, lambda connection: last_run_inputs(connection, app.app_id, workflow_id))
+    inputs, made_at = await asked(parts, lambda connection: last_run_inputs(connection, app.app_id, workflow_id))
     draft = await parts.drafting.find(app)
-    found = await parts.threads.run(lambda: [*_of_nodes(parts, outputs), *_of_system(parts, inputs)])
+    found = await parts.threads.run(lambda: [*_of_nodes(parts, outputs), *_of_system(parts, inputs, made_at)])
     for each in draft.workflow["conversation_variables"] if draft is not None else ():
         if isinstance(each, dict) and isinstance(each.get("name"), str):
             about = str(each.get("description") or "")
@@ -233,22 +238,22 @@ def _of_nodes(parts: Parts, outputs: Mapping[str, Mapping[str, Any]]) -> list[Va
     ]
 
 
-def _of_system(parts: Parts, inputs: str | None) -> list[Variable]:
+def _of_system(parts: Parts, inputs: str | None, made_at_us: int) -> list[Variable]:
     prefix = f"{SYSTEM}."
     return [
-        Variable(SYSTEM, SYSTEM, name.removeprefix(prefix), value, 0)
+        Variable(SYSTEM, SYSTEM, name.removeprefix(prefix), value, made_at_us)
         for name, value in parts.reads.restored(inputs).items()
         if name.startswith(prefix)
     ]
 
 
 def _changed(one: Variable, changes: tuple[DraftVariableChanged, ...]) -> Variable | None:
-    """The value after what was done to it by hand since its node ended; None: it was forgotten."""
+    """The value after what was done to it by hand since its node ended or its run began; None: it was forgotten."""
     known: Variable | None = one
     for change in changes:
         named = change.node_id in ("", one.node_id) and change.name in ("", one.name)
         # A conversation variable has its value from the draft: forgetting it means that value again.
-        if not named or change.changed_at_us < one.at_us or (one.kind == SYSTEM and change.node_id == ""):
+        if not named or change.changed_at_us < one.at_us:
             continue
         if change.change == "set":
             known = replace(one, value=change.value, edited=True)
@@ -279,6 +284,17 @@ async def _change(
         changed_at_us=parts.now_us(),
     )
     await parts.publisher.record([fact])
+
+
+def _check_type(known: Variable, value: JsonValue) -> None:
+    """Raises ApiError 400 when the variable cannot have this value. Of lists, only that it is one is asked."""
+    shown = known.declared or infer(known.value).shown_type
+    given = infer(value).shown_type
+    if known.value is None and known.declared is None:
+        return
+    fitting = fits(value, known.declared) if known.declared else given.partition("[")[0] == shown.partition("[")[0]
+    if not fitting:
+        raise invalid_param(f"value: {known.name} is a {shown}, got a value of type {given}", "value")
 
 
 def _check_node(node_id: str) -> None:

@@ -329,7 +329,8 @@ def main() -> None:
             if problem is None:
                 control.sendall(b'{"ready": true}\n')
                 try:
-                    zygote.loop()
+                    with contextlib.suppress(BrokenPipeError):  # whom it works for was killed
+                        zygote.loop()
                 finally:
                     zygote.end()
                 return
