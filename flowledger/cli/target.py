@@ -7,6 +7,7 @@ FLOWLEDGER_KAFKA set nothing falls back to embedded: the verb asks for FLOWLEDGE
 
 import gc
 import json
+import os
 import re
 import shlex
 import sys
@@ -186,7 +187,8 @@ class Server:
         return Problem(*self._unreachable(error))
 
     def _unreachable(self, error: Exception) -> tuple[str, int]:
-        return f"{self.url}: {error}. Is the server running? Start one: flowledger dev", UNREACHABLE
+        start = "flowledger api" if os.environ.get("FLOWLEDGER_KAFKA") else "flowledger dev"
+        return f"{self.url}: {str(error).rstrip('.')}. Is the server running? Start one: {start}", UNREACHABLE
 
     def close(self) -> None:
         self.http.close()

@@ -402,9 +402,19 @@ class Registry:
             self._closed.pop(fact.key, None)
 
     def check_sealed(self) -> None:
-        """Raises SealError when something is sealed with a key that this process does not have."""
+        """Raises SealError when a document that is in use is sealed with a key that this process does not have."""
         for fact in tuple(self._closed.values()):
-            self._vault.open(fact.sealed)
+            if self._in_use(fact.key):
+                self._vault.open(fact.sealed)
+
+    def _in_use(self, key: str) -> bool:
+        """Whether the record with this key holds the draft, or a version, of an app that is there."""
+        kind, _, identity = key.partition("/")
+        drafts = [saved for app_id in self._apps if (saved := self.drafts.draft(app_id)) is not None]
+        if kind == "draft":
+            return any(saved.draft_id == identity for saved in drafts)
+        versions = (version for app_id in self._apps for version in self._versions_of.get(app_id, ()))
+        return kind == "document" and any(one.digest == identity for one in (*drafts, *versions))
 
     def _keep(self, app: AppCreated) -> None:
         if app.app_id in self._deleted:
@@ -456,6 +466,10 @@ class Registry:
             self._vault.open(closed.sealed)  # says what is wrong; the key may have come since
             self._unseal(closed)
         return self._documents.get(digest)
+
+    def has_document(self, digest: str) -> bool:
+        """Whether it is there and open; sealed with a key that is lost, it has to be stored anew."""
+        return digest in self._documents
 
     def keys(self, app_id: str) -> tuple[KeyCreated, ...]:
         """Those that open the app, oldest first."""

@@ -5,11 +5,17 @@ The specification is plain data, so that it can be compared and shown without a 
 differ from ours (its retention of 7 days would delete the truth).
 """
 
+import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from libs.events.log import LogError, Topic
+
+logger = logging.getLogger(__name__)
+
+_DELETING = frozenset({"retention.ms", "retention.bytes", "cleanup.policy"})
 
 _SETTLE_S = 5.0
 _HOUR_MS = 3_600_000
@@ -144,6 +150,17 @@ def create_topics(
             raise LogError("\n".join(map(str, left)))
         time.sleep(0.05)
     return done
+
+
+def warn_of_deletion(bootstrap: str, options: Mapping[str, str], prefix: str, partitions: int) -> None:
+    """A line for every setting by which the broker would delete what is the truth.
+
+    For services at their start, which go on: what there is can be read, and `topics check` tells of all settings.
+    """
+    with suppress(LogError):  # services say themselves when there is no broker
+        for problem in check_topics(bootstrap, options, prefix, partitions, timeout_s=5.0):
+            if problem.setting in _DELETING:
+                logger.error("topic_loses_records", extra={"problem": str(problem)})
 
 
 def check_topics(

@@ -214,7 +214,7 @@ class Drafting:
     async def runnable(self, app: AppCreated, draft: Draft) -> VersionPublished:
         """A version for runs of the draft; its document is in the log, as what was run must be readable for ever."""
         definition, text = await self.compiled(app, draft)
-        if self._registry.document(definition.digest) is None:
+        if not self._registry.has_document(definition.digest):
             await self._publisher.record([DocumentStored(digest=definition.digest, document=text)])
         return VersionPublished(
             app_id=app.app_id,

@@ -85,7 +85,7 @@ async def _version(parts: Parts, model: Model, schema: Json | None) -> VersionPu
     definition, problems = await parts.threads.run(check_document, text)
     if definition is None or any(problem.severity == "error" for problem in problems):
         raise document_invalid(problems)
-    if parts.registry.document(definition.digest) is None:
+    if not parts.registry.has_document(definition.digest):
         await parts.publisher.record([DocumentStored(digest=definition.digest, document=text)])
     return VersionPublished(
         app_id=GENERATORS.app_id,

@@ -19,6 +19,7 @@ from libs.events.blobs import LogBlobs
 from libs.events.log import LogError, Topic
 from libs.events.registry import RegistryTail
 from libs.events.sealing import Vault, stored_key
+from libs.events.topics import warn_of_deletion
 from libs.serving import PortTaken, configure_logging, in_url, listen, refuse, until_asked_to_stop
 from libs.settings import Settings, SettingsError, load_settings
 from libs.storage import blobs_by_setting
@@ -83,6 +84,8 @@ async def _serve(settings: Settings, kafka: str, engine: Engine, listener: socke
 
     log = KafkaLog(kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
     await asyncio.to_thread(log.check_partitions)
+    place = (kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
+    await asyncio.to_thread(warn_of_deletion, *place)
     registry: RegistryTail | None = None
     blobs = blobs_by_setting(settings, LogBlobs(log))
     try:

@@ -27,6 +27,7 @@ from libs.events.registry import (
     VersionPublished,
     encode_fact,
     hash_key,
+    may_hold_secrets,
     taken_back,
 )
 from libs.events.sealing import SealError, Vault
@@ -89,7 +90,7 @@ class Publisher:
         if app is not None and with_key:
             self._check_room(app)
         facts: list[Fact] = []
-        if self._registry.document(definition.digest) is None:
+        if not self._registry.has_document(definition.digest):
             facts.append(DocumentStored(digest=definition.digest, document=text))
         if app is None:
             app = self._new_app(definition)
@@ -164,7 +165,7 @@ class Publisher:
     ) -> VersionPublished:
         """Make the document, whose definition is given, the newest version of the app. Raises ApiError."""
         facts: list[Fact] = []
-        if self._registry.document(definition.digest) is None:
+        if not self._registry.has_document(definition.digest):
             facts.append(DocumentStored(digest=definition.digest, document=text))
         version = self.new_version(app, definition)
         facts.append(version)
@@ -248,6 +249,9 @@ class Publisher:
     async def record(self, facts: Sequence[Fact]) -> None:
         """Write the facts, each when the one before is durable, and wait until the registry has them."""
         try:
+            # With another key than the one that has sealed what is there, nothing is sealed: nobody else could open it.
+            if any(map(may_hold_secrets, facts)):
+                self._registry.check_sealed()
             offset = -1
             for fact in facts:
                 offset = await asyncio.wrap_future(self._log.send(Topic.DEFINITIONS, 0, encode_fact(fact, self._vault)))

@@ -6,6 +6,7 @@ Threads are daemons, so that a process ends although its database is silent.
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 from sqlalchemy.engine import Connection
 
 from services.api.records import EndUser, Filter, Found, LogFilter, Records, RecordsUnavailable
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -27,6 +30,7 @@ class Tables:
         self._places = asyncio.Semaphore(places)
         self._silent = False
         """A question went unanswered, and none was answered since."""
+        self._told = False
 
     async def run(self, run_id: str, partition: int) -> Found:
         return await self._ask(lambda: self._records.run(run_id, partition))
@@ -48,6 +52,17 @@ class Tables:
         return await self._ask(lambda: self._records.end_user(app_id, user_id))
 
     async def _ask(self, question: Callable[[], T]) -> T:
+        try:
+            answer = await self._asked(question)
+        except RecordsUnavailable as error:
+            if not self._told:  # once an outage: every list asks
+                logger.warning("database_unavailable", extra={"problem": str(error)})
+            self._told = True
+            raise
+        self._told = False
+        return answer
+
+    async def _asked(self, question: Callable[[], T]) -> T:
         if self._silent and self._places.locked():
             raise RecordsUnavailable("the database does not answer")
         try:

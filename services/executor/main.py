@@ -13,6 +13,7 @@ from libs.events.blobs import LogBlobs
 from libs.events.log import Log, LogError, Topic
 from libs.events.registry import RegistryTail
 from libs.events.sealing import Vault, stored_key
+from libs.events.topics import warn_of_deletion
 from libs.serving import HealthServer, PortTaken, configure_logging, refuse, until_asked_to_stop
 from libs.settings import Settings, SettingsError, load_settings
 from libs.storage import blobs_by_setting
@@ -56,6 +57,8 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
 
     log = KafkaLog(settings.kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
     await asyncio.to_thread(log.check_partitions)
+    place = (settings.kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
+    await asyncio.to_thread(warn_of_deletion, *place)
     vault = Vault(stored_key(settings.secret_key, settings.data, make=False))
     registry = await asyncio.to_thread(RegistryTail, log, vault)
     await asyncio.to_thread(registry.refresh, OPENING_S)

@@ -59,7 +59,8 @@ def _broken(state: ProjectorState) -> str | None:
     if state.failure is not None or state.denied is not None:
         return state.failure or state.denied
     if state.database_down_since_s is not None:
-        return f"database down since {rfc3339(int(state.database_down_since_s * 1e6))}; lag {_lag(state)} records"
+        since = rfc3339(int(state.database_down_since_s * 1e6))
+        return f"database down since {since}: {state.database_problem}; lag {_lag(state)} records"
     return None
 
 

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from libs.events.kafka import KafkaLog
 from libs.events.log import LogError
+from libs.events.topics import warn_of_deletion
 from libs.serving import HealthServer, PortTaken, configure_logging, refuse
 from libs.settings import Settings, SettingsError, load_settings
 from libs.tables import TablesError, open_engine
@@ -31,6 +32,7 @@ def main(host: str = "127.0.0.1", port: int = 0) -> int:
     log = KafkaLog(kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
     try:
         log.check_partitions()
+        warn_of_deletion(kafka, settings.kafka_options, settings.topic_prefix, settings.partitions)
         return _serve(Projector(log, engine), host, port)
     except PortTaken as error:
         return refuse(f"projector: {error}", 2)

@@ -39,6 +39,9 @@ _PAUSE_AT, _RESUME_AT = 40_000, 8_000
 _DENIED_S = 2.0
 """Wait between two tries to read a log that refuses us."""
 
+_SILENT_S = 10.0
+"""How long a call of the database may take before it counts as down; a batch takes 0.2 s."""
+
 _RETRY_S = (0.1, 5.0)
 """First and longest wait between two tries of a database that is away."""
 
@@ -52,6 +55,8 @@ class ProjectorState:
     """By partition: records of the log that are not in the tables."""
     database_down_since_s: float | None
     """Seconds since the epoch, None while the database works."""
+    database_problem: str
+    """Why it does not, if it does not."""
     denied: str | None
     """Why the log cannot be read now."""
     failure: str | None
@@ -76,6 +81,9 @@ class Projector:
         self._thread: threading.Thread | None = None
         self._positions: dict[int, Position] = {}
         self._down_since: float | None = None
+        self._asked_at: float | None = None
+        """When the call of the database that is under way began."""
+        self._down_why = ""
         self._denied: str | None = None
         self.failure: str | None = None
         """Why `run` ended by itself in the thread of `start`."""
@@ -101,7 +109,8 @@ class Projector:
         return ProjectorState(
             running=self.running,
             lag_records={p: end - (here[p].next_offset if p in here else 0) for p, end in ends.items()},
-            database_down_since_s=self._down_since,
+            database_down_since_s=self._down_since or self._silent_since(),
+            database_problem=self._down_why or "it does not answer",
             denied=self._denied,
             failure=self.failure,
             events=self._events,
@@ -211,6 +220,7 @@ class Projector:
         wait_s = _RETRY_S[0]
         failed = False
         while not self._stopping.is_set():
+            self._asked_at = self._clock()
             try:
                 result = work()
             except PositionTaken as error:
@@ -221,16 +231,30 @@ class Projector:
                 failed = True
                 if self._down_since is None:
                     self._down_since = self._clock()
-                    _log.error("database cannot work, trying again: %s", str(error).splitlines()[0])
+                    self._down_why = _why(error)
+                    _log.error("database cannot work, trying again: %s", self._down_why)
                 self._between_tries()
                 self._stopping.wait(wait_s)
                 wait_s = min(_RETRY_S[1], wait_s * 2)
             else:
                 if self._down_since is not None:
                     _log.warning("database works again after %.1f s", self._clock() - self._down_since)
-                    self._down_since = None
+                    self._down_since, self._down_why = None, ""
                 return result
+            finally:
+                self._asked_at = None
         return None
+
+    def _silent_since(self) -> float | None:
+        """When the database was asked, if that is long ago: one that stands still answers nothing, closes nothing."""
+        asked_at = self._asked_at
+        return asked_at if asked_at is not None and self._clock() - asked_at > _SILENT_S else None
+
+
+def _why(error: Exception) -> str:
+    text = str(error).splitlines()[0]
+    gone = "no such table" in text or "UndefinedTable" in text
+    return f"{text}. Make the tables anew: flowledger rebuild" if gone else text
 
 
 def _nothing() -> None:

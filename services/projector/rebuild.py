@@ -8,11 +8,11 @@ the log alone (tests/contract/test_projector.py).
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import inspect, select, update
+from sqlalchemy import func, inspect, select, update
 from sqlalchemy.engine import Connection, Engine
 
 from libs.events.log import Log, Topic
-from libs.tables import FILLED, SCHEMA_VERSION, check_ours, metadata, schema, writing
+from libs.tables import FILLED, SCHEMA_VERSION, check_ours, dead_letters, metadata, schema, writing
 from services.projector.batch import BatchWriter, TableSet
 from services.projector.position import Position, RebuildNeeded, check
 
@@ -46,18 +46,19 @@ def rebuild(log: Log, engine: Engine, progress: Callable[[int, int], None] = lam
     at = {p: Position(p, topic_id) for p in range(log.partitions)}
     for position in at.values():
         check(position, log)
-    events = dead = 0
+    events = 0
     for _ in range(_ROUNDS):
         ends = {p: log.bounds(Topic.EVENTS, p)[1] for p in at}
         for partition, end in ends.items():
             for records in log.read(Topic.EVENTS, partition, at[partition].next_offset, end, batch=_BATCH):
                 batch = writer.apply(records, at)
-                events, dead = events + len(batch.events), dead + len(batch.dead)
+                events += len(batch.events)
                 progress(sum(p.next_offset for p in at.values()), sum(ends.values()))
         if sum(log.bounds(Topic.EVENTS, p)[1] - at[p].next_offset for p in at) <= _CLOSE_ENOUGH:
             break
     with writing(engine) as connection:
         made = _flip(connection, tables)
+        dead = int(connection.execute(select(func.count()).select_from(dead_letters)).scalar_one())
     return Rebuilt(events, dead, sum(position.ignored for position in at.values()), made)
 
 

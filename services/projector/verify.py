@@ -16,7 +16,16 @@ from sqlalchemy.engine import Connection, Engine, RowMapping
 
 from libs.events.ids import partition_of
 from libs.events.log import Log, Topic
-from libs.tables import FILLED, check_complete, create_tables, open_engine, positions, sqlite_url, workflow_runs
+from libs.tables import (
+    FILLED,
+    check_complete,
+    check_ours,
+    create_tables,
+    open_engine,
+    positions,
+    sqlite_url,
+    workflow_runs,
+)
 from services.projector.batch import BatchWriter
 from services.projector.position import Position, check, load
 
@@ -60,6 +69,7 @@ def verify(
     database raises.
     """
     with engine.connect() as connection:
+        check_ours(connection)
         check_complete(connection)
     with tempfile.TemporaryDirectory(prefix="flowledger-verify-") as folder:
         beside = open_engine(sqlite_url(Path(folder) / "tables.db"))
@@ -75,6 +85,7 @@ def find_runs(engine: Engine, prefix: str) -> list[str]:
     table = workflow_runs.c
     query = select(table.id).where(table.id.startswith(prefix, autoescape=True)).order_by(table.id).limit(6)
     with engine.connect() as connection:
+        check_ours(connection)
         check_complete(connection)
         return [str(row[0]) for row in connection.execute(query)]
 

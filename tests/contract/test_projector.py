@@ -27,6 +27,7 @@ from libs.tables import (
     workflow_runs,
 )
 from services.projector.batch import FOREIGN
+from services.projector.health import readiness
 from services.projector.position import PositionTaken, RebuildNeeded
 from services.projector.projector import Projector
 from services.projector.rebuild import rebuild
@@ -313,6 +314,36 @@ def test_a_database_that_is_away_is_waited_for_and_readiness_says_since_when(log
     finally:
         projector.stop()
     assert len(dump(engine)["workflow_runs"]) == 2
+    engine.dispose()
+
+
+def test_a_database_that_stands_still_counts_as_down(log: MemoryLog, tmp_path: Path) -> None:
+    engine = open_engine(sqlite_url(tmp_path / "tables.db"))
+    fill(log, Owner(), 0, 2)
+    still, now = threading.Event(), [1_767_000_000.0]
+    release = threading.Event()
+    project_all(log, engine)
+
+    def stand_still(connection: object) -> None:
+        if threading.current_thread().name == "projector":
+            still.set()
+            release.wait(30)
+
+    event.listen(engine, "begin", stand_still)
+    projector = Projector(log, engine, clock=lambda: now[0])
+    projector.start()
+    try:
+        assert still.wait(10)
+        assert projector.state().database_down_since_s is None
+        now[0] += 11
+        assert projector.state().database_down_since_s == 1_767_000_000.0
+        assert "it does not answer" in str(readiness(projector))
+        release.set()
+        wait_until(lambda: projector.state().running)
+        assert projector.state().database_down_since_s is None
+    finally:
+        release.set()
+        projector.stop()
     engine.dispose()
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from flowledger import Client
 from flowledger.cli import run as run_cli
+from flowledger.client import Refused
 from flowledger.dev import Embedded, start_embedded
 from libs.events.log import LogError
 from libs.settings import Settings
@@ -200,10 +201,36 @@ def test_another_key_is_named_at_the_start_and_reading_goes_on_without(
         assert client.state(run.id).outputs == outputs
         ready = httpx.get(f"{reading.url}/readyz")
         assert (ready.status_code, "FLOWLEDGER_SECRET_KEY" in ready.json()["problem"]) == (503, True)
+        with pytest.raises(Refused, match="FLOWLEDGER_SECRET_KEY") as unsealed:
+            client.import_document(flow(called[0]).replace("call", "other").encode())
+        assert unsealed.value.status == 503, "what it sealed, nobody else could open"
     reading.stop()
     again = opened(tmp_path)
     with Client(again.url, again.admin_token) as client:
         assert client.start(client.apps()[0]["app_id"]).result().status == "succeeded"
+    again.stop()
+
+
+def test_a_lost_key_costs_the_apps_that_were_sealed_with_it(tmp_path: Path, called: tuple[int, list[Any]]) -> None:
+    text = flow(called[0]).encode()
+    instance = opened(tmp_path)
+    with Client(instance.url, instance.admin_token) as client:
+        app_id = client.import_document(text)["app_id"]
+        run = client.start(app_id)
+        outputs = run.result().outputs
+    instance.stop()
+    (tmp_path / "secret-key").unlink()
+    with pytest.raises(LogError, match="FLOWLEDGER_SECRET_KEY"):
+        opened(tmp_path, "a new key")
+    api = opened(tmp_path, "a new key", executor=False)
+    with httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {api.admin_token}"}) as http:
+        assert http.delete(f"/console/api/apps/{app_id}").status_code == 204
+        assert http.get("/readyz").status_code == 200
+    api.stop()
+    again = opened(tmp_path, "a new key")
+    with Client(again.url, again.admin_token) as client:
+        assert client.start(client.import_document(text)["app_id"]).result().status == "succeeded"
+        assert client.state(run.id).outputs == outputs
     again.stop()
 
 

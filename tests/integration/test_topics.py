@@ -24,7 +24,7 @@ from libs.events.registry import (
     read_registry,
 )
 from libs.events.sealing import Vault
-from libs.events.topics import check_topics, create_topics
+from libs.events.topics import check_topics, create_topics, warn_of_deletion
 from tests import servers
 
 pytestmark = pytest.mark.kafka
@@ -63,6 +63,26 @@ def test_a_changed_setting_is_named_and_creating_again_corrects_it(
     assert str(problem) == f"{topic}: retention.ms: expected -1, seen 604800000. Run `flowledger topics create`"
     assert create_topics(kafka_server.bootstrap, {}, kafka_prefix, 4) == [f"{topic}: set retention.ms"]
     assert check_topics(kafka_server.bootstrap, {}, kafka_prefix, 4) == []
+
+
+def test_a_setting_that_would_delete_the_truth_is_said(
+    kafka_server: servers.Kafka, kafka_prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_deletion(kafka_server.bootstrap, {}, kafka_prefix, 4)
+    assert caplog.records == []
+    _set(kafka_server.bootstrap, f"{kafka_prefix}.events", "retention.ms", "604800000")
+    _set(kafka_server.bootstrap, f"{kafka_prefix}.definitions", "cleanup.policy", "delete")
+    deadline = time.monotonic() + 10
+    while len(caplog.records) != 2:  # the broker learns it late
+        assert time.monotonic() < deadline
+        caplog.clear()
+        warn_of_deletion(kafka_server.bootstrap, {}, kafka_prefix, 4)
+    said = sorted(vars(record)["problem"] for record in caplog.records)
+    assert "definitions: cleanup.policy" in said[0]
+    assert "events: retention.ms" in said[1]
+    caplog.clear()
+    warn_of_deletion("127.0.0.1:1", {}, kafka_prefix, 4)
+    assert caplog.records == []
 
 
 def test_another_number_of_partitions_is_a_problem_that_creating_cannot_heal(

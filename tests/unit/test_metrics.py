@@ -35,7 +35,7 @@ def test_the_page_names_every_metric_and_no_other() -> None:
         measures=Measures(),
         lag_records=lambda: {0: 1},
     )
-    state = ProjectorState(True, {0: 1}, None, None, None, 0, 0, 0)
+    state = ProjectorState(True, {0: 1}, None, "", None, None, 0, 0, 0)
     projector: Any = SimpleNamespace(state=lambda: state)
     served = _served(api.registry.collect())
     served |= _served(ExecutorMetrics(executor).collect()) | _served(ProjectorMetrics(projector).collect())

@@ -5,8 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from libs.events.drafts import DraftSaved, DraftStored
 from libs.events.log import Record, Topic
-from libs.events.registry import DocumentStored, Registry, encode_fact
+from libs.events.registry import (
+    AppCreated,
+    AppDeleted,
+    DocumentStored,
+    Fact,
+    Registry,
+    VersionPublished,
+    encode_fact,
+)
 from libs.events.sealing import SealError, Vault, stored_key
 
 VAULT = Vault(lambda: "right")
@@ -69,7 +78,11 @@ WITH_SECRET = DocumentStored(
 WITHOUT = DocumentStored(digest="d2", document="app: {}")
 
 
-def applied(registry: Registry, *facts: DocumentStored) -> Registry:
+APP = AppCreated(app_id="a", name="A", created_at_us=1)
+VERSION = VersionPublished(app_id="a", workflow_id="w", version="1", digest="d1", published_at_us=2)
+
+
+def applied(registry: Registry, *facts: Fact) -> Registry:
     for offset, fact in enumerate(facts):
         entry = encode_fact(fact, VAULT)
         registry.apply(Record(Topic.DEFINITIONS, 0, offset, 0, entry.key, entry.value, dict(entry.headers)))
@@ -89,16 +102,26 @@ def test_a_secret_is_not_missed_by_how_it_is_written(text: str) -> None:
 
 
 def test_a_sealed_document_is_there_with_the_key_and_asked_for_in_vain_without() -> None:
-    registry = applied(Registry(VAULT), WITH_SECRET, WITHOUT)
+    registry = applied(Registry(VAULT), APP, WITH_SECRET, VERSION, WITHOUT)
     assert (registry.document("d1"), registry.document("d2")) == (WITH_SECRET.document, WITHOUT.document)
     registry.check_sealed()
     for vault in (WRONG, NONE):
-        closed = applied(Registry(vault), WITH_SECRET, WITHOUT)
+        closed = applied(Registry(vault), APP, WITH_SECRET, VERSION, WITHOUT)
         assert closed.document("d2") == WITHOUT.document
         with pytest.raises(SealError, match="FLOWLEDGER_SECRET_KEY"):
             closed.document("d1")
         with pytest.raises(SealError, match="FLOWLEDGER_SECRET_KEY"):
             closed.check_sealed()
+
+
+def test_a_sealed_document_that_no_app_has_keeps_nobody_from_work() -> None:
+    draft = DraftStored(draft_id="s", document=WITH_SECRET.document)
+    saved = DraftSaved(draft_id="s", app_id="a", after=None, hash="h", saved_at_us=3)
+    for used in ((APP, WITH_SECRET, VERSION), (APP, draft, saved)):
+        with pytest.raises(SealError):
+            applied(Registry(WRONG), *used).check_sealed()
+        applied(Registry(WRONG), *used, AppDeleted(app_id="a", deleted_at_us=4)).check_sealed()
+    applied(Registry(WRONG), APP, WITH_SECRET).check_sealed()
 
 
 def test_a_key_that_comes_later_opens_what_was_read_before() -> None:
