@@ -413,8 +413,8 @@ class Registry:
         drafts = [saved for app_id in self._apps if (saved := self.drafts.draft(app_id)) is not None]
         if kind == "draft":
             return any(saved.draft_id == identity for saved in drafts)
-        versions = (version for app_id in self._apps for version in self._versions_of.get(app_id, ()))
-        return kind == "document" and any(one.digest == identity for one in (*drafts, *versions))
+        digests = {version.digest for app_id in self._apps for version in self._versions_of.get(app_id, ())}
+        return kind == "document" and identity in digests | {saved.digest for saved in drafts}
 
     def _keep(self, app: AppCreated) -> None:
         if app.app_id in self._deleted:
