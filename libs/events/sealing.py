@@ -27,6 +27,10 @@ class SealError(LogError):
     """This process cannot open what another sealed. The text says which key is missing; data is not damaged."""
 
 
+class OtherKey(SealError):
+    """It was sealed with a key that is not this process's: waiting does not help."""
+
+
 class Vault:
     """Seals and opens. `key()` gives the deployment's key, or None as long as there is none. Thread-safe."""
 
@@ -51,7 +55,7 @@ class Vault:
             raise SealError(f"a secret is sealed in a form {version[:8]!r} that is newer than this process. Upgrade it")
         key_id, cipher = self._cipher(sealed_with)
         if sealed_with != key_id:
-            raise SealError(
+            raise OtherKey(
                 f"a secret is sealed with the key {sealed_with[:8]}, this process has the key {key_id}. "
                 f"Set FLOWLEDGER_SECRET_KEY to the deployment's key (it is kept in {KEY_FILE} in the data folder)"
             )

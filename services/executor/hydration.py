@@ -14,6 +14,7 @@ from libs.events.blobs import BlobLost
 from libs.events.claim_check import contains_ref
 from libs.events.log import LogError, LogTruncated
 from libs.events.model import Mark
+from libs.events.sealing import OtherKey
 from libs.workflow.catalog import DefinitionMissing
 from libs.workflow.conversation import opening, recall
 from libs.workflow.definition import DefinitionInvalid
@@ -85,7 +86,7 @@ class Hydration:
         except (DefinitionMissing, DefinitionInvalid) as error:
             self._fail(run, "definition_invalid", str(error))
             return
-        except (BlobLost, LogTruncated) as error:
+        except (BlobLost, LogTruncated, OtherKey) as error:
             self._set_aside(run, error)
             return
         except LogError as error:

@@ -13,7 +13,7 @@ import pytest
 
 from flowledger import Client
 from flowledger.cli import run as run_cli
-from flowledger.client import Refused
+from flowledger.client import Refused, RunStopped
 from flowledger.dev import Embedded, start_embedded
 from libs.events.log import LogError
 from libs.settings import Settings
@@ -218,6 +218,8 @@ def test_a_lost_key_costs_the_apps_that_were_sealed_with_it(tmp_path: Path, call
         app_id = client.import_document(text)["app_id"]
         run = client.start(app_id)
         outputs = run.result().outputs
+        held = client.start(app_id, pins={"nodes": {"joined": {"outputs": {"result": "x"}, "delay_s": 60}}})
+        next(event for event in held.events() if event.data.get("node_id") == "joined")
     instance.stop()
     (tmp_path / "secret-key").unlink()
     with pytest.raises(LogError, match="FLOWLEDGER_SECRET_KEY"):
@@ -231,6 +233,10 @@ def test_a_lost_key_costs_the_apps_that_were_sealed_with_it(tmp_path: Path, call
     with Client(again.url, again.admin_token) as client:
         assert client.start(client.import_document(text)["app_id"]).result().status == "succeeded"
         assert client.state(run.id).outputs == outputs
+        # Nobody can fold the run that was under way, so it is set aside; its end can be recorded all the same.
+        client.run(held.id).stop()
+        with pytest.raises(RunStopped):
+            client.run(held.id).result(timeout_s=10)
     again.stop()
 
 
