@@ -89,6 +89,8 @@ class Asked:
         self.forms: dict[str, AskedForm] = {}
         """By id, in order of opening."""
         self.paused: RunPaused | None = None
+        self.last_pause: RunPaused | None = None
+        """Also when the run has gone on since: what it had done by then."""
         """The pause that the run is in."""
         self.pause_reason: str | None = None
         """Somebody asked for a pause and has not taken it back."""
@@ -120,7 +122,8 @@ class Asked:
                 self.pause_reason = None
                 self._moving = self._moving or not self.open_forms()
             case RunPaused():
-                self.paused, self._moving = event, False
+                self.paused = self.last_pause = event
+                self._moving = False
             case RunResumed():
                 self.paused = None
             case NodeStopped():

@@ -98,7 +98,10 @@ class Reads:
                 ended_us = maker.ended_us if maker.ended else None
                 accepted = (maker.accepted, maker.accepted_us)
                 ending = (maker.end, ended_us)
-                return summarize(run_id, accepted, maker.started_us, ending, maker.seq, paused=maker.paused)
+                pause = maker.asked.last_pause
+                return summarize(
+                    run_id, accepted, maker.started_us, ending, maker.seq, paused=maker.paused, pause=pause
+                )
         outline = self._tail.outline(run_id)
         if outline is not None:
             return await self._from_outline(run_id, place[0], outline)
@@ -151,13 +154,17 @@ class Reads:
         started_us, ended = outline.started_us, outline.ended
         accepted = await self._threads.run(read_one, self._log, self._blobs, partition, first)
         end = await self._threads.run(read_one, self._log, self._blobs, partition, last) if ended else None
-        return _summary_of(accepted, started_us, end, seq, paused=outline.status == "paused")
+        pause: Recorded | None = None
+        if outline.pause_offset is not None and not ended:
+            pause = await self._threads.run(read_one, self._log, self._blobs, partition, outline.pause_offset)
+        return _summary_of(accepted, started_us, end, seq, paused=outline.status == "paused", pause=pause)
 
     async def _from_log(self, span: Span) -> RunSummary | None:
         accepted: Recorded | None = None
         end: Recorded | None = None
         started_us = seq = 0
         paused = False
+        pause: Recorded | None = None
         async for events in self.events(span):
             for recorded in events:
                 seq = recorded.seq
@@ -165,11 +172,13 @@ class Reads:
                     accepted = recorded
                 elif isinstance(recorded.event, RunStarted):
                     started_us = recorded.at_us
-                elif isinstance(recorded.event, RunPaused | RunResumed):
-                    paused = isinstance(recorded.event, RunPaused)
+                elif isinstance(recorded.event, RunPaused):
+                    paused, pause = True, recorded
+                elif isinstance(recorded.event, RunResumed):
+                    paused = False
                 elif type(recorded.event) in END_STATUS:
                     end = recorded
-        return None if accepted is None else _summary_of(accepted, started_us, end, seq, paused=paused)
+        return None if accepted is None else _summary_of(accepted, started_us, end, seq, paused=paused, pause=pause)
 
     def _from_row(self, row: Mapping[str, Any]) -> RunSummary:
         """Blocking: a large value is fetched from the blobs."""
@@ -215,12 +224,19 @@ class Reads:
 
 
 def _summary_of(
-    accepted: Recorded, started_us: int, end: Recorded | None, seq: int, *, paused: bool = False
+    accepted: Recorded,
+    started_us: int,
+    end: Recorded | None,
+    seq: int,
+    *,
+    paused: bool = False,
+    pause: Recorded | None = None,
 ) -> RunSummary:
     assert isinstance(accepted.event, RunAccepted)
-    ending = (end.event, end.at_us) if end is not None else (None, None)
+    ending: Any = (end.event, end.at_us) if end is not None else (None, None)
     begun = (accepted.event, accepted.at_us)
-    return summarize(accepted.run_id, begun, started_us, ending, seq, paused=paused)  # type: ignore[arg-type]  # an end
+    told: Any = pause.event if pause is not None else None
+    return summarize(accepted.run_id, begun, started_us, ending, seq, paused=paused, pause=told)
 
 
 def summarize(
@@ -231,12 +247,17 @@ def summarize(
     seq: int,
     *,
     paused: bool = False,
+    pause: RunPaused | None = None,
 ) -> RunSummary:
-    """A summary from the run's first event, the time it was admitted (0: not yet), and its end."""
+    """A summary from the run's first event, the time it was admitted (0: not yet), and its end.
+
+    `pause`: its last one; until the end it tells what the run has done.
+    """
     accepted, created_us = begun
     end, finished_us = ending
     open_status = "paused" if paused else "running" if started_us else "pending"
     status = END_STATUS[type(end)] if end is not None else open_status
+    counted = end if end is not None else pause
     return RunSummary(
         id=run_id,
         app_id=accepted.app_id,
@@ -251,9 +272,9 @@ def summarize(
         created_us=created_us,
         started_us=started_us or None,
         finished_us=finished_us,
-        elapsed_s=end.elapsed_s if end is not None else 0.0,
-        total_steps=end.total_steps if end is not None else 0,
-        total_tokens=end.total_tokens if end is not None else 0,
+        elapsed_s=counted.elapsed_s if counted is not None else 0.0,
+        total_steps=counted.total_steps if counted is not None else 0,
+        total_tokens=counted.total_tokens if counted is not None else 0,
         exceptions_count=end.exceptions_count if end is not None else 0,
         seq=seq,
         triggered_from=accepted.triggered_from,

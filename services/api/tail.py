@@ -70,6 +70,8 @@ class Outline:
     seq: int = 1
     status: str = "pending"
     started_us: int = 0
+    pause_offset: int | None = None
+    """Of its last pause."""
 
     @property
     def ended(self) -> bool:
@@ -293,6 +295,8 @@ class EventTail:
             outline.status, outline.started_us = "running", _time_of(record)
         elif name in _STATUS:
             outline.status = _STATUS[name]
+            if name == "RunPaused":
+                outline.pause_offset = record.offset
 
     def _on_rejected(self, partition: _Partition, record: Record) -> None:
         try:

@@ -144,7 +144,8 @@ def show(run_id: str, history: Iterable[Recorded], definition: Definition | None
     if accepted is None:
         return None
     ending = (end, ended_us if end else None)
-    run = summarize(run_id, (accepted, created_us), started_us, ending, seq, paused=asked.paused is not None)
+    is_paused, pause = asked.paused is not None, asked.last_pause
+    run = summarize(run_id, (accepted, created_us), started_us, ending, seq, paused=is_paused, pause=pause)
     return _item(run) | {
         "root": accepted.root if state is None else state.definition.root,
         "inputs": run.inputs,

@@ -129,7 +129,12 @@ def _project_one(changes: Changes, contexts: Mapping[str, RunContext], recorded:
         case RunStarted():
             run |= {"status": "running", "started_at": recorded.at_us}
         case RunPaused():
-            run |= {"status": "paused"}
+            run |= {
+                "status": "paused",
+                "elapsed_time": event.elapsed_s,
+                "total_tokens": event.total_tokens,
+                "total_steps": event.total_steps,
+            }
         case RunResumed():
             run |= {"status": "running"}
         case RunSucceeded() | RunPartiallySucceeded() | RunFailed() | RunStopped():

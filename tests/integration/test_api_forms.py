@@ -131,6 +131,9 @@ def test_a_blocking_start_of_a_run_that_waits_is_answered_with_what_it_waits_for
     assert 36 * 3600 - 60 < reason["expiration_time"] - data["created_at"] <= 36 * 3600
     detail = api.detail(answer["workflow_run_id"])
     assert (detail["status"], detail["outputs"], detail["finished_at"]) == ("paused", {}, None)
+    done = ("total_steps", "total_tokens", "elapsed_time")
+    for told in (detail, api.state(answer["workflow_run_id"])):  # no less than was said already
+        assert [told[name] for name in done] == [data[name] for name in done]
 
 
 def test_a_form_is_shown_answered_once_and_the_run_goes_on(api: Api) -> None:
@@ -392,7 +395,7 @@ def test_lists_show_paused_runs(api: Api) -> None:
 
     def listed() -> bool:
         found = api.http.get("/v1/runs", params={"status": "paused"}, headers=api.admin).json()["data"]
-        return run_id in [run["id"] for run in found]
+        return [run["total_steps"] for run in found if run["id"] == run_id] == [3]
 
     until(listed)
 

@@ -12,7 +12,7 @@ import pytest
 from libs.events.ids import new_run_id, partition_of, task_id_of
 from libs.events.log import Topic
 from libs.events.memory import MemoryLog
-from libs.events.model import NodeFailed, NodeStarted, RunFailed, RunStarted, RunStopped
+from libs.events.model import NodeFailed, NodeStarted, RunFailed, RunPaused, RunResumed, RunStarted, RunStopped
 from libs.events.registry import RegistryTail
 from libs.tables import open_engine, sqlite_url
 from services.api import Limits
@@ -538,6 +538,37 @@ def test_tables_and_log_give_the_same_detail(listing: Server, log: MemoryLog) ->
     finally:
         other.close()
     assert from_outline == from_tables == from_log
+
+
+def test_a_run_that_was_paused_tells_what_it_had_done_wherever_that_is_read(
+    listing: Server, log: MemoryLog, executor: ScriptedExecutor
+) -> None:
+    def pausing(there: ScriptedExecutor, run_id: str, _: Any) -> None:
+        there.emit(
+            run_id, RunStarted(max_steps=10), RunPaused(reason="r", total_steps=3, total_tokens=7, elapsed_s=1.5)
+        )
+
+    executor.script = pausing
+    key = listing.import_app()["api_key"]
+    run_id = listing.start(key).json()["workflow_run_id"]
+    path = f"/v1/workflows/run/{run_id}"
+    for status in ("paused", "running"):
+        if status == "running":
+            executor.emit(run_id, RunResumed())
+        until(lambda: listed(listing, status=status)["data"])  # noqa: B023  # called at once
+        from_tail = listing.http.get(path, headers=bearer(key)).json()
+        assert (from_tail["status"], from_tail["total_steps"], from_tail["total_tokens"]) == (status, 3, 7)
+        assert from_tail["elapsed_time"] == 1.5
+        other = Server(log)
+        try:
+            from_outline = other.http.get(path, headers=bearer(key)).json()
+            other.parts.tail._outlines.clear()  # noqa: SLF001
+            from_log = other.http.get(path, headers=bearer(key)).json()
+        finally:
+            other.close()
+        (row,) = listed(listing, status=status)["data"]
+        assert from_tail == from_outline == from_log
+        assert (row["total_steps"], row["total_tokens"], row["elapsed_time"]) == (3, 7, 1.5)
 
 
 def test_a_run_whose_document_is_not_there_is_not_forked(
