@@ -146,7 +146,7 @@ async def _serve(
             worker = build_executor(settings, log, catalog, registry.refresh, blobs, vault, owner_name(), handlers)
             await worker.start()
             closing.push_async_callback(worker.stop, GRACE_S)
-            beside.append(Beside("executor", partial(problem_of, worker), ExecutorMetrics(worker)))
+            beside.append(Beside("executor", lambda: log.problem() or problem_of(worker), ExecutorMetrics(worker)))
         instance_id = uuid.uuid4().hex
         dependencies = ApiDependencies(
             log=log,

@@ -62,6 +62,8 @@ class LocalLog:
         self._tails: tuple[LocalTail, ...] = ()
         self._placements: list[LocalPlacement] = []
         self._deadlines = _Deadlines()
+        self._refused = False
+        """The store took nothing the last time."""
         self._writer: threading.Thread | None = None
         if writable and threads:
             self._writer = threading.Thread(target=self._write, name="log-writer", daemon=True)
@@ -226,14 +228,26 @@ class LocalLog:
         try:
             self._store.append(batches, now)
         except LogError as error:
+            self._refused = True
             # What stands in the store after a failed commit only the store can say.
             for place in changed:
                 ends[place] = self._store.end(*place)
             return str(error)
+        self._refused = False
         self._last_ms = now
         ends.update(changed)
         for batch in batches:
             batch.timestamp_ms = now
+        return None
+
+    def problem(self) -> str | None:
+        """Why nothing can be written now; None: all is well, as far as is known. Blocking."""
+        if not self._refused:
+            return None
+        try:
+            self._store.check_room()
+        except LogError as error:
+            return f"nothing can be written: {error}"
         return None
 
     def acknowledge(self, batches: list[Batch], error: str | None) -> None:

@@ -94,6 +94,9 @@ class Store(Protocol):
     def append(self, batches: list[Batch], timestamp_ms: int) -> None:
         """Make all entries durable, each batch from its `first` on: all of them, or LogError."""
 
+    def check_room(self) -> None:
+        """Raises LogError while nothing more can be stored."""
+
     def close(self) -> None: ...
 
 

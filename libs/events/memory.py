@@ -52,6 +52,10 @@ class MemoryStore:
             records = self._records.get((topic, partition), [])
             return records[max(start - base, 0) : min(stop - base, start - base + limit)]
 
+    def check_room(self) -> None:
+        if self.broken is not None:
+            raise LogError(self.broken)
+
     def append(self, batches: list[Batch], timestamp_ms: int) -> None:
         if self.broken is not None:
             raise LogError(self.broken)

@@ -33,6 +33,7 @@ _BITS = 48
 _ROWS = 64
 """Rows per INSERT: beyond it a longer statement gains nothing."""
 _BUSY_S = 5.0
+_TRIAL_BYTES = 256 * 1024
 _STORED = tuple(topic for topic in Topic if topic not in EPHEMERAL)
 
 
@@ -112,6 +113,18 @@ class SqliteStore:
             Record(topic, partition, place - low, timestamp_ms, key, value, unpack_headers(headers))
             for place, timestamp_ms, key, headers, value in rows
         ]
+
+    def check_room(self) -> None:
+        """Beside the log: what SQLite tries, it has to take back when it fails."""
+        import tempfile  # only when something is wrong
+
+        try:
+            with tempfile.TemporaryFile(dir=self._path.parent) as trial:
+                trial.write(b"\0" * _TRIAL_BYTES)
+                trial.flush()
+                os.fsync(trial.fileno())
+        except OSError as error:
+            raise LogError(f"{self._path.parent}: {error.strerror}. Make room there") from error
 
     def append(self, batches: list[Batch], timestamp_ms: int) -> None:
         by_topic: dict[Topic, list[object]] = {}

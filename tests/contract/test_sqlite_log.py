@@ -1,5 +1,6 @@
 """What the embedded log promises beyond the log port: one writer, readers beside it, kill -9, a full disk."""
 
+import errno
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 
 from libs.events.local_tail import PACE_S
 from libs.events.log import Ack, AppendRefused, Entry, Log, LogError, Record, Topic
-from libs.events.sqlite import SqliteLog, pack_headers, unpack_headers
+from libs.events.sqlite import SqliteLog, SqliteStore, pack_headers, unpack_headers
 from tests.contract.test_log import PATIENCE_S, Inbox, append, entry, everything, fail, numbers
 
 Open = Callable[..., SqliteLog]
@@ -431,3 +432,27 @@ def test_a_slow_reader_of_another_tail_does_not_keep_a_prompt_one(open_it: Open)
     release.set()
     slow.close()
     tail.close()
+
+
+def test_what_keeps_it_from_writing_is_said_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(SqliteLog(tmp_path)) as log:
+        assert log.problem() is None
+        with monkeypatch.context() as full:
+            full.setattr(SqliteStore, "append", _refuse)
+            full.setattr(os, "fsync", _no_space)
+            with pytest.raises(LogError):
+                log.send(Topic.COMMANDS, 0, Entry(b"k", b"v")).result(10)
+            assert log.problem() == f"nothing can be written: {tmp_path}: No space left on device. Make room there"
+        assert log.problem() is None, "room was made, and nobody has written since"
+        log.send(Topic.COMMANDS, 0, Entry(b"k", b"v")).result(10)
+        assert log.problem() is None
+
+
+def _refuse(*_: object) -> None:
+    raise LogError("database or disk is full")
+
+
+def _no_space(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
