@@ -388,10 +388,11 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path.absolute()}"
 
 
-def check_ours(connection: Connection) -> None:
-    """Raises TablesError when tables with names of ours are there that we did not make: a rebuild would drop them.
+def check_ours(connection: Connection) -> list[str]:
+    """Names of the tables that are there.
 
-    Every version of ours had a column for the partition in each of them.
+    Raises TablesError when some have names of ours and we did not make them: a rebuild would drop them. Every version
+    of ours had a column for the partition in each of them.
     """
     seen = inspect(connection)
     there = seen.get_table_names()
@@ -399,6 +400,7 @@ def check_ours(connection: Connection) -> None:
     foreign = [name for name in named if _MARK not in {column["name"] for column in seen.get_columns(name)}]
     if foreign:
         raise TablesError(f"holds tables of something else ({', '.join(foreign)}). Name another database")
+    return there
 
 
 def create_tables(engine: Engine) -> None:
@@ -408,38 +410,37 @@ def create_tables(engine: Engine) -> None:
     look as if its rows had never been, because the saved positions are behind them.
     """
     with writing(engine) as connection:
-        check_fit(connection)
+        there = check_fit(connection)
         metadata.create_all(connection)
-        if connection.execute(select(schema.c.version)).first() is None:
+        if schema.name not in there:
             connection.execute(schema.insert().values(id=1, version=SCHEMA_VERSION, generation=1))
 
 
-def check_fit(connection: Connection) -> bool:
-    """Whether there are tables. Raises TablesError when they are not ours, another version's, or incomplete."""
-    check_ours(connection)
-    there = inspect(connection).get_table_names()
+def check_fit(connection: Connection) -> list[str]:
+    """Names of the tables that are there.
+
+    Raises TablesError when they are not ours, another version's, or incomplete.
+    """
+    there = check_ours(connection)
     found = connection.execute(select(schema.c.version)).scalar() if schema.name in there else None
     if found not in (None, SCHEMA_VERSION):
         raise TablesError(
             f"tables have schema version {found}, this process needs {SCHEMA_VERSION}. "
             "Run the matching release, or make them anew from the log: flowledger rebuild"
         )
-    filled = any(table.name in there for table in FILLED)
-    if filled:
-        check_complete(connection)
-    return filled
+    if any(table.name in there for table in FILLED):
+        _check_none_gone(there)
+    return there
 
 
 def make_fit(engine: Engine) -> str | None:
     """Make the tables as this release needs them: anew and without rows where another's cannot be used.
 
     Whoever projects the log then fills them from its beginning. Returns why they were made anew, None if they were not.
-    A database that cannot be asked is left to the projector, which tries for as long as it takes.
+    Raises what a database raises that cannot be asked.
     """
     try:
         create_tables(engine)
-    except SQLAlchemyError:
-        return None
     except TablesError as error:
         with writing(engine) as connection:
             metadata.drop_all(connection)
@@ -449,8 +450,11 @@ def make_fit(engine: Engine) -> str | None:
 
 
 def check_complete(connection: Connection) -> None:
-    """Raises TablesError when tables are missing."""
-    there = inspect(connection).get_table_names()
+    """Raises TablesError when tables are missing, or not ours."""
+    _check_none_gone(check_ours(connection))
+
+
+def _check_none_gone(there: list[str]) -> None:
     if gone := [table.name for table in FILLED if table.name not in there]:
         problem = f"missing here: {', '.join(gone)}" if len(gone) < len(FILLED) else "there are no tables here yet"
         raise TablesError(f"{problem}. Make the tables from the log: flowledger rebuild")

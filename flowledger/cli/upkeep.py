@@ -398,7 +398,7 @@ def _check_database(given: "Settings") -> dict[str, Any]:
     from sqlalchemy.exc import SQLAlchemyError
 
     from libs.events.log import LogError
-    from libs.tables import TablesError, check_fit
+    from libs.tables import TablesError, check_fit, positions
     from services.projector.embedded import check_tables
     from services.projector.position import RebuildNeeded
 
@@ -409,8 +409,8 @@ def _check_database(given: "Settings") -> dict[str, Any]:
         return _result("database", False, problem.message, hint)
     try:
         with engine.connect() as connection:
-            filled = check_fit(connection)
-        if filled:
+            there = check_fit(connection)
+        if positions.name in there:
             with closing(open_log(given)) as log:
                 check_tables(engine, log)
     except SQLAlchemyError as error:

@@ -26,9 +26,14 @@ def open_embedded_tables(data: Path, settings: Settings, log: Log) -> Engine:
         return _open_given(given, log)
     # They are this process's alone, so what another release has made of them, or a broken disk, is filled anew while it
     # works already.
-    reason = remove_damaged(data)
     engine = open_engine(sqlite_url(data / "tables.db"))
-    reason = make_fit(engine) or reason
+    try:
+        reason = make_fit(engine)
+    except SQLAlchemyError:  # where the file is not damaged, the projector tries for as long as it takes
+        engine.dispose()
+        reason = remove_damaged(data)
+        if reason is not None:
+            make_fit(engine)
     if reason is not None:
         _log.warning("tables_made_anew", extra={"reason": reason})
     return engine
@@ -43,7 +48,7 @@ def remove_damaged(data: Path) -> str | None:
         with closing(sqlite3.connect(file)) as found:
             found.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        if getattr(error, "sqlite_errorcode", None) not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             return None
         for suffix in ("", "-wal", "-shm"):
             file.with_name(file.name + suffix).unlink(missing_ok=True)

@@ -19,7 +19,6 @@ from libs.events.log import Log, Topic
 from libs.tables import (
     FILLED,
     check_complete,
-    check_ours,
     create_tables,
     open_engine,
     positions,
@@ -69,7 +68,6 @@ def verify(
     database raises.
     """
     with engine.connect() as connection:
-        check_ours(connection)
         check_complete(connection)
     with tempfile.TemporaryDirectory(prefix="flowledger-verify-") as folder:
         beside = open_engine(sqlite_url(Path(folder) / "tables.db"))
@@ -85,7 +83,6 @@ def find_runs(engine: Engine, prefix: str) -> list[str]:
     table = workflow_runs.c
     query = select(table.id).where(table.id.startswith(prefix, autoescape=True)).order_by(table.id).limit(6)
     with engine.connect() as connection:
-        check_ours(connection)
         check_complete(connection)
         return [str(row[0]) for row in connection.execute(query)]
 
