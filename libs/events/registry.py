@@ -49,7 +49,7 @@ from libs.events.annotations import (
     AnnotationWritten,
     key_of_annotation_fact,
 )
-from libs.events.drafts import DraftBook, DraftFact, key_of_draft_fact
+from libs.events.drafts import DraftBook, DraftFact, draft_key, key_of_draft_fact
 from libs.events.log import Entry, Log, LogDenied, LogError, Record, Topic
 from libs.events.sealing import SealError, Vault
 from libs.events.triggers import (
@@ -263,12 +263,16 @@ def taken_back(key: str) -> Entry:
     return Entry(key=key.encode(), value=None)
 
 
+def _document_key(digest: str) -> str:
+    return f"document/{digest}"
+
+
 def _key_of(fact: Fact) -> str:
     match fact:
         case AppCreated():
             return f"app/{fact.app_id}"
         case DocumentStored():
-            return f"document/{fact.digest}"
+            return _document_key(fact.digest)
         case VersionPublished():
             return f"version/{fact.workflow_id}"
         case KeyCreated():
@@ -403,18 +407,21 @@ class Registry:
 
     def check_sealed(self) -> None:
         """Raises SealError when a document that is in use is sealed with a key that this process does not have."""
-        for fact in tuple(self._closed.values()):
-            if self._in_use(fact.key):
+        closed = tuple(self._closed.values())
+        used = self._keys_in_use() if closed else set()
+        for fact in closed:
+            if fact.key in used:
                 self._vault.open(fact.sealed)
 
-    def _in_use(self, key: str) -> bool:
-        """Whether the record with this key holds the draft, or a version, of an app that is there."""
-        kind, _, identity = key.partition("/")
-        drafts = [saved for app_id in self._apps if (saved := self.drafts.draft(app_id)) is not None]
-        if kind == "draft":
-            return any(saved.draft_id == identity for saved in drafts)
-        digests = {version.digest for app_id in self._apps for version in self._versions_of.get(app_id, ())}
-        return kind == "document" and identity in digests | {saved.digest for saved in drafts}
+    def _keys_in_use(self) -> set[str]:
+        """Of the records that hold the draft, or a version, of an app that is there."""
+        used: set[str] = set()
+        for app_id in self._apps:
+            used.update(_document_key(version.digest) for version in self._versions_of.get(app_id, ()))
+            saved = self.drafts.draft(app_id)
+            if saved is not None:
+                used.add(draft_key(saved.draft_id) if saved.digest is None else _document_key(saved.digest))
+        return used
 
     def _keep(self, app: AppCreated) -> None:
         if app.app_id in self._deleted:
@@ -461,7 +468,7 @@ class Registry:
 
     def document(self, digest: str) -> str | None:
         """Raises SealError when it is there and cannot be opened."""
-        closed = self._closed.get(f"document/{digest}")
+        closed = self._closed.get(_document_key(digest))
         if closed is not None:
             self._vault.open(closed.sealed)  # says what is wrong; the key may have come since
             self._unseal(closed)
