@@ -3,7 +3,6 @@
 import os
 import shlex
 import shutil
-import sqlite3
 import sys
 import time
 from collections.abc import Iterator
@@ -197,14 +196,14 @@ def _begun_in(growing: Path) -> Iterator[None]:
 def _problems(verb: str) -> Iterator[None]:
     from libs.events.archive import NoArchive
     from libs.events.log import LogError
+    from libs.events.sqlite import LogDamaged
 
     try:
         yield
-    except NoArchive as error:
+    except (NoArchive, LogDamaged) as error:
         raise Problem(f"{verb}: {error}", INVALID) from error
     except LogError as error:
-        damaged = getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_CORRUPT
-        raise Problem(f"{verb}: {error}", INVALID if damaged else UNREACHABLE) from error
+        raise Problem(f"{verb}: {error}", UNREACHABLE) from error
     except OSError as error:
         raise Problem(f"{verb}: {error}. Make room or name another place, then do it again", UNREACHABLE) from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from libs.events.local import LocalLog, wall_ms
 from libs.events.log import LogError
-from libs.events.sqlite import SqliteLog, SqliteStore
+from libs.events.sqlite import LogDamaged, SqliteLog, SqliteStore
 
 IMPORTING = "importing"
 """Folder in a data folder in which an import grows."""
@@ -29,12 +29,12 @@ def open_archive(path: Path) -> LocalLog:
         return LocalLog(SqliteStore(path, 1, read_only=True), now_ms=wall_ms, writable=False)
     except KeyError as error:
         raise NoArchive(f"{path} is no exported log. {_MAKE_ONE}") from error
+    except LogDamaged as error:
+        raise NoArchive(f"{path} is damaged ({error.__cause__}). Copy it anew, or export again") from error
     except LogError as error:
-        match getattr(error.__cause__, "sqlite_errorcode", None):
-            case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_ERROR:  # another format, or a database of something else
-                raise NoArchive(f"{path} is no exported log. {_MAKE_ONE}") from error
-            case sqlite3.SQLITE_CORRUPT:
-                raise NoArchive(f"{path} is damaged ({error.__cause__}). Copy it anew, or export again") from error
+        # Another format, or a database of something else.
+        if getattr(error.__cause__, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+            raise NoArchive(f"{path} is no exported log. {_MAKE_ONE}") from error
         raise
 
 

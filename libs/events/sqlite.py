@@ -37,6 +37,10 @@ _TRIAL_BYTES = 256 * 1024
 _STORED = tuple(topic for topic in Topic if topic not in EPHEMERAL)
 
 
+class LogDamaged(LogError):
+    """The file is that of a log, and a part of it cannot be read any more."""
+
+
 class OtherPartitions(LogError):
     """The log that is there has another number of partitions than was asked for."""
 
@@ -185,7 +189,10 @@ class SqliteStore:
         try:
             yield
         except sqlite3.Error as error:
-            raise LogError(f"cannot {verb} {self._path}: {error}. Check the disk's space and the file") from error
+            # Only what SQLite itself says has a code.
+            damaged = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CORRUPT
+            kind = LogDamaged if damaged else LogError
+            raise kind(f"cannot {verb} {self._path}: {error}. Check the disk's space and the file") from error
 
 
 def pack_headers(headers: Sequence[tuple[str, bytes]]) -> bytes:
