@@ -37,12 +37,11 @@ def validate(files: tuple[Path, ...], as_json: bool) -> int:
 
 def check_file(file: Path) -> dict[str, Any]:
     """The `validate` object of one document."""
-    from libs.workflow.definition import check_document, outline
+    from libs.workflow.definition import examine
 
-    text = file.read_bytes()
-    definition, problems = check_document(text)
+    definition, problems, counts = examine(file.read_bytes())
     told = [{"at": one.at, "problem": one.problem, "hint": one.hint, "severity": one.severity} for one in problems]
-    return {"file": str(file), "valid": definition is not None, **outline(text), "problems": told}
+    return {"file": str(file), "valid": definition is not None, **counts, "problems": told}
 
 
 def _print_result(result: dict[str, Any]) -> None:
@@ -75,7 +74,7 @@ def import_(file: Path, app: str | None, key: bool, as_json: bool, url: str | No
     with server(url, data, executor=False) as target:
         app_id = None if app is None else find_app(target, app)["app_id"]
         made = import_file(target, file, app_id=app_id, key=key)
-        _print_import(target, made, as_json=as_json)
+    _print_import(target, made, as_json=as_json)
 
 
 def import_file(target: Server, file: Path, *, app_id: str | None = None, key: bool = False) -> dict[str, Any]:
@@ -121,12 +120,11 @@ def apps(as_json: bool, url: str | None, data: Path | None) -> None:
     """
     with server(url, data, executor=False) as target:
         found = rows(target.get("/v1/apps"))
-        hint = f"No apps yet. Bring one: {target.command('import FILE')}"
     if as_json:
         _data(found)
         return
     lines = [[app["app_id"], app["name"], app["mode"], _count(app.get("versions"))] for app in found]
-    table(["app", "name", "mode", "versions"], lines, hint)
+    table(["app", "name", "mode", "versions"], lines, f"No apps yet. Bring one: {target.command('import FILE')}")
 
 
 @click.command()
@@ -142,12 +140,12 @@ def versions(app: str, as_json: bool, url: str | None, data: Path | None) -> Non
     """
     with server(url, data, executor=False) as target:
         found = target.get(f"/v1/apps/{find_app(target, app)['app_id']}")
-        hint = f"Nothing published. Publish: {target.command(f'import FILE --app {shlex.quote(app)}')}"
     listed = found.get("versions") or []
     if as_json:
         _data(listed)
         return
     lines = [[one["workflow_id"], one["version"], ago(one.get("published_at"))] for one in listed]
+    hint = f"Nothing published. Publish: {target.command(f'import FILE --app {shlex.quote(app)}')}"
     table(["version id", "version", "published"], lines, hint)
 
 
@@ -181,11 +179,11 @@ def keys(app: str, action: str | None, key: str | None, as_json: bool, url: str 
             _data(made) if as_json else click.echo(made.get("key") or made["id"])
             return
         found = rows(target.get(path))
-        hint = f"No keys. Make one: {target.command(f'keys {shlex.quote(app)} create')}"
     if as_json:
         _data(found)
         return
     lines = [[one["id"], one["prefix"], one["created_at"]] for one in found]
+    hint = f"No keys. Make one: {target.command(f'keys {shlex.quote(app)} create')}"
     table(["key id", "prefix", "created"], lines, hint)
 
 

@@ -3,7 +3,7 @@
 What people import from here; everything else is imported from its module.
 """
 
-from libs.workflow.definition import Definition, Node, NodeKind, check_document, compile_document, outline
+from libs.workflow.definition import Definition, Node, NodeKind, check_document, compile_document, examine
 from libs.workflow.inputs import InputInvalid, validate_inputs
 from libs.workflow.pins import Pins, PinsInvalid, parse_pins
 from libs.workflow.problems import DefinitionInvalid, Problem, WorkflowError
@@ -20,7 +20,7 @@ __all__ = [
     "WorkflowError",
     "check_document",
     "compile_document",
-    "outline",
+    "examine",
     "parse_pins",
     "validate_inputs",
 ]

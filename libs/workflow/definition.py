@@ -37,7 +37,7 @@ __all__ = [
     "check_document",
     "compile_document",
     "digest_of",
-    "outline",
+    "examine",
 ]
 
 Mode = Literal["workflow", "advanced-chat"]
@@ -123,25 +123,38 @@ def check_document(text: str | bytes) -> tuple[Definition | None, tuple[Problem,
     return definition, tuple(findings.problems)
 
 
-def outline(text: str | bytes) -> dict[str, JsonValue]:
-    """`mode`, `nodes` and `edges` as people count them: nodes that can run, and the edges between them.
+def examine(text: str | bytes) -> tuple[Definition | None, tuple[Problem, ...], dict[str, JsonValue]]:
+    """As `check_document`, and `mode`, `nodes` and `edges` as people count them: nodes that run, edges between them.
 
     Of a document with mistakes, what can be told: `mode` None where it has none, edges that lead nowhere left out.
     """
     findings = Findings()
-    document = parse(text, findings)
-    workflow = None if document is None else _workflow(document, findings)
-    graph = None if workflow is None else workflow.get("graph")
-    if document is None or not isinstance(graph, dict):
-        return {"mode": None, "nodes": 0, "edges": 0}
-    drafts = read_nodes(graph.get("nodes"), "", findings)
-    edges, _ = read_edges(graph.get("edges"), drafts.places, drafts.notes, "", findings)
+    head = _head(text, findings)
+    if head is None:
+        return None, tuple(findings.problems), {"mode": None, "nodes": 0, "edges": 0}
+    counts = _outline(head)  # before nodes are made that the document has not
+    definition = _compile_head(text, head, findings)
+    return definition, tuple(findings.problems), counts
+
+
+@dataclass(slots=True, frozen=True)
+class _Head:
+    document: Mapping[str, Any]
+    workflow: Mapping[str, Any]
+    edges: object
+    """As the document has them."""
+    drafts: Drafts
+
+
+def _outline(head: _Head) -> dict[str, JsonValue]:
+    drafts, told = head.drafts, Findings()  # what is wrong was said already
+    edges, _ = read_edges(head.edges, drafts.places, drafts.notes, "", told)
     counted = drafts.places.keys() - {draft.id for draft in drafts.nodes.values() if draft.kind is NodeKind.MARKER}
     between = sum(edge.source in counted and edge.target in counted for edge in edges)
-    return {"mode": _mode(document, drafts, findings), "nodes": len(counted), "edges": between}
+    return {"mode": _mode(head.document, drafts, told), "nodes": len(counted), "edges": between}
 
 
-def _compile(text: str | bytes, findings: Findings) -> Definition | None:
+def _head(text: str | bytes, findings: Findings) -> _Head | None:
     document = parse(text, findings)
     workflow = None if document is None else _workflow(document, findings)
     if document is None or workflow is None:
@@ -151,9 +164,19 @@ def _compile(text: str | bytes, findings: Findings) -> Definition | None:
         findings.error("workflow.graph", f"expected a mapping with nodes and edges, got {kind_of(graph)}")
         return None
     drafts = read_nodes(graph.get("nodes"), "workflow.graph.nodes", findings)
+    return _Head(document, workflow, graph.get("edges"), drafts)
+
+
+def _compile(text: str | bytes, findings: Findings) -> Definition | None:
+    head = _head(text, findings)
+    return None if head is None else _compile_head(text, head, findings)
+
+
+def _compile_head(text: str | bytes, head: _Head, findings: Findings) -> Definition | None:
+    document, workflow, drafts = head.document, head.workflow, head.drafts
     if not drafts.places and not findings.failed:
         findings.error("workflow.graph.nodes", "there is no node", "A workflow needs a start node and an end")
-    edges, places = _edges(graph.get("edges"), drafts, findings)
+    edges, places = _edges(head.edges, drafts, findings)
     starts = begin_bodies(drafts, edges, findings)
     mode = _mode(document, drafts, findings)
     environment, conversation = _variables(workflow, mode, findings)

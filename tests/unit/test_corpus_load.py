@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from libs.workflow.definition import NodeKind, check_document, compile_document, outline
+from libs.workflow.definition import NodeKind, check_document, compile_document, examine
 from libs.workflow.outcome import Failed
 from libs.workflow.pins import answer, check_pins, parse_pins
 
@@ -32,8 +32,8 @@ def test_a_corpus_file_loads_with_the_expected_nodes_and_edges(file: str) -> Non
     nodes = [node for node in definition.nodes.values() if node.kind is not NodeKind.MARKER]
     types = {name: count for name, count in expected["node_types"].items() if not name.endswith("-start")}
     given = [edge for edge in definition.edges if edge.source in _ids(definition.document)]
-    assert outline(text)["mode"] == definition.mode == expected["mode"]
-    assert outline(text)["nodes"] == len(nodes) == expected["executable_nodes"]
+    assert examine(text)[2]["mode"] == definition.mode == expected["mode"]
+    assert examine(text)[2]["nodes"] == len(nodes) == expected["executable_nodes"]
     assert Counter(node.type for node in nodes) == types
     assert sum(node.container is not None for node in nodes) == expected["inside_containers"]
     assert len(given) == expected["edges"]

@@ -16,7 +16,7 @@ from libs.workflow.definition import (
     check_document,
     compile_document,
     digest_of,
-    outline,
+    examine,
 )
 
 START = {"id": "start", "data": {"type": "start", "title": "Start", "variables": []}}
@@ -73,7 +73,7 @@ def test_a_minimal_document_compiles() -> None:
     assert [edge.handle for edge in definition.edges] == ["source"]
     assert definition.nodes["start"].outgoing == definition.nodes["end"].incoming == definition.edges
     assert definition.warnings == ()
-    assert outline(text) == {"mode": "workflow", "nodes": 2, "edges": 1}
+    assert examine(text)[2] == {"mode": "workflow", "nodes": 2, "edges": 1}
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_a_minimal_document_compiles() -> None:
 def test_of_a_document_with_mistakes_is_told_what_can_be(nodes: Any, edges: Any, told: dict[str, Any]) -> None:
     text = text_of(nodes, edges)
     assert check_document(text)[0] is None
-    assert outline(text).items() >= told.items()
+    assert examine(text)[2].items() >= told.items()
 
 
 @pytest.mark.parametrize("text", ["", "[", "kind: app", "workflow: {graph: []}", "app: {mode: chat}\nworkflow: {}"])
 def test_nothing_is_told_of_what_is_no_document(text: str) -> None:
-    assert outline(text) == {"mode": None, "nodes": 0, "edges": 0}
+    assert examine(text)[2] == {"mode": None, "nodes": 0, "edges": 0}
 
 
 def test_equal_text_has_an_equal_digest_whether_bytes_or_str() -> None:
@@ -523,7 +523,7 @@ def test_bodies_are_what_the_start_reaches_on_all_levels() -> None:
     assert definition.nodes["x"].container == "in"
     assert definition.nodes["in"].container == "out"
     assert definition.nodes["end"].container is None
-    assert outline(text_of(nodes, edges)) == {"mode": "workflow", "nodes": 5, "edges": 2}
+    assert examine(text_of(nodes, edges))[2] == {"mode": "workflow", "nodes": 5, "edges": 2}
 
 
 @pytest.mark.parametrize("body", [{"parent": "it"}, {"iteration_id": "it"}])
@@ -534,7 +534,7 @@ def test_children_without_a_start_marker_get_one(body: dict[str, Any]) -> None:
     assert definition.nodes[marker].kind is NodeKind.MARKER
     assert [edge.target for edge in definition.nodes[marker].outgoing] == ["x", "z"]
     assert set(definition.bodies["it"]) == {"x", "y", "z", marker}
-    assert outline(text_of(nodes, [("start", "it"), ("x", "y")])) == {"mode": "workflow", "nodes": 5, "edges": 2}
+    assert examine(text_of(nodes, [("start", "it"), ("x", "y")]))[2] == {"mode": "workflow", "nodes": 5, "edges": 2}
     assert "begins with" in str(definition.warnings)
 
 
