@@ -17,6 +17,7 @@ import click
 
 from flowledger import __version__
 from flowledger.cli.exits import EXIT_CODES, INTERRUPTED, USAGE, Problem
+from flowledger.cli.output import encodable
 
 
 class Verb(NamedTuple):
@@ -143,19 +144,11 @@ def _open_standard_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # as above
 
 
-def _is_text(argument: str) -> bool:
-    try:
-        argument.encode()
-    except UnicodeEncodeError:  # bytes that the system's encoding cannot read came through as half surrogates
-        return False
-    return True
-
-
 def run(arguments: list[str]) -> int:
     """Run one verb; the exit code."""
     try:
         for number, argument in enumerate(arguments, 1):
-            if not _is_text(argument):
+            if not encodable(argument):
                 raise Problem(f"argument {number}: not UTF-8. For bytes as they are: -i NAME=@FILE", USAGE)
         result = cli.main(arguments, prog_name="flowledger", standalone_mode=False)
     except click.ClickException as error:

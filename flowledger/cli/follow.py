@@ -29,6 +29,7 @@ _SILENCE_S = 35.0
 _GIVE_UP_S = 60.0
 _RETRY_S = (0.2, 5.0)
 _PAST_S = 0.05
+"""So much longer is waited than until the deadline, which is over then when it is looked at."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -170,7 +171,7 @@ def _over(deadline: float | None) -> bool:
 
 
 def _left_s(deadline: float | None) -> float:
-    """Seconds until just past the deadline: of what waits so long, the next look at the clock ends it."""
+    """Seconds until just past the deadline."""
     return math.inf if deadline is None else max(0.0, deadline - time.monotonic()) + _PAST_S
 
 
@@ -199,9 +200,7 @@ def _shut(response: "httpx.Response") -> None:
         socket.socket.shutdown(response.extensions["network_stream"].get_extra_info("socket"), socket.SHUT_RDWR)
 
 
-def _attach(
-    server: Server, run_id: str, last_id: str, *, sure: bool, deadline: float | None = None
-) -> "httpx.Response":
+def _attach(server: Server, run_id: str, last_id: str, *, sure: bool, deadline: float | None) -> "httpx.Response":
     """`sure`: the run is known to have begun; otherwise it may not have been decided yet."""
     import httpx
 
@@ -220,7 +219,7 @@ def _attach(
     return response
 
 
-def _timeout(deadline: float | None = None) -> "httpx.Timeout":
+def _timeout(deadline: float | None) -> "httpx.Timeout":
     import httpx
 
     left_s = _left_s(deadline)

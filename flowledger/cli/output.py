@@ -62,12 +62,14 @@ def _json(value: Any, indent: int | None = None) -> str:
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     if text.isascii():
         return text
-    return text.translate(_LINE_ENDS) if _encodable(text) else json.dumps(value, indent=indent)
+    readable = encodable(text, sys.stdout.encoding or "utf-8")
+    return text.translate(_LINE_ENDS) if readable else json.dumps(value, indent=indent)
 
 
-def _encodable(text: str) -> bool:
+def encodable(text: str, encoding: str = "utf-8") -> bool:
+    """False where half a surrogate pair is in it: of bytes that were no text, or of a foreign record."""
     try:
-        text.encode(sys.stdout.encoding or "utf-8")
+        text.encode(encoding)
     except UnicodeEncodeError:
         return False
     return True

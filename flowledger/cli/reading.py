@@ -51,7 +51,6 @@ def runs(
     moment = since_instant(since, datetime.now(UTC)) if since is not None else None
     with server(url, data, executor=False) as target:
         app_id = None if app is None else find_app(target, app)["app_id"]
-        hint = f"No runs match. Start one: {target.command('run FILE')}"
         found = list(pages(target, limit, status=status, app_id=app_id, since=moment))
     if as_json:
         output.data([{key: run.get(key) for key in _LIST_KEYS} | run for run in found])
@@ -60,6 +59,7 @@ def runs(
         [run["id"], state(run["status"]), ago(run.get("created_at")), seconds(run.get("elapsed_time")), _short(run)]
         for run in found
     ]
+    hint = f"No runs match. Start one: {target.command('run FILE')}"
     table(["run", "state", "made", "took", "error"], lines, hint)
 
 
