@@ -89,9 +89,9 @@ class Asked:
         self.forms: dict[str, AskedForm] = {}
         """By id, in order of opening."""
         self.paused: RunPaused | None = None
+        """The pause that the run is in."""
         self.last_pause: RunPaused | None = None
         """Also when the run has gone on since: what it had done by then."""
-        """The pause that the run is in."""
         self.pause_reason: str | None = None
         """Somebody asked for a pause and has not taken it back."""
         self._moving = False

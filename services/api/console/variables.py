@@ -251,9 +251,9 @@ def _changed(one: Variable, changes: tuple[DraftVariableChanged, ...]) -> Variab
     """The value after what was done to it by hand since its node ended or its run began; None: it was forgotten."""
     known: Variable | None = one
     for change in changes:
-        named = change.node_id in ("", one.node_id) and change.name in ("", one.name)
+        meant = change.node_id in ("", one.node_id) and change.name in ("", one.name)
         # A conversation variable has its value from the draft: forgetting it means that value again.
-        if not named or change.changed_at_us < one.at_us:
+        if not meant or change.changed_at_us < one.at_us:
             continue
         if change.change == "set":
             known = replace(one, value=change.value, edited=True)
@@ -288,10 +288,9 @@ async def _change(
 
 def _check_type(known: Variable, value: JsonValue) -> None:
     """Raises ApiError 400 when the variable cannot have this value. Of lists, only that it is one is asked."""
-    shown = known.declared or infer(known.value).shown_type
-    given = infer(value).shown_type
-    if known.value is None and known.declared is None:
+    if known.declared is None and known.value is None:
         return
+    shown, given = known.declared or infer(known.value).shown_type, infer(value).shown_type
     fitting = fits(value, known.declared) if known.declared else given.partition("[")[0] == shown.partition("[")[0]
     if not fitting:
         raise invalid_param(f"value: {known.name} is a {shown}, got a value of type {given}", "value")
