@@ -42,7 +42,7 @@ from libs.events.codec import from_rfc3339, rfc3339
 TENANT_ID = "00000000-0000-0000-0000-000000000001"
 """The only tenant there is; records carry it because the reference's do."""
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -244,15 +244,20 @@ workflow_conversation_variables = Table(
     "workflow_conversation_variables",
     metadata,
     Column("conversation_id", Text, primary_key=True),
-    Column("name", Text, primary_key=True),
+    Column("id", Text, primary_key=True, comment="of the variable in the document"),
+    Column(
+        "family", Text, primary_key=True, comment='of its type; "": written by a record without ids, `id` is a name'
+    ),
     Column("tenant_id", Text),
-    Column("id", Text, comment="of the variable in the document"),
+    Column("name", Text),
     Column("value_type", Text),
     Column("description", Text),
+    Column("declared_offset", BigInteger, comment="of the newest run with it that knew of none with its name or id"),
     Column("initial", Text, comment="JSON: what its first message began with; or blobs.member_text"),
     Column("value", Text, comment="JSON: what was written since; absent: nothing was"),
     Column("created_at", Moment),
     Column("updated_at", Moment, comment="of `value`"),
+    Column("written_offset", BigInteger, comment="of `value`"),
     Column("partition", Integer),
     Column("last_offset", BigInteger),
 )

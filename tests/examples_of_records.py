@@ -63,6 +63,7 @@ from libs.events.model import (
     RunStopped,
     RunSucceeded,
     StopRequested,
+    VariableForm,
     VariableUpdate,
 )
 from libs.events.registry import (
@@ -325,7 +326,28 @@ _ROOT: dict[str, Any] = {
     "root": "second hook",
 }
 
+_VARIABLE: dict[str, Any] = {
+    "conversation_id": TALK, "name": "topic", "value": "größe", "value_type": "string", "id": "größe-1",
+}  # fmt: skip
+
 MORE: dict[str, Event | AnyCommand | Fact] = {
+    "ConversationVariableSet-id": ConversationVariableSet(command_offset=22, **_VARIABLE),
+    "SetConversationVariable-id": SetConversationVariable(**_VARIABLE),
+    "RunStarted-forms": RunStarted(
+        max_steps=500,
+        conversation_id=TALK,
+        variables={"topic": "größe", "t1:number": None},
+        forms={
+            "topic": VariableForm(id="t1", value_type="string", description="of the talk"),
+            "t1:number": VariableForm(id="t1", value_type="number", name="topic"),
+        },
+        history=[["größe", "none"]],
+    ),
+    "RunSucceeded-updates": RunSucceeded(
+        outputs={"answer": "größe"},
+        conversation_id=TALK,
+        updates=(VariableUpdate(selector=("conversation", "topic"), value="größe", value_type="string", id="t1"),),
+    ),
     "KeyCreated-limited": KeyCreated(
         key_id="k1", app_id=APP, hash="00" * 32, prefix="app-ab12", created_at_us=3, most=10
     ),

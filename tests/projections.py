@@ -186,7 +186,8 @@ FILE: Any = {"dify_model_identity": "__dify__file__", "type": "image", "filename
 def said(run: str, number: int, answer: str) -> list[Event]:
     """The events of a run that answers a message and counts it in a conversation variable."""
     opened = {"conversation_name": "first words", "introduction": "hello"} if number == 1 else {}
-    count = VariableUpdate(selector=("conversation", "count"), value=number, value_type="integer")
+    selector = ("conversation", "count")
+    count = VariableUpdate(selector=selector, value=number, value_type="number", id="id-count")
     return [
         accepted(
             run, mode="advanced-chat", query=f"question {number}", conversation_id=TALK, dialogue_count=number, **opened
@@ -218,7 +219,10 @@ def conversation(owner: Owner) -> Iterator[Recorded]:
     yield owner.record("", MessageRated(command_offset=3, conversation_id=TALK, rating="like", content="ok", **rated))
     yield owner.record("", ConversationRenamed(command_offset=4, conversation_id=TALK, name="renamed"))
     yield owner.record(
-        "", ConversationVariableSet(command_offset=5, conversation_id=TALK, name="count", value=40, value_type="number")
+        "",
+        ConversationVariableSet(
+            command_offset=5, conversation_id=TALK, name="count", value=40, value_type="number", id="id-count"
+        ),
     )
     for offset, pinned in ((9, True), (10, False)):
         yield owner.record("", ConversationPinned(command_offset=offset, conversation_id=TALK, pinned=pinned))

@@ -184,6 +184,7 @@ class SetConversationVariable(_ConversationCommand):
     name: str
     value: JsonValue = None
     value_type: str
+    id: str | None = None
 
 
 class RateMessage(_ConversationCommand):

@@ -145,6 +145,8 @@ class ConversationVariableSet(_ConversationEvent):
     name: str
     value: JsonValue = None
     value_type: str
+    id: str | None = None
+    """Absent: the one of the name, in older records."""
 
 
 class MessageRated(_ConversationEvent):
@@ -182,6 +184,8 @@ class VariableForm(BaseModel):
     id: str
     value_type: str
     description: str = ""
+    name: str | None = None
+    """Of one that stands under another key than its name, since a newer one has its name or its id."""
 
 
 class RunAccepted(_Event):
@@ -245,11 +249,12 @@ class RunStarted(_Event):
     """0: none."""
     conversation_id: str | None = None
     variables: Values | None = None
-    """Chatflows: conversation variables by name, as the run finds them."""
+    """Chatflows: conversation variables by name, as the run finds them; first those of the run's version. One whose
+    name or id a newer one has stands under `<id>:<type>`."""
     forms: dict[str, VariableForm] | None = None
-    """Chatflows: id, type and description of the conversation variables, by name. No id: it has another name now."""
+    """Chatflows: id, type and description of the conversation variables, under the keys of `variables`."""
     renewed: tuple[str, ...] | None = None
-    """Chatflows: names of the variables that the conversation had with another value, type or name until now."""
+    """Older records, whose writes told no ids: names of the variables that had another value until now."""
     history: JsonValue = None
     """Chatflows: earlier messages with their answers, oldest first: `[[query, answer], ...]`."""
 
@@ -324,6 +329,9 @@ class VariableUpdate(BaseModel):
     selector: tuple[str, ...]
     value: JsonValue = None
     value_type: str
+    """As written; in the end of a run, as the run's version declares it."""
+    id: str | None = None
+    """In the end of a run: which conversation variable it is. Absent: the one of the name, in older records."""
 
 
 class _RunEnded(_Event):

@@ -6,7 +6,7 @@ do not see each other. `RunStarted` carries the result, so that the fold of a ru
 so the events behind the newest one of those, with that one, are all that a later run has to read.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
@@ -23,7 +23,7 @@ from libs.events.model import (
 )
 from libs.workflow.definition import Definition
 from libs.workflow.outcome import Values
-from libs.workflow.variables import fits
+from libs.workflow.variables import Variable, family, fits
 
 MOST_TURNS: Final = 100
 """Earlier messages that a run can remember, at most: every run of the conversation carries them."""
@@ -39,12 +39,30 @@ class Turn(NamedTuple):
     answer: str
 
 
+VariableKey = tuple[str, str]
+"""Which variable it is: its id in the document, and the family of its type. Its name may change; one of another type is
+another variable.
+"""
+
+
+class Held(NamedTuple):
+    """A variable with its value."""
+
+    name: str
+    form: VariableForm
+    value: JsonValue
+
+    @property
+    def key(self) -> VariableKey:
+        return self.form.id, family(self.form.value_type)
+
+
 @dataclass(slots=True)
 class Conversation:
     """What earlier messages have left."""
 
-    variables: dict[str, JsonValue] = field(default_factory=dict)
-    forms: dict[str, VariableForm] = field(default_factory=dict)
+    variables: dict[VariableKey, Held] = field(default_factory=dict)
+    """First those of the version that answered last, then what others have left."""
     history: list[Turn] = field(default_factory=list)
 
 
@@ -57,13 +75,13 @@ def recall(events: Iterable[tuple[str, Event]], first: Mapping[str, JsonValue] |
     asked: dict[str, str] = {}
     for number, (run_id, event) in enumerate(events):
         if isinstance(event, RunStarted):
-            found = Conversation(dict(event.variables or {}), dict(event.forms or {}), turns(event.history))
+            found = Conversation(_held(event.variables or {}, event.forms or {}), turns(event.history))
         elif isinstance(event, RunAccepted):
             asked[run_id] = event.query or ""
             if number == 0 and event.conversation is not None:  # only where it is the state that others follow
                 found = _told(event.conversation)
         elif isinstance(event, ConversationVariableSet):
-            _write(found, event.name, event.value, event.value_type)
+            _write(found, event.name, event.id, event.value_type, event.value)
         elif event.type in RUN_END_TYPES:
             _end(found, asked.pop(run_id, ""), event)
     return found
@@ -74,29 +92,61 @@ def _end(found: Conversation, query: str, event: Any) -> None:
     if isinstance(answer, str) and answer:
         found.history.append(Turn(query, answer))
     for update in event.updates or ():
-        _write(found, update.selector[1], update.value, update.value_type)
+        _write(found, update.selector[1], update.id, update.value_type, update.value)
 
 
-def _write(found: Conversation, name: str, value: JsonValue, value_type: str) -> None:
-    found.variables[name] = value
-    # The declared type stays: of a number that was written, only `integer` or `float` is seen.
-    found.forms.setdefault(name, VariableForm(id="", value_type=value_type))
+def _write(found: Conversation, name: str, id_: str | None, value_type: str, value: JsonValue) -> None:
+    """A value for the variable of that id and type; records from before they told the id mean the one of the name."""
+    if id_ is None:
+        held = next((each for each in found.variables.values() if each.name == name), None)
+    else:
+        held = found.variables.get((id_, family(value_type)))
+    if held is None:  # of a version that has answered beside the one whose variables these are
+        held = Held(name, VariableForm(id=id_ or variable_id(name), value_type=value_type), None)
+    found.variables[held.key] = held._replace(value=value)
 
 
 def _told(state: Mapping[str, JsonValue]) -> Conversation:
     raw = cast(dict[str, Any], state)
     forms = {name: VariableForm.model_validate(form) for name, form in (raw.get("forms") or {}).items()}
-    return Conversation(dict(raw.get("variables") or {}), forms, turns(raw.get("history")))
+    return Conversation(_held(raw.get("variables") or {}, forms), turns(raw.get("history")))
 
 
 def told(found: Conversation, count: int) -> Values:
     """The state as `StartRun.conversation` carries it; `count`: messages so far."""
+    values, forms = _by_name(found.variables.values())
     return {
         "count": count,
-        "variables": found.variables,
-        "forms": {name: form.model_dump() for name, form in found.forms.items()},
+        "variables": values,
+        "forms": {name: form.model_dump(exclude_none=True) for name, form in forms.items()},
         "history": [list(turn) for turn in kept(found.history)],
     }
+
+
+def _by_name(variables: Iterable[Held]) -> tuple[dict[str, JsonValue], dict[str, VariableForm]]:
+    """Values and forms as events carry them: by name, or else, behind one with that name or id, by id and type."""
+    values: dict[str, JsonValue] = {}
+    forms: dict[str, VariableForm] = {}
+    ids: set[str] = set()
+    for name, form, value in variables:
+        if name in forms or form.id in ids:
+            place, form = f"{form.id}:{form.value_type}", form.model_copy(update={"name": name})
+        else:
+            place, form = name, form.model_copy(update={"name": None})
+        ids.add(form.id)
+        values[place], forms[place] = value, form
+    return values, forms
+
+
+def _held(values: Mapping[str, JsonValue], forms: Mapping[str, VariableForm]) -> dict[VariableKey, Held]:
+    """What `_by_name` has spread out. Forms without an id are of records that marked former names with them."""
+    found = {}
+    for place, value in values.items():
+        form = forms.get(place) or VariableForm(id="", value_type="")
+        name = form.name or place
+        held = Held(name, form.model_copy(update={"id": form.id or variable_id(name), "name": None}), value)
+        found[held.key] = held
+    return found
 
 
 def turns(history: JsonValue) -> list[Turn]:
@@ -118,37 +168,31 @@ def opening(definition: Definition, conversation_id: str, earlier: Conversation 
     """What `RunStarted` says of the conversation.
 
     A variable that the document declares has the conversation's value if that is of the declared type, else the
-    document's. One that had another name with this id has that one's value. Values of variables that this version does
-    not declare are kept for versions that do.
+    document's. What this version does not declare is kept for versions that do.
     """
     past = earlier or Conversation()
-    variables, forms = dict(past.variables), dict(past.forms)
-    names = {declared.name for declared in definition.conversation}
-    ids = {declared.id for declared in definition.conversation if declared.id}
-    name_of = {form.id: name for name, form in past.forms.items() if form.id}
-    renewed = []
+    variables: dict[VariableKey, Held] = {}
     for declared in definition.conversation:
-        name, form = declared.name, past.forms.get(declared.name)
-        # Who has no id that is known goes by its name, unless that was another one's who has a new name now.
-        freed = form is not None and form.id != declared.id and form.id in ids
-        before = name_of.get(declared.id or "", "" if freed else name)
-        stays = before in past.variables and fits(past.variables[before], declared.type)
-        variables[name] = past.variables[before] if stays else declared.value
-        known = not past.forms.keys().isdisjoint({name, before})
-        if known and not (stays and before == name):
-            renewed.append(name)
-        if before and before not in names:
-            variables.pop(before, None)
-            forms[before] = forms[before].model_copy(update={"id": ""})
-        forms[name] = VariableForm(
-            id=declared.id or variable_id(name),
-            value_type=declared.type,
-            description=declared.description,
-        )
+        form = VariableForm(id=declared.id, value_type=declared.type, description=declared.description)
+        known = (held.value for held in _before(declared, definition, past) if fits(held.value, declared.type))
+        held = Held(declared.name, form, next(known, declared.value))
+        variables[held.key] = held
+    others = (held for key, held in past.variables.items() if key not in variables)
+    values, forms = _by_name((*variables.values(), *others))
     return {
         "conversation_id": conversation_id,
-        "variables": variables,
+        "variables": values,
         "forms": forms,
         "history": [list(turn) for turn in kept(past.history)],
-        **({"renewed": tuple(renewed)} if renewed else {}),
     }
+
+
+def _before(declared: Variable, definition: Definition, past: Conversation) -> Iterator[Held]:
+    """What it may go on with: itself, others with its id, then those with its name whose id this version has not."""
+    known = past.variables.values()
+    own = past.variables.get((declared.id, family(declared.type)))
+    if own is not None:
+        yield own
+    yield from (held for held in known if held.form.id == declared.id)
+    ids = {each.id for each in definition.conversation}
+    yield from (held for held in known if held.name == declared.name and held.form.id not in ids)

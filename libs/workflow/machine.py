@@ -56,6 +56,7 @@ from libs.workflow.definition import Node, NodeKind
 from libs.workflow.folding import apply, evolve, new_state
 from libs.workflow.outcome import Outcome, Values
 from libs.workflow.state import PAUSED, PENDING, ROOT, RUNNING, Execution, Key, RunState
+from libs.workflow.variables import fits
 
 __all__ = [
     "Abandon",
@@ -387,13 +388,14 @@ def _left_to_the_conversation(state: RunState) -> dict[str, Any]:
     conversation_id = _conversation_of(state)
     if conversation_id is None:
         return {}
-    pool = state.pool
-    found = ((("conversation", name), kind) for name, kind in state.written.items())
-    updates = (
-        VariableUpdate(selector=selector, value=segment.value, value_type=kind)
-        for selector, kind in found
-        if (segment := pool.get(selector)) is not None
+    written = (
+        (one, state.pool.get(one.selector)) for one in state.definition.conversation if one.name in state.written
     )
+    updates = [
+        VariableUpdate(selector=one.selector, value=segment.value, value_type=one.type, id=one.id)
+        for one, segment in written
+        if segment is not None and fits(segment.value, one.type)  # an assigner of version 1 may write anything
+    ]
     return {"conversation_id": conversation_id, "updates": tuple(updates) or None}
 
 

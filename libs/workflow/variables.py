@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from pydantic import JsonValue
 
+from libs.events.ids import variable_id
 from libs.workflow.problems import Findings, kind_of
 from libs.workflow.segments import TypeMismatch, finite, read_json, typed, zero
 
@@ -26,6 +27,9 @@ VARIABLE_TYPES: Final = (
     "array[object]",
     "array[boolean]",
 )
+_LONGEST_ID: Final = 255
+"""Characters. Ids are keys of a table; one that is longer is none."""
+
 _NUMBERS: Final = frozenset({"number", "integer", "float"})
 _DEFAULT_TYPES: Final = (
     "string",
@@ -47,7 +51,8 @@ class Variable:
     type: str
     value: JsonValue
     selector: tuple[str, ...]
-    id: str = ""
+    id: str
+    """The document's, or where it has none of its own the one that follows from the name."""
     description: str = ""
 
 
@@ -68,6 +73,10 @@ def read_variables(
             continue
         if variable.name in made:
             findings.warn(f"{place}.name", f'a second variable "{variable.name}"; the last one counts', "Remove one")
+        if scope == "conversation" and any(v.id == variable.id and v.name != variable.name for v in made.values()):
+            problem = f'"{variable.name}" has the id of another variable; it goes by its name'
+            findings.warn(f"{place}.id", problem, "Give it an id of its own")
+            variable = replace(variable, id=variable_id(variable.name))
         made[variable.name] = variable
     return tuple(made.values())
 
@@ -90,7 +99,10 @@ def _variable(entry: object, scope: str, at: str, findings: Findings) -> Variabl
     value = _value(name, declared, entry.get("value"), at, findings)
     if value is None:
         return None
-    return Variable(name, declared, value, (scope, name), _text(entry.get("id")), _text(entry.get("description")))
+    id_ = _text(entry.get("id"))
+    if not 0 < len(id_) <= _LONGEST_ID:
+        id_ = variable_id(name)
+    return Variable(name, declared, value, (scope, name), id_, _text(entry.get("description")))
 
 
 def _text(value: object) -> str:
@@ -123,10 +135,17 @@ def _value(name: str, declared: str, value: Any, at: str, findings: Findings) ->
 def fits(value: JsonValue, declared: str) -> bool:
     """Whether a variable that is declared as `declared` may hold the value."""
     try:
-        typed(value, "number" if declared in _NUMBERS else declared)
+        typed(value, family(declared))
     except TypeMismatch:
         return _is_loose_array(value, declared)
     return True
+
+
+def family(declared: str) -> str:
+    """Of declared types that hold the same values, the one that stands for them."""
+    if declared in _NUMBERS:
+        return "number"
+    return "string" if declared == "secret" else declared
 
 
 def _is_loose_array(value: object, declared: str) -> bool:

@@ -103,7 +103,7 @@ async def list_variables(parts: Parts, speaker: Speaker, conversation_id: str, q
     """Raises ApiError."""
     limit = whole(query, "limit", 20, MAX_LIMIT)
     tables, _ = await _found(parts, speaker, conversation_id)
-    rows = list(await ask(tables, talk_records.variables, conversation_id))
+    rows = talk_records.listed(await ask(tables, talk_records.variables, conversation_id))
     if query.get("variable_name"):
         rows = [row for row in rows if row["name"] == query["variable_name"]]
     if query.get("last_id"):
@@ -127,7 +127,7 @@ async def set_variable(parts: Parts, speaker: Speaker, conversation_id: str, var
         raise bad_request(f"value: a variable holds at most {MAX_VARIABLE_BYTES} bytes")
     await parts.talks.change(
         SetConversationVariable(
-            conversation_id=conversation_id, name=row["name"], value=value, value_type=row["value_type"]
+            conversation_id=conversation_id, name=row["name"], value=value, value_type=row["value_type"], id=row["id"]
         )
     )
     tables, _ = await _found(parts, speaker, conversation_id)
@@ -224,7 +224,7 @@ async def _first(tables: Tables, message_id: str) -> Row | None:
 
 
 async def _variable_row(tables: Tables, conversation_id: str, variable_id: str) -> Row:
-    for row in await ask(tables, talk_records.variables, conversation_id):
+    for row in talk_records.listed(await ask(tables, talk_records.variables, conversation_id)):
         if row["id"].lower() == variable_id.lower():  # a document's own ids stay as they are written there
             return dict(row)
     raise not_found("Conversation variable does not exist")

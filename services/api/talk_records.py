@@ -155,14 +155,37 @@ def ended_messages(connection: Connection, conversation_id: str, limit: int) -> 
 
 
 def variables(connection: Connection, conversation_id: str) -> Sequence[Row]:
-    """All variables of the newest version that answered in it, and of earlier ones, in the order in which they came."""
+    """Everything that the conversation holds, the newest first: what the last run that began has declared, then the
+    rest. A value under a name alone, of records from before they told ids, is in the rows of that name.
+    """
     table = workflow_conversation_variables.c
     query = (
         select(workflow_conversation_variables)
-        .where(table.conversation_id == conversation_id, table.id != "")
-        .order_by(table.created_at, table.name)
+        .where(table.conversation_id == conversation_id)
+        .order_by(table.declared_offset.desc().nulls_last(), table.created_at, table.name)
     )
-    return [dict(row) for row in connection.execute(query).mappings()]
+    rows = [dict(row) for row in connection.execute(query).mappings()]
+    named = {row["id"]: row for row in rows if not row["family"]}
+    found = []
+    for row in rows:
+        if not row["family"] or row["name"] is None:
+            continue
+        older = named.get(row["name"])
+        if older is not None and (row["written_offset"] or -1) < older["written_offset"]:
+            row |= {name: older[name] for name in ("value", "updated_at", "written_offset")}
+        found.append(row)
+    return found
+
+
+def listed(variables: Sequence[Row]) -> list[Row]:
+    """Of those, all variables of the newest version that answered, and of earlier ones whose name and id no other has,
+    in the order in which they came."""
+    found: list[Row] = []
+    for row in variables:
+        hidden = any(row["id"] == each["id"] or row["name"] == each["name"] for each in found)
+        if row["declared_offset"] is not None and not hidden:
+            found.append(row)
+    return sorted(found, key=lambda row: (row["created_at"], row["name"]))
 
 
 def ratings(connection: Connection, message_ids: Sequence[str], caller_id: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from libs.events.blobs import Blobs, is_ref, read_member
 from libs.events.commands import ConversationCommand, StartRun
 from libs.events.ids import partition_of
 from libs.events.model import VariableForm
-from libs.workflow.conversation import MOST_TURNS, Conversation, Turn, told
+from libs.workflow.conversation import MOST_TURNS, Conversation, Held, Turn, told
 from services.api import talk_records
 from services.api.errors import ApiError, not_found, unavailable
 from services.api.fresh import FreshTables
@@ -81,10 +81,9 @@ class Talks:
             if answer:
                 found.history.append(Turn(row["query"] or "", answer))
         for row in rows:
-            found.variables[row["name"]] = self.value(row)
-            found.forms[row["name"]] = VariableForm(
-                id=row["id"], value_type=row["value_type"] or "", description=row["description"] or ""
-            )
+            form = VariableForm(id=row["id"], value_type=row["value_type"], description=row["description"] or "")
+            held = Held(row["name"], form, self.value(row))
+            found.variables[held.key] = held
         return found
 
     def answer(self, row: Row) -> str:

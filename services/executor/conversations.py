@@ -16,6 +16,7 @@ from pydantic_core import from_json, to_json
 from libs.events.commands import StartRun
 from libs.events.model import ConversationDeleted, ConversationEvent, ConversationVariableSet, Mark, RunAccepted
 from libs.events.positions import Position
+from libs.workflow.variables import family
 
 MOST_MARKED = 1_000
 """Unrepeated events of one conversation; beyond them the oldest are left out. Messages in order never come near."""
@@ -36,8 +37,8 @@ class Unit(NamedTuple):
     at: Place
     accepted: Place | None
     """Of a run: where its `RunAccepted` stands."""
-    name: str = ""
-    """The variable that was set."""
+    variable: str = ""
+    """The one that was set."""
 
 
 @dataclass(slots=True)
@@ -150,9 +151,10 @@ class Conversations:
             if talk is None:
                 talk = self._talks[event.conversation_id] = Talk("", "", complete=False)
             talk.changed_by = event.command_offset
-            talk.units = [unit for unit in talk.units if unit.name != event.name]
+            variable = event.name if event.id is None else f"{event.id}:{family(event.value_type)}"
+            talk.units = [unit for unit in talk.units if unit.variable != variable]
             cause = f"command:{event.command_offset}"
-            self._happened(talk, Unit("edited", cause, talk.order + 1, before, None, event.name), at_us)
+            self._happened(talk, Unit("edited", cause, talk.order + 1, before, None, variable), at_us)
 
     def _happened(self, talk: Talk, unit: Unit, at_us: int) -> None:
         talk.order += 1
@@ -191,8 +193,8 @@ class Conversations:
             )
 
 
-def _unit(kind: Any, of: str, order: int, at: Any, accepted: Any, name: str) -> Unit:
-    return Unit(kind, of, order, tuple(at), tuple(accepted) if accepted else None, name)
+def _unit(kind: Any, of: str, order: int, at: Any, accepted: Any, variable: str) -> Unit:
+    return Unit(kind, of, order, tuple(at), tuple(accepted) if accepted else None, variable)
 
 
 def _belongs(talk: Talk, command: StartRun) -> bool:

@@ -261,7 +261,7 @@ class PartitionFold:
             case PinConversation():
                 event = ConversationPinned(**place, pinned=command.pinned)
             case SetConversationVariable():
-                given = {name: getattr(command, name) for name in ("name", "value", "value_type")}
+                given = {name: getattr(command, name) for name in ("name", "value", "value_type", "id")}
                 event = ConversationVariableSet(**place, **given)
             case RateMessage():
                 names = ("app_id", "message_id", "rating", "content", "caller")

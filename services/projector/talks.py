@@ -27,9 +27,11 @@ from libs.events.model import (
     RunStarted,
     RunStopped,
     RunSucceeded,
+    VariableForm,
 )
 from libs.tables import TENANT_ID
 from libs.workflow.segments import is_file
+from libs.workflow.variables import family
 from services.projector.rows import REPLACED, Row, as_json, clean, fold
 
 _NONE = frozenset[str]()
@@ -42,7 +44,7 @@ class TalkChanges:
     conversations: dict[str, Row] = field(default_factory=dict)
     messages: dict[str, Row] = field(default_factory=dict)
     feedbacks: dict[str, Row] = field(default_factory=dict)
-    variables: dict[tuple[str, str], Row] = field(default_factory=dict)
+    variables: dict[tuple[str | None, ...], Row] = field(default_factory=dict)
     hits: dict[str, Row] = field(default_factory=dict)
 
 
@@ -53,17 +55,20 @@ def project_talk(changes: TalkChanges, recorded: Recorded) -> None:
         case RunAccepted() if event.mode == "advanced-chat" and event.conversation_id is not None:
             _on_accepted(changes, event, event.conversation_id, recorded)
         case RunStarted() if event.conversation_id is not None:
-            for name in event.forms or {}:
-                _on_found(changes, event, event.conversation_id, name, recorded)
+            for place, form in (event.forms or {}).items():
+                if form.id and form.value_type:  # older records have forms that say less
+                    _on_found(changes, event, event.conversation_id, place, form, recorded)
         case RunSucceeded() | RunPartiallySucceeded() | RunFailed() | RunStopped() if event.conversation_id is not None:
             _on_ended(changes, event, recorded)
             for update in event.updates or ():
-                _on_written(changes, event.conversation_id, update.selector[1], update.value, recorded)
+                name = update.selector[1]
+                _on_written(changes, event.conversation_id, name, update.id, update.value_type, update.value, recorded)
         case RunPaused() if event.answer is not None:  # of what a message waits with
             paused = {"id": message_id_of(recorded.run_id), **_place(recorded), "answer": _json(event.answer)}
             fold(changes.messages, paused, _NONE)
         case ConversationVariableSet():
-            _on_written(changes, event.conversation_id, event.name, event.value, recorded)
+            talk = event.conversation_id
+            _on_written(changes, talk, event.name, event.id, event.value_type, event.value, recorded)
             _change(changes, event.conversation_id, recorded, changed_by=event.command_offset)
         case ConversationRenamed():
             _change(changes, event.conversation_id, recorded, name=clean(event.name), updated_at=recorded.at_us)
@@ -137,31 +142,48 @@ def _on_accepted(changes: TalkChanges, event: RunAccepted, conversation_id: str,
         fold(changes.hits, hit, _NONE)
 
 
-def _on_found(changes: TalkChanges, event: RunStarted, conversation_id: str, name: str, recorded: Recorded) -> None:
-    form = (event.forms or {})[name]
+def _on_found(
+    changes: TalkChanges, event: RunStarted, conversation_id: str, place: str, form: VariableForm, recorded: Recorded
+) -> None:
     values = event.variables or {}
     # Many small values leave their event together.
-    initial = member_text(values, name) if is_ref(values) else _json(values.get(name))
-    renewed = {"value": initial, "updated_at": recorded.at_us} if name in (event.renewed or ()) else {}
-    row = {
-        **_variable(conversation_id, name, recorded),
-        "id": clean(form.id),
+    initial = member_text(values, place) if is_ref(values) else _json(values.get(place))
+    row: Row = {
+        "name": clean(form.name or place),
         "value_type": clean(form.value_type),
         "description": clean(form.description) or "",
         "initial": initial,
-        **renewed,
         "created_at": recorded.at_us,
     }
-    fold(changes.variables, row, _NONE, (conversation_id, name))
+    if form.name is None:
+        row["declared_offset"] = recorded.offset
+    if place in (event.renewed or ()):  # older records, whose writes went by name
+        row |= _written(initial, recorded)
+    _variable(changes, conversation_id, form.id, family(form.value_type), row, recorded)
 
 
-def _on_written(changes: TalkChanges, conversation_id: str, name: str, value: JsonValue, recorded: Recorded) -> None:
-    row = {**_variable(conversation_id, name, recorded), "value": _json(value), "updated_at": recorded.at_us}
-    fold(changes.variables, row, _NONE, (conversation_id, name))
+def _on_written(
+    changes: TalkChanges,
+    conversation_id: str,
+    name: str,
+    id_: str | None,
+    value_type: str,
+    value: JsonValue,
+    recorded: Recorded,
+) -> None:
+    key = (name, "") if id_ is None else (id_, family(value_type))
+    _variable(changes, conversation_id, *key, _written(_json(value), recorded), recorded)
 
 
-def _variable(conversation_id: str, name: str, recorded: Recorded) -> Row:
-    return {"conversation_id": clean(conversation_id), "name": clean(name), **_place(recorded)}
+def _written(value: str, recorded: Recorded) -> Row:
+    return {"value": value, "updated_at": recorded.at_us, "written_offset": recorded.offset}
+
+
+def _variable(
+    changes: TalkChanges, conversation_id: str, id_: str, kind: str, columns: Row, recorded: Recorded
+) -> None:
+    key = {"conversation_id": clean(conversation_id), "id": clean(id_), "family": clean(kind)}
+    fold(changes.variables, {**key, **_place(recorded), **columns}, _NONE, tuple(key.values()))
 
 
 def _on_ended(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event, select
@@ -16,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from libs.events.ids import execution_id
 from libs.events.log import Entry, Topic
 from libs.events.memory import MemoryLog, MemoryStore
+from libs.events.model import RunStarted, RunSucceeded, VariableForm, VariableUpdate
 from libs.tables import (
     TablesError,
     create_tables,
@@ -26,6 +28,7 @@ from libs.tables import (
     sqlite_url,
     workflow_runs,
 )
+from services.api import talk_records
 from services.projector.batch import FOREIGN
 from services.projector.health import readiness
 from services.projector.position import PositionTaken, RebuildNeeded
@@ -33,6 +36,7 @@ from services.projector.projector import Projector
 from services.projector.rebuild import rebuild
 from services.projector.verify import find_runs, verify
 from tests.projections import (
+    TALK,
     Owner,
     accepted,
     append,
@@ -44,6 +48,7 @@ from tests.projections import (
     interleaved,
     node,
     run_id,
+    said,
     story,
 )
 
@@ -481,6 +486,40 @@ def test_a_rebuild_gives_the_same_rows_of_conversations(log: MemoryLog, engine: 
     project_all(log, at_once)
     assert dump(at_once) == before
     at_once.dispose()
+
+
+def test_variables_of_records_that_tell_no_ids_are_found_by_their_names(log: MemoryLog, engine: Engine) -> None:
+    owner = Owner()
+
+    def message(number: int, values: dict[str, Any], wrote: VariableUpdate | None, **more: Any) -> None:
+        run = run_id(number)
+        forms = {
+            "old": VariableForm(id="", value_type="number"),
+            "count": VariableForm(id="id-count", value_type="number"),
+        }
+        started = RunStarted(max_steps=9, conversation_id=TALK, variables=values, forms=forms, history=[], **more)
+        ended = RunSucceeded(conversation_id=TALK, updates=(wrote,) if wrote is not None else None)
+        for one in (*said(run, number, "yes")[:1], started, ended):
+            append(log, [entry(owner.record(run, one))])
+
+    def found() -> list[tuple[str, str, str]]:
+        project_all(log, engine)
+        with engine.begin() as connection:
+            rows = talk_records.listed(talk_records.variables(connection, TALK))
+        return [(row["name"], row["id"], talk_records.value_of(row)) for row in rows]
+
+    def wrote(value: int, **more: Any) -> VariableUpdate:
+        return VariableUpdate(selector=("conversation", "count"), value=value, value_type="number", **more)
+
+    append(log, [entry(owner.claim())])
+    message(1, {"count": 0}, wrote(1))
+    assert found() == [("count", "id-count", "1")]
+    message(2, {"count": 7}, None, renewed=("count",))
+    assert found() == [("count", "id-count", "7")]
+    message(3, {"count": 7}, wrote(8))
+    assert found() == [("count", "id-count", "8")]
+    message(4, {"count": 8}, wrote(9, id="id-count"))
+    assert found() == [("count", "id-count", "9")]
 
 
 def test_a_rebuild_heals_tables_that_were_changed_by_hand(log: MemoryLog, engine: Engine) -> None:

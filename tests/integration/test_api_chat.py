@@ -589,18 +589,61 @@ def test_variables_follow_the_version_that_answers(there: There) -> None:
     assert listed(talk) == {"count: string": "many", "topics: array[string]": '["one", "two"]'}
     renamed = counting([count, {**topics, "name": "asked"}])
     there.publish(renamed.replace('["conversation", "topics"]', '["conversation", "asked"]'), app)
-    assert say("three", talk)["answer"].endswith("#1"), "its text is no number"
-    assert listed(talk) == {"count: number": "1", "asked: array[string]": '["one", "two", "three"]'}
+    assert say("three", talk)["answer"].endswith("#2"), "as the last version with numbers left it"
+    assert listed(talk) == {"count: number": "2", "asked: array[string]": '["one", "two", "three"]'}
     path = f"/conversations/{talk}/variables/{topics['id']}"
     put = there.ask("PUT", path, app, json={"value": ["set"], "user": "ann"})
     assert (put.status_code, put.json()["name"]) == (200, "asked")
     assert there.get(f"/conversations/{talk}/variables", app=app, last_id=topics["id"]) is not None
     say("four", talk)
-    assert listed(talk) == {"count: number": "2", "asked: array[string]": '["set", "four"]'}
+    assert listed(talk) == {"count: number": "3", "asked: array[string]": '["set", "four"]'}
     unwritten = speaking(conversation_variables=[{**count, "value_type": "string", "value": "none"}])
     there.publish(unwritten, app)
     say("five", talk)
-    assert listed(talk) == {"count: string": "none", "asked: array[string]": '["set", "four"]'}
+    assert listed(talk) == {"count: string": "many", "asked: array[string]": '["set", "four"]'}
+
+
+def test_a_message_that_ends_behind_a_newer_version_writes_its_own_variables(there: There) -> None:
+    def waiting(*variables: dict[str, Any]) -> str:
+        items = [
+            {"variable_selector": ["conversation", name], "operation": "over-write", "input_type": "constant",
+             "value": value} for name, value in (("one", "first"), ("two", "second"))
+        ]  # fmt: skip
+        return document(
+            [
+                start(),
+                human_input("ask"),
+                node("assign", "assigner", version="2", items=items),
+                node("answer", "answer", answer="{{#conversation.one#}}"),
+            ],
+            edges("start > ask[ok] > assign > answer"),
+            mode="advanced-chat",
+            conversation_variables=list(variables),
+        )
+
+    one, two = ({"id": f"v-{name}", "name": name, "value_type": "string", "value": ""} for name in ("one", "two"))
+    app = there.publish(waiting(one, two))
+    body = {"inputs": {}, "query": "hi", "user": "ann"}
+    paused = there.ask("POST", "/chat-messages", app, json=body).json()
+    talk, run_id = paused["conversation_id"], paused["workflow_run_id"]
+    swapped = [one | {"name": "two"}, two | {"name": "one", "value_type": "number", "value": 0}]
+    there.publish(speaking(conversation_variables=swapped), app)
+    assert there.ask("POST", "/chat-messages", app, json=body | {"conversation_id": talk}).status_code == 200
+    form = {"inputs": {"note": "tea"}, "action": "ok", "user": "ann"}
+    token = paused["data"]["reasons"][0]["form_token"]
+    assert there.ask("POST", f"/form/human_input/{token}", app, json=form).status_code == 200
+    until(lambda: there.get(f"/workflows/run/{run_id}", app=app)["status"] == "succeeded")
+    found = there.get(f"/conversations/{talk}/variables", app=app)["data"]
+    assert {each["name"]: (each["id"], each["value"]) for each in found} == {
+        "two": ("v-one", "first"),
+        "one": ("v-two", "0"),
+    }
+    reading = node("answer", "answer", answer="{{#conversation.one#}} {{#conversation.two#}}")
+    for variables, answer in ((swapped, "0 first"), ([one, two], "first second")):
+        declared: dict[str, Any] = {"conversation_variables": variables}
+        there.publish(document([start(), reading], edges("start > answer"), mode="advanced-chat", **declared), app)
+        said = there.ask("POST", "/chat-messages", app, json=body | {"conversation_id": talk})
+        assert said.json()["answer"] == answer
 
 
 def test_a_conversation_goes_on_through_our_own_path(there: There) -> None:

@@ -13,10 +13,11 @@ from libs.events.blobs import is_ref
 from libs.events.commands import Caller, DeleteConversation, RenameConversation, SetConversationVariable, StopRun
 from libs.events.ids import new_conversation_id
 from libs.events.model import CommandRejected, RunAccepted, RunStarted
-from libs.workflow.conversation import Conversation, Turn, recall, told
+from libs.workflow.conversation import recall, told
 from libs.workflow.outcome import Outcome, Succeeded
 from services.executor.nodes.port import Attempt, Handler
 from tests.conversations import ANNOTATION, counting
+from tests.documents import document, edges, node, start
 from tests.simulation.world import World
 
 TALK = new_conversation_id(0, 1_800_000_000_000_000, 77)
@@ -103,6 +104,25 @@ def test_a_conversation_goes_on_alike_wherever_its_executor_dies() -> None:
             assert isinstance(handler, Remembering)
             assert all(len(set(asked)) == 1 for asked in handler.asked.values()), "an attempt remembered otherwise"
             world.close()
+
+
+def test_a_value_of_another_type_is_the_runs_alone() -> None:
+    world = world_of()
+    text = node("set", "assigner", assigned_variable_selector=["conversation", "count"], write_mode="over-write",
+                input_variable_selector=["sys", "query"])  # fmt: skip
+    shown = node("answer", "answer", answer="{{#conversation.count#}}")
+    nodes, whole = [start(), text, shown], edges("start > set > answer")
+    number = {"id": "n", "name": "count", "value_type": "number", "value": 3}
+    declared: dict[str, Any] = {"mode": "advanced-chat", "conversation_variables": [number]}
+    world.add("writing", document(nodes, whole, **declared))
+    world.add("document", document([start(), shown], edges("start > answer"), **declared))
+    world.run()
+    wrote = world.request("writing", mode="advanced-chat", query="many", conversation_id=TALK)
+    world.run()
+    read = say(world, "and now?")
+    world.run()
+    assert [answer_of(world, run) for run in (wrote, read)] == ["many", "3"]
+    world.close()
 
 
 @pytest.mark.parametrize("snapshot_events", [1, 1000])
@@ -248,8 +268,8 @@ def test_a_forgotten_conversation_is_told() -> None:
     world.run(until=lambda: bool(rejections(world)))
     assert rejections(world) == ["conversation_unknown"]
     world.finished += 1
-    past = Conversation({"count": 4, "topics": []}, {}, [Turn("one", "yes")])
-    state = told(recall((), told(past, 4)), 4)
+    state: dict[str, Any] = {"count": 4, "variables": {"count": 4, "topics": []}, "history": [["one", "yes"]]}
+    state = told(recall((), state), 4)
     run_id = say(world, "two", conversation=state)
     world.run()
     assert answer_of(world, run_id) == "two<one> #5"

@@ -169,8 +169,8 @@ def test_rows_of_a_conversation_show_what_was_said_named_written_and_rated() -> 
     assert (first["query"], json.loads(first["answer"]), first["status"]) == ("question 1", "yes \0 no", "normal")
     assert json.loads(first["answer_files"])[0]["filename"] == "a.png"
     assert (second["status"], second["error"], second["number"], second["answer"]) == ("error", "boom", 2, '""')
-    count, none = (talks.variables[TALK, name] for name in ("count", "none"))
-    assert (count["initial"], count["value"], count["id"]) == ("0", "40", "id-count")
+    count, none = (talks.variables[TALK, f"id-{name}", "number"] for name in ("count", "none"))
+    assert (count["initial"], count["value"], count["name"]) == ("0", "40", "count")
     assert (none["initial"], none.get("value")) == ("null", None)
     (rated,) = talks.feedbacks.values()
     assert (rated["rating"], rated["content"], rated["from_source"]) == (None, None, "user")
