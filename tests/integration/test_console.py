@@ -566,6 +566,19 @@ def test_a_save_keeps_secrets_that_come_back_as_their_mask(console: httpx.Client
     assert console.get(path).json()["hash"] == hashed
 
 
+def test_secret_conversation_variables_are_masked_like_those_of_the_environment(console: httpx.Client) -> None:
+    app_id = make_app(console, mode="advanced-chat")
+    path = f"apps/{app_id}/workflows/draft"
+    save(console, app_id, conversation_variables=[SECRET, PLAIN])
+    shown = console.get(path).json()["conversation_variables"]
+    assert [one["value"] for one in shown] == [MASK, "here"]
+    posted = console.post(f"{path}/conversation-variables", json={"conversation_variables": shown})
+    assert posted.json() == {"result": "success"}
+    exported = console.get(f"apps/{app_id}/export", params={"include_secret": "1"}).json()["data"]
+    kept = yaml.safe_load(exported)["workflow"]["conversation_variables"]
+    assert [one["value"] for one in kept] == ["very-secret", "here"]
+
+
 def test_variables_come_back_with_the_keys_that_editors_read(console: httpx.Client) -> None:
     app_id, bare = make_app(console), {"name": "seen", "value_type": "string", "value": "x"}
     save(console, app_id, environment_variables=[bare], conversation_variables=[bare])

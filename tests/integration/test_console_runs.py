@@ -12,6 +12,7 @@ import pytest
 
 from flowledger.dev import Embedded, start_embedded
 from libs.settings import Settings
+from services.api.console.secrets import MASK
 from tests.api_world import until
 from tests.documents import document, edges, end, node, start, template
 from tests.unit.api.speaking import llm
@@ -413,6 +414,16 @@ def test_a_value_keeps_its_type_when_it_is_changed(console: httpx.Client) -> Non
         answer = console.patch(f"{path}/variables/{known['id']}", json={"value": bad})
         assert (answer.status_code, answer.json()["params"]) == (400, "value"), known["name"]
         assert console.patch(f"{path}/variables/{known['id']}", json={"value": good}).json()["value"] == good
+
+
+def test_a_secret_of_a_conversation_is_shown_as_a_mask_and_changed_in_the_draft_only(console: httpx.Client) -> None:
+    text = json.loads(CHAT)
+    text["workflow"]["conversation_variables"] = [{"name": "token", "value_type": "secret", "value": "very-secret"}]
+    path = f"{imported(console, json.dumps(text))}/workflows/draft"
+    known = by_name(console.get(f"{path}/conversation-variables"))["token"]
+    assert (known["value"], known["value_type"]) == (MASK, "secret")
+    refused = console.patch(f"{path}/variables/{known['id']}", json={"value": "plain"})
+    assert (refused.status_code, refused.json()["params"]) == (400, "value")
 
 
 # --- history ---

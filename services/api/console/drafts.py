@@ -23,7 +23,7 @@ from services.api.bodies import Body, DocumentBody, OptionalBody
 from services.api.console import shapes
 from services.api.console.apps import CONSOLE, NOBODY
 from services.api.console.asked import answered, flag, optional_text, paging
-from services.api.console.secrets import masked, restored
+from services.api.console.secrets import VARIABLES, masked, restored
 from services.api.console.session import App, app_of
 from services.api.drafting import DRAFT, DSL_VERSION, Draft, draft_workflow_id, named, not_in_sync, workflow_of
 from services.api.errors import ApiError, bad_request, forbidden, invalid_param, not_found
@@ -221,7 +221,7 @@ async def _save(parts: Parts, app: AppCreated, body: Json) -> Response:
     given: Json = {"graph": graph}
     if body.get("features") is not None:
         given["features"] = _mapping(body, "features")
-    for name in ("environment_variables", "conversation_variables"):
+    for name in VARIABLES:
         if body.get(name) is not None:
             given[name] = _variables(body, name)
 
@@ -255,9 +255,9 @@ async def _replace(parts: Parts, app: AppCreated, document: Json) -> Json:
 def _with(current: Draft | None, given: Json) -> Json:
     document = dict(current.document) if current is not None else {"version": DSL_VERSION}
     kept = workflow_of(document)
-    if "environment_variables" in given:
-        secrets = kept["environment_variables"]
-        given = given | {"environment_variables": restored(given["environment_variables"], secrets)}
+    for name in VARIABLES:
+        if name in given:
+            given = given | {name: restored(given[name], kept[name])}
     return document | {"workflow": {**_all_of(document), **kept, **given}}
 
 
@@ -365,7 +365,7 @@ def _workflow(workflow_id: str, version: str, document: Json, hashed: str, at_us
         "updated_at": at_us // 1_000_000,
         "tool_published": False,
         "environment_variables": named(masked(workflow["environment_variables"])),
-        "conversation_variables": named(workflow["conversation_variables"]),
+        "conversation_variables": named(masked(workflow["conversation_variables"])),
         "rag_pipeline_variables": [],
     }
 
@@ -379,7 +379,7 @@ def _backup(backup_id: str, hashed: str, at_us: int, document: Json) -> Json:
         "graph": workflow["graph"],
         "features": workflow["features"],
         "environment_variables": named(masked(workflow["environment_variables"])),
-        "conversation_variables": named(workflow["conversation_variables"]),
+        "conversation_variables": named(masked(workflow["conversation_variables"])),
     }
 
 

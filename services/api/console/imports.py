@@ -24,7 +24,7 @@ from services.api.console import shapes
 from services.api.console.apps import CONSOLE, MODES, new_app
 from services.api.console.asked import flag, optional_text
 from services.api.console.fetching import FetchFailed, fetched
-from services.api.console.secrets import without_secrets
+from services.api.console.secrets import VARIABLES, without_secrets
 from services.api.console.session import Account, App
 from services.api.drafting import DSL_VERSION, composed
 from services.api.errors import invalid_param, not_found
@@ -187,7 +187,7 @@ def exported(document: Json, *, secrets: bool) -> Json:
     """What of a document leaves here: nothing that belongs to this installation alone."""
     workflow = dict(document["workflow"])
     if not secrets:
-        for name in ("environment_variables", "conversation_variables"):
+        for name in VARIABLES:
             workflow[name] = without_secrets(workflow[name])
     graph = dict(workflow["graph"])
     nodes = graph.get("nodes")

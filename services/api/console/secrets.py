@@ -7,9 +7,12 @@ from services.api.frames import Json
 
 MASK = "*" * 20
 
+VARIABLES = ("environment_variables", "conversation_variables")
+"""The parts of a workflow that may hold secrets."""
+
 
 def masked(variables: Iterable[Any]) -> list[Json]:
-    """The environment variables of a document, secret values hidden."""
+    """Variables of a document, secret values hidden."""
     return [_masked(each) for each in variables if isinstance(each, dict)]
 
 
@@ -21,7 +24,7 @@ def restored(given: Sequence[Any], kept: Iterable[Any]) -> list[Any]:
 
 
 def without_secrets(variables: Iterable[Any]) -> list[Any]:
-    """The environment variables with empty secrets, for documents that leave here."""
+    """Variables with empty secrets, for documents that leave here."""
     return [each | {"value": ""} if _is_secret(each) else each for each in variables]
 
 

@@ -24,7 +24,7 @@ from services.api.console.apps import CONSOLE
 from services.api.console.asked import paging
 from services.api.console.queries import last_outputs, last_run_inputs
 from services.api.console.runs import asked
-from services.api.console.secrets import masked
+from services.api.console.secrets import MASK, masked
 from services.api.console.session import App
 from services.api.drafting import draft_workflow_id, named
 from services.api.errors import invalid_param, not_found
@@ -48,6 +48,10 @@ class Variable:
     edited: bool = False
     description: str = ""
     declared: str | None = None
+
+    @property
+    def secret(self) -> bool:
+        return self.declared == "secret"
 
     def id(self, app_id: str) -> str:
         return str(uuid.uuid5(_NAMESPACE, json.dumps([app_id, self.node_id, self.name])))
@@ -175,6 +179,8 @@ def _one(router: APIRouter, parts: Parts) -> None:
             raise invalid_param("name: a node decides what its values are called", "name")
         if "value" not in body:
             return _item(app, known)
+        if known.secret:
+            raise invalid_param(f"value: {known.name} is a secret. Change it in the draft's variables", "value")
         _check_type(known, body["value"])
         await _change(parts, app, "set", known.node_id, known.name, body["value"])
         return _item(app, replace(known, value=body["value"], edited=True))
@@ -322,4 +328,4 @@ def _shown(app: AppCreated, one: Variable, *, values: bool) -> Json:
         "visible": True,
         "is_truncated": False,
     }
-    return shown | ({"value": one.value, "full_content": None} if values else {})
+    return shown | ({"value": MASK if one.secret else one.value, "full_content": None} if values else {})
