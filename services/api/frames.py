@@ -25,7 +25,9 @@ from libs.events.codec import Recorded
 from libs.events.commands import Annotation, Caller
 from libs.events.ids import execution_id, message_id_of, task_id_of
 from libs.events.model import (
+    FormExpired,
     FormOpened,
+    FormSubmitted,
     NodeExcepted,
     NodeFailed,
     NodeRestarted,
@@ -166,6 +168,8 @@ class FrameMaker:
         self.end: RunEnd | None = None
         self.ended_us = 0
         self.asked = Asked()
+        self._closing: list[AskedForm] = []
+        """Forms that were closed while the run was paused."""
         self._nodes: dict[tuple[str, str], _Node] = {}
         self._rounds: dict[str, list[tuple[str, str]]] = {}
         """Nodes of rounds that run, by the path of the round."""
@@ -353,10 +357,14 @@ class FrameMaker:
                 return []
             case FormOpened():
                 return [self._framed("human_input_required", self.asked.forms[event.form_id].required())]
+            case FormSubmitted() | FormExpired():
+                form = self.asked.forms.get(event.form_id)
+                self._closing += [form] if form is not None else []
+                return [] if self.asked.paused is not None else self._closed()
             case RunPaused():
                 return [self._framed("workflow_paused", self.paused_answer(event))]
             case RunResumed():
-                return [self._workflow_started("resumption")]
+                return [self._workflow_started("resumption"), *self._closed()]
             case _:
                 return []
 
@@ -418,13 +426,12 @@ class FrameMaker:
             return [self._container_completed(node, event, error, at_us)]
         result = self._result(event.path, node, event, at_us) | {"status": status, "error": error}
         node.finished = _reduced(result, extras=False)
-        finished = self._framed("node_finished", self._shown(result))
-        form = self.asked.forms.get(node.id)
-        return [finished] if form is None else [self._closed(form), finished]
+        return [self._framed("node_finished", self._shown(result))]
 
-    def _closed(self, form: AskedForm) -> Json:
-        """What became of the form of a node that is done; a resumed run says so before."""
-        return self._framed(*form.closed())
+    def _closed(self) -> list[Json]:
+        """What became of the forms that were closed; before the nodes that waited for them go on."""
+        closed, self._closing = self._closing, []
+        return [self._framed(*form.closed()) for form in closed]
 
     def _on_round_started(self, event: RoundStarted, at_us: int) -> list[Json]:
         node = self._nodes.get((event.path, event.node_id))

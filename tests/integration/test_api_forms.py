@@ -284,11 +284,11 @@ def test_who_attaches_with_a_snapshot_behind_the_submission_follows_the_run_to_i
     with api.events(run_id, last=frames[-1].id) as stream:
         behind = stream.rest()
     assert names(behind) == [
-        "workflow_started", "text_chunk", "human_input_form_filled", "node_finished", "node_started", "node_finished",
+        "workflow_started", "human_input_form_filled", "text_chunk", "node_finished", "node_started", "node_finished",
         "workflow_finished",
     ]  # fmt: skip
     assert behind[0].data["data"]["reason"] == "resumption"
-    assert behind[2].data["data"] == {
+    assert behind[1].data["data"] == {
         "node_id": "ask",
         "node_title": "Ask",
         "rendered_content": "tea!\nfine",

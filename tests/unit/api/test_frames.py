@@ -561,7 +561,7 @@ def test_a_pause_on_request_says_why() -> None:
     assert history.maker.asked.parked
 
 
-def test_a_submission_is_shown_with_the_end_of_its_node() -> None:
+def test_a_submission_is_shown_when_its_run_goes_on() -> None:
     history = _asking()
     history.add(FORM)
     history.add(PAUSED)
@@ -569,13 +569,21 @@ def test_a_submission_is_shown_with_the_end_of_its_node() -> None:
         node_id="n1", form_id=FORM.form_id, command_offset=3, action="ok", inputs={"note": "fine"}
     )
     assert history.add(submitted) == []
-    (resumed,) = history.add(RunResumed())
+    resumed, filled = history.add(RunResumed())
     assert (resumed["event"], resumed["data"]["reason"]) == ("workflow_started", "resumption")
-    filled, done = history.add(NodeSucceeded(node_id="n1", handle="ok", outputs={"note": "fine"}))
-    assert (filled["event"], done["event"]) == ("human_input_form_filled", "node_finished")
-    assert filled["data"]["rendered_content"] == "Well? fine"
-    assert [identity(frame) for frame in history.frames[-2:]] == [None, "8"]
-    assert done["data"]["id"] == execution_id(RUN, "", "n1")
+    assert (filled["event"], filled["data"]["rendered_content"]) == ("human_input_form_filled", "Well? fine")
+    assert [identity(frame) for frame in history.frames[-2:]] == [None, "7"]
+    (done,) = history.add(NodeSucceeded(node_id="n1", handle="ok", outputs={"note": "fine"}))
+    assert (done["event"], done["data"]["id"]) == ("node_finished", execution_id(RUN, "", "n1"))
+
+
+def test_a_submission_is_shown_at_once_while_other_nodes_run() -> None:
+    history = _asking()
+    history.add(FORM)
+    (timeout,) = history.add(FormExpired(node_id="n1", form_id=FORM.form_id))
+    assert timeout["event"] == "human_input_form_timeout"
+    (done,) = history.add(NodeSucceeded(node_id="n1", handle="timeout"))
+    assert done["event"] == "node_finished"
 
 
 def test_a_snapshot_of_a_run_that_is_about_to_go_on_shows_no_pause() -> None:
