@@ -200,11 +200,12 @@ def ratings(connection: Connection, message_ids: Sequence[str], caller_id: str) 
 
 
 def feedback_page(connection: Connection, app_id: str, page: int, limit: int) -> Sequence[Row]:
-    """What users think, newest first."""
+    """What users think, newest first; not of deleted conversations."""
     table = message_feedbacks.c
     query = (
         select(message_feedbacks)
-        .where(table.app_id == app_id, table.rating.is_not(None))
+        .join(conversations, conversations.c.id == table.conversation_id)
+        .where(table.app_id == app_id, table.rating.is_not(None), conversations.c.deleted_at.is_(None))
         .order_by(table.created_at.desc(), table.id.desc())
         .limit(limit)
         .offset((page - 1) * limit)

@@ -501,6 +501,11 @@ def test_feedback_is_given_changed_and_taken_back(there: There) -> None:
     assert (rate(rating="like", user="bob").status_code, rate(rating="like", user="bob").json()["code"]) == (
         404, "not_found",
     )  # fmt: skip
+    rate(rating="like")
+    assert said["id"] in [each["message_id"] for each in there.ask("GET", "/app/feedbacks").json()["data"]]
+    talk = f"/conversations/{said['conversation_id']}"
+    assert there.ask("DELETE", talk, json={"user": "ann"}).status_code == 204
+    assert said["id"] not in [each["message_id"] for each in there.ask("GET", "/app/feedbacks").json()["data"]]
 
 
 def test_feedback_pages(there: There) -> None:
