@@ -40,9 +40,10 @@ def fork_routes(parts: Parts) -> APIRouter:
         openapi_extra=json_body(schemas.ForkBody) | both,
     )
     async def fork_run(request: Request, run_id: str) -> Response:
+        principal = await parts.access.anyone(request)
         body = await read_json(request, parts.limits.max_body_bytes)
         at, edits = _place(body), _edits(body)
-        return await _begin(parts, request, run_id, body, RetryPoint(at, None), edits)
+        return await _begin(parts, request, principal, run_id, body, RetryPoint(at, None), edits)
 
     @router.post(
         "/{run_id}/retry",
@@ -51,8 +52,9 @@ def fork_routes(parts: Parts) -> APIRouter:
         openapi_extra=both,
     )
     async def retry_run(request: Request, run_id: str) -> Response:
+        principal = await parts.access.anyone(request)
         body = await read_json(request, parts.limits.max_body_bytes, optional=True)
-        return await _begin(parts, request, run_id, body, None, _edits(body))
+        return await _begin(parts, request, principal, run_id, body, None, _edits(body))
 
     return router
 
@@ -74,9 +76,14 @@ def _edits(body: Json) -> dict[str, JsonValue]:
 
 
 async def _begin(
-    parts: Parts, request: Request, run_id: str, body: Json, point: RetryPoint | None, edits: dict[str, JsonValue]
+    parts: Parts,
+    request: Request,
+    principal: Principal,
+    run_id: str,
+    body: Json,
+    point: RetryPoint | None,
+    edits: dict[str, JsonValue],
 ) -> Response:
-    principal = await parts.access.anyone(request)
     key = idempotency_key(request)
     made, started_id = await _begun(parts, principal, run_id, key, body, point, edits)
     answer = {

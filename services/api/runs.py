@@ -73,7 +73,7 @@ def run_routes(parts: Parts) -> APIRouter:
         openapi_extra=both,
     )
     async def get_run(request: Request, run_id: str) -> Response:
-        return await _state(parts, request, run_id, None)
+        return await _state(parts, await parts.access.anyone(request), run_id, None)
 
     @router.get(
         "/{run_id}/state",
@@ -82,7 +82,8 @@ def run_routes(parts: Parts) -> APIRouter:
         openapi_extra=both | schemas.parameters("at"),
     )
     async def get_state(request: Request, run_id: str) -> Response:
-        return await _state(parts, request, run_id, whole_number(request, "at", None))
+        principal = await parts.access.anyone(request)
+        return await _state(parts, principal, run_id, whole_number(request, "at", None))
 
     @router.get(
         "/{run_id}/history",
@@ -235,9 +236,8 @@ def asked_pins(principal: Principal, body: Json) -> dict[str, JsonValue] | None:
     return dict(pins)
 
 
-async def _visible(parts: Parts, request: Request, run_id: str) -> RunSummary:
+async def _visible(parts: Parts, principal: Principal, run_id: str) -> RunSummary:
     """The run, if the caller may see it. Raises ApiError 404."""
-    principal = await parts.access.anyone(request)
     summary = await parts.reads.summary(run_id)
     if summary is None or not principal.may_see(summary.app_id):
         raise not_found(f'run "{run_id[:64]}" does not exist')
@@ -251,8 +251,8 @@ async def _span(parts: Parts, run_id: str) -> Span:
     return span
 
 
-async def _state(parts: Parts, request: Request, run_id: str, at: int | None) -> Response:
-    summary = await _visible(parts, request, run_id)
+async def _state(parts: Parts, principal: Principal, run_id: str, at: int | None) -> Response:
+    summary = await _visible(parts, principal, run_id)
     if at is not None and not 1 <= at <= summary.seq:
         raise invalid_param(f"at: the run has events 1 to {summary.seq}", "at")
     span = await _span(parts, run_id)
@@ -282,8 +282,9 @@ def _definition(parts: Parts, history: list[Recorded]) -> Definition | None:
 
 
 async def _history(parts: Parts, request: Request, run_id: str) -> Response:
+    principal = await parts.access.anyone(request)
     first, last = whole_number(request, "from", 1) or 1, whole_number(request, "to", None)
-    await _visible(parts, request, run_id)
+    await _visible(parts, principal, run_id)
     as_stream = "text/event-stream" in request.headers.get("accept", "")
     return await history_lines(parts, run_id, first, last, as_stream=as_stream)
 
@@ -331,9 +332,7 @@ def _broken(error: Exception, as_stream: bool) -> bytes:
 async def _stop(parts: Parts, request: Request, run_id: str) -> Response:
     principal = await parts.access.anyone(request)
     body = await read_json(request, parts.limits.max_body_bytes, optional=True)
-    summary = await parts.reads.summary(run_id)
-    if summary is None or not principal.may_see(summary.app_id):
-        raise not_found(f'run "{run_id[:64]}" does not exist')
+    summary = await _visible(parts, principal, run_id)
     answer: Any = None
     if not summary.ended:
         reason = body.get("reason")
@@ -347,8 +346,9 @@ async def _stop(parts: Parts, request: Request, run_id: str) -> Response:
 
 
 async def _pause(parts: Parts, request: Request, run_id: str) -> Response:
+    principal = await parts.access.anyone(request)
     body = await read_json(request, parts.limits.max_body_bytes, optional=True)
-    summary = await _visible(parts, request, run_id)
+    summary = await _visible(parts, principal, run_id)
     reason = body.get("reason")
     reason = reason if isinstance(reason, str) and reason else "Paused on request"
     answer: Answer | None = None
@@ -363,7 +363,7 @@ async def _pause(parts: Parts, request: Request, run_id: str) -> Response:
 async def _resume(parts: Parts, request: Request, run_id: str) -> Response:
     principal = await parts.access.anyone(request)
     body = await read_json(request, min(MAX_BYTES, parts.limits.max_body_bytes), optional=True)
-    summary = await _visible(parts, request, run_id)
+    summary = await _visible(parts, principal, run_id)
     maker = await asking(parts, run_id)
     if summary.ended or maker is None or maker.ended:
         raise _conflict("not_running", f"run {run_id} has ended")
@@ -382,9 +382,9 @@ async def _resume(parts: Parts, request: Request, run_id: str) -> Response:
 
 
 async def _release(parts: Parts, request: Request, run_id: str) -> Response:
-    await parts.access.admin(request)
+    principal = await parts.access.admin(request)
     body = await read_json(request, parts.limits.max_body_bytes, optional=True)
-    summary = await _visible(parts, request, run_id)
+    summary = await _visible(parts, principal, run_id)
     if summary.ended:
         raise _conflict("not_running", f"run {run_id} has ended, so nothing of it can be released")
     answer = await parts.submitter.release(run_id, _by(body), answer_s=RELEASE_S)

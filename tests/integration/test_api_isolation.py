@@ -5,6 +5,7 @@ the other app; and when all of it was tried, nothing of that app has changed.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,17 @@ def apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apps]:
     yield made
     made.http.close()
     instance.stop()
+
+
+def test_without_a_key_nothing_else_of_a_request_is_looked_at(apps: Apps) -> None:
+    for operation in apps.operations:
+        path = re.sub(r"\{[^}]+\}", "none%00such", operation.path)
+        query = dict.fromkeys(("from", "to", "at", "limit", "page", "last_id", "user"), "-1")
+        for body in (b"", b"{", b"\xff"):
+            answer = apps.http.request(
+                operation.method, path, params=query, content=body, headers={"Content-Type": "application/json"}
+            )
+            assert not operation.security or answer.status_code == 401, (operation.place, body, answer.text)
 
 
 @pytest.mark.timeout(240)
