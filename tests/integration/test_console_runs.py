@@ -359,6 +359,14 @@ def test_values_of_draft_runs_are_shown_changed_forgotten_and_reset(console: htt
     assert {one["type"] for one in console.get(f"{path}/variables").json()["items"]} <= {"sys"}
 
 
+def test_a_single_start_node_takes_what_it_is_given_and_nothing_of_earlier_runs(console: httpx.Client) -> None:
+    app = imported(console)
+    run(console, app, "earlier")
+    path = f"{app}/workflows/draft/nodes/start/run"
+    assert console.post(path, json={"inputs": {"q": "now"}}).json()["outputs"]["q"] == "now"
+    assert console.post(path, json={"inputs": {}}).json()["outputs"]["q"] is None
+
+
 def test_system_environment_and_conversation_values_are_shown(console: httpx.Client) -> None:
     text = json.loads(CHAT)
     text["workflow"]["environment_variables"] = [{"name": "k", "value_type": "secret", "value": "hidden-value"}]

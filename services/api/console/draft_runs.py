@@ -135,7 +135,8 @@ async def wanted_part(
     if node is None or kind not in (None, node.type):
         raise invalid_param(f'the draft has no {kind or "node"} "{node_id[:64]}"', "node_id")
     query = body.get("query")
-    kept: dict[str, Any] = dict(await kept_variables(parts, app))
+    kept: dict[str, Any] = await kept_variables(parts, app)
+    kept.pop(node_id, None)  # what it left itself is made anew
     if isinstance(query, str):
         kept["sys"] = {**kept.get("sys", {}), "query": [query]}
     return replace(wanted, only=node_id, kept=kept, lenient=True)
