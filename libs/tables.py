@@ -111,6 +111,7 @@ workflow_runs = Table(
     Column("forked_from", Text, comment="the run whose beginning it shares"),
     Column("forked_at", BigInteger, comment="up to this event of it"),
     Column("forked_tokens", BigInteger, comment="of total_tokens, those of the events it shares: spent by that run"),
+    Column("set_aside", Text, comment='why executors leave it alone; "": it was released'),
     Column("seq", BigInteger, comment="sequence of the run's last event that is in this row"),
     Column("partition", Integer),
     Column("first_offset", BigInteger),

@@ -129,6 +129,13 @@ class Reads:
         while (batch := await self._threads.following(batches)) is not DONE:
             yield batch  # type: ignore[misc]  # not DONE
 
+    async def set_aside(self, run_id: str) -> Mapping[str, Any] | None:
+        """The row of a run that executors leave alone; None: as far as the tables know they do not."""
+        place = await self.fresh(run_id)
+        found = await self.find(run_id, place[0]) if place is not None else None
+        row = found.row if found is not None else None
+        return row if row is not None and row["set_aside"] and row["finished_at"] is None else None
+
     async def find(self, run_id: str, partition: int) -> Found | None:
         """The run's row; None when there are no tables to ask now."""
         if self._tables is None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import JsonValue
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from libs.events.codec import Recorded
 from libs.workflow.definition import Definition
@@ -16,7 +16,7 @@ from services.api.parts import Parts
 from services.api.requests import whole_number
 from services.api.schemas import answers, parameters, secured
 from services.api.views import show
-from services.api.why import why
+from services.api.why import why, why_set_aside
 
 __all__ = ["difference", "time_travel_routes"]
 
@@ -47,8 +47,12 @@ def time_travel_routes(parts: Parts) -> APIRouter:
         openapi_extra=both | parameters("node"),
     )
     async def get_why(request: Request, run_id: str) -> Response:
-        history = await parts.folds.history(run_id, await parts.access.anyone(request))
+        principal = await parts.access.anyone(request)
         node = request.query_params.get("node") or None
+        row = await parts.reads.set_aside(run_id) if node is None else None
+        if row is not None and principal.may_see(row["app_id"]):  # its history may be what cannot be read
+            return JSONResponse(why_set_aside(row, admin=principal.admin))
+        history = await parts.folds.history(run_id, principal)
         try:
             return await _answer(parts, lambda definition: why(definition, history, node), history)
         except PartInvalid as error:

@@ -4,7 +4,7 @@ Says what is waited for, by whom something was decided, and where in the history
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from libs.events.codec import Recorded, rfc3339
@@ -32,7 +32,7 @@ from libs.workflow.state import ROOT, Execution, Key, RunState, rounds_of
 from services.api.folds import accepted_in, fold
 from services.api.frames import Json
 
-__all__ = ["why"]
+__all__ = ["why", "why_set_aside"]
 
 _MANY = 3
 """Things that a sentence names before it only counts them."""
@@ -51,6 +51,17 @@ def why(definition: Definition, history: list[Recorded], node: str | None) -> Js
         inside = only is None or node_id in part_of(definition, only).nodes
         sentence = said.node(node_id) if inside else f"Only {said.named(str(only))} runs in this run."
     return {"id": state.run_id, "status": state.status, "node_id": node_id, "why": sentence}
+
+
+def why_set_aside(row: Mapping[str, Any], *, admin: bool) -> Json:
+    """As `why`, for a run that executors leave alone; its row says the reason, which names places of the deployment."""
+    sentence = "It is set aside, since no executor can go on from its history; it can be stopped."
+    if admin:
+        sentence = (
+            f"It is set aside: {_clause(row['set_aside'])}. Nothing of it runs until it is released "
+            f"(flowledger quarantine release {row['id']}); it can be stopped."
+        )
+    return {"id": row["id"], "status": row["status"], "node_id": None, "why": sentence}
 
 
 class _Why:

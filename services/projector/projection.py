@@ -27,7 +27,9 @@ from libs.events.model import (
     RunFailed,
     RunPartiallySucceeded,
     RunPaused,
+    RunReleased,
     RunResumed,
+    RunSetAside,
     RunStarted,
     RunStopped,
     RunSucceeded,
@@ -85,9 +87,22 @@ def project(events: Iterable[Recorded], contexts: Mapping[str, RunContext]) -> C
         project_talk(changes.talks, recorded)
         if recorded.seq:
             _project_one(changes, contexts, recorded)
-        elif isinstance(recorded.event, EndUserSeen):
-            _on_seen(changes, recorded.event, recorded)
+            continue
+        match recorded.event:
+            case EndUserSeen() as event:
+                _on_seen(changes, event, recorded)
+            case RunSetAside() as event:
+                _on_set_aside(changes, event.run_id, event.error, recorded)
+            case RunReleased() as event:
+                _on_set_aside(changes, event.run_id, "", recorded)
+            case _:
+                pass
     return changes
+
+
+def _on_set_aside(changes: Changes, run_id: str, reason: str, recorded: Recorded) -> None:
+    row = {"id": run_id, "set_aside": clean(reason), "partition": recorded.partition}
+    fold(changes.runs, row, REPLACED["workflow_runs"])
 
 
 def _on_seen(changes: Changes, event: EndUserSeen, recorded: Recorded) -> None:

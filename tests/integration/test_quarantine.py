@@ -58,7 +58,8 @@ def _listed(cli: Cli) -> list[dict[str, Any]]:
 def test_a_run_whose_value_is_gone_waits_for_its_release(tmp_path: Path, cli: Cli) -> None:
     instance = _embedded(tmp_path)
     with Client(instance.url, instance.admin_token) as client:
-        held = client.start(client.import_document(FLOW)["app_id"], {"q": "1"}, pins=PINS)
+        app = client.import_document(FLOW)
+        held = client.start(app["app_id"], {"q": "1"}, pins=PINS)
         next(event for event in held.events() if event.event == "node_started" and event.data["node_id"] == "slow")
         assert _refusal(instance, held.id, "release") == (409, "not_set_aside")
         assert _refusal(instance, held.id, "resume") == (409, "not_paused")
@@ -75,9 +76,15 @@ def test_a_run_whose_value_is_gone_waits_for_its_release(tmp_path: Path, cli: Cl
     assert exit_code == 2
     assert "stays set aside" in err
     assert "cannot read blob" in err
-    for verb in ("show", "why", "history"):
+    for verb in ("show", "history"):
         exit_code, _, err = cli(verb, held.id)
         assert (exit_code, "a large value of the run is not there any more" in err) == (2, True), err
+    exit_code, out, _ = cli("why", held.id)
+    assert (exit_code, out.startswith("It is set aside: cannot read blob")) == (0, True), out
+    assert f"(flowledger quarantine release {held.id})" in out
+    holder = {"Authorization": f"Bearer {app['api_key']}"}
+    told = httpx.get(f"{instance.url}/v1/runs/{held.id}/why", headers=holder, timeout=20).json()["why"]
+    assert told == "It is set aside, since no executor can go on from its history; it can be stopped."
     instance.stop()
     shutil.rmtree(tmp_path / "blobs", ignore_errors=True)
     shutil.move(tmp_path / "elsewhere", tmp_path / "blobs")
@@ -88,6 +95,7 @@ def test_a_run_whose_value_is_gone_waits_for_its_release(tmp_path: Path, cli: Cl
     assert (exit_code, "goes on" in err) == (0, True)
     exit_code, out, _ = cli("watch", held.id, "--json")
     assert exit_code == 0, out
+    assert "set aside" not in cli("why", held.id)[1]
     assert _listed(cli) == []
     exit_code, _, err = cli("quarantine", "release", held.id)
     assert (exit_code, "has ended" in err) == (2, True)
