@@ -3,7 +3,6 @@
 import os
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -17,7 +16,7 @@ from flowledger.cli.exits import INVALID, UNREACHABLE, USAGE, Problem
 from flowledger.cli.output import own_name, talk
 from flowledger.cli.parameters import data_option
 from flowledger.cli.target import settings
-from flowledger.cli.upkeep import agreed, open_log, own_blobs, shown_by
+from flowledger.cli.upkeep import agreed, counted, open_log, own_blobs
 
 if TYPE_CHECKING:
     from libs.events.blobs import Blobs
@@ -166,14 +165,9 @@ def _kafka(given: "Settings", opened: ExitStack) -> "tuple[Log, Blobs]":
 def _moved(source: "Log", source_blobs: "Blobs", target: "Log", target_blobs: "Blobs") -> "Transferred":
     from libs.events.transfer import transfer
 
-    with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
+    with counted() as shown:
         return transfer(
-            source,
-            source_blobs,
-            target,
-            target_blobs,
-            now_us=lambda: time.time_ns() // 1000,
-            progress=shown_by(bar),
+            source, source_blobs, target, target_blobs, now_us=lambda: time.time_ns() // 1000, progress=shown
         )
 
 

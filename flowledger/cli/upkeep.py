@@ -3,8 +3,8 @@
 import os
 import platform
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +56,8 @@ def rebuild(yes: bool, data: Path | None, as_json: bool) -> None:
     if given.kafka is None and given.database_url is None and address_in(given.data) is None:
         remove_damaged(given.data)
     try:
-        with (
-            closing(open_log(given)) as log,
-            click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar,
-        ):
-            done = rebuild_tables(log, engine, shown_by(bar))
+        with closing(open_log(given)) as log, counted() as shown:
+            done = rebuild_tables(log, engine, shown)
     except (LogError, ProjectorError, TablesError) as error:
         raise Problem(f"rebuild: {error}", UNREACHABLE) from error
     except SQLAlchemyError as error:
@@ -81,17 +78,19 @@ def agreed(verb: str, question: str) -> bool:
     return click.confirm(question, err=True)
 
 
-def shown_by(bar: Any) -> Callable[[int, int], None]:
-    """Progress as a bar."""
-    seen = 0
+@contextmanager
+def counted() -> Iterator[Callable[[int, int], None]]:
+    """Takes how many of how many events are done, and shows a bar on a terminal; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
 
-    def show(done: int, total: int) -> None:
-        nonlocal seen
-        bar.length = max(total, 1)
-        bar.update(done - seen)
-        seen = done
+        def show(done: int, total: int) -> None:
+            bar.length = max(total, 1)
+            bar.update(done - bar.pos)
 
-    return show
+        yield show
 
 
 def open_log(given: "Settings") -> "Log":
@@ -169,8 +168,8 @@ def verify(run: str | None, data: Path | None, as_json: bool) -> int:
     try:
         with closing(open_log(given)) as log:
             run_id = None if run is None else _one_run(run, find_runs(engine, run.lower()), data)
-            with click.progressbar(length=1, label="events", file=sys.stderr, show_pos=True) as bar:
-                found = verify_tables(log, engine, run_id, shown_by(bar))
+            with counted() as shown:
+                found = verify_tables(log, engine, run_id, shown)
     except (LogError, ProjectorError, TablesError) as error:
         raise Problem(f"verify: {error}", UNREACHABLE) from error
     except SQLAlchemyError as error:
