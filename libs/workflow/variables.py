@@ -28,7 +28,7 @@ VARIABLE_TYPES: Final = (
     "array[boolean]",
 )
 _LONGEST_ID: Final = 255
-"""Characters. Ids are keys of a table; one that is longer is none."""
+"""Characters. Ids are keys of a table; one that is longer, or has a NUL, is none."""
 
 _NUMBERS: Final = frozenset({"number", "integer", "float"})
 _DEFAULT_TYPES: Final = (
@@ -100,7 +100,7 @@ def _variable(entry: object, scope: str, at: str, findings: Findings) -> Variabl
     if value is None:
         return None
     id_ = _text(entry.get("id"))
-    if not 0 < len(id_) <= _LONGEST_ID:
+    if not 0 < len(id_) <= _LONGEST_ID or "\0" in id_:
         id_ = variable_id(name)
     return Variable(name, declared, value, (scope, name), id_, _text(entry.get("description")))
 

@@ -583,15 +583,15 @@ def test_flags_that_claim_a_container_are_only_warnings() -> None:
 
 
 def test_conversation_variables_have_ids_of_their_own() -> None:
-    given = [("a", "1"), ("b", "1"), ("c", None), ("d", "x" * 256), ("e", ""), ("a", "1")]
+    given = [("a", "1"), ("b", "1"), ("c", None), ("d", "x" * 256), ("e", ""), ("f", "x\0"), ("a", "1")]
     talk = [{"name": name, "id": id_, "value_type": "number", "value": 1} for name, id_ in given]
     found = compiled([START, END], conversation_variables=talk, mode="advanced-chat").conversation
-    assert {each.name: each.id for each in found} == {"a": "1"} | {name: variable_id(name) for name in "bcde"}
+    assert {each.name: each.id for each in found} == {"a": "1"} | {name: variable_id(name) for name in "bcdef"}
     told = warnings(text_of([START, END], conversation_variables=talk, mode="advanced-chat"))
     at = "workflow.conversation_variables"
     assert told[f"{at}[1].id"].problem == '"b" has the id of another variable; it goes by its name'
-    assert told[f"{at}[5].name"].problem == 'a second variable "a"; the last one counts'
-    assert f"{at}[5].id" not in told
+    assert told[f"{at}[6].name"].problem == 'a second variable "a"; the last one counts'
+    assert f"{at}[6].id" not in told
 
 
 def test_environment_and_conversation_variables_have_type_and_value() -> None:
