@@ -323,10 +323,12 @@ def follow_to_end(
     """Follow a run from the event `after` until it ends or pauses; print its result; the exit code."""
     shown = progress(compact=compact, quiet=quiet)
     last: Frame | None = None
+    place = ""
     try:
         with closing(shown), closing(_frames(there, run_id, started, deadline, after)) as stream:
             for frame in stream:
                 last = frame
+                place = _failed_in(frame) or place
                 shown.show(frame)
                 if frames:
                     output.data(frame.data)
@@ -337,14 +339,23 @@ def follow_to_end(
         message = last.data.get("message") if last else "the stream ended without a result"
         code = INVALID if last and last.data.get("code") == "definition_invalid" else RUN_FAILED
         raise Problem(f"run {run_id}: {message}. See what happened: {there.command(f'history {run_id}')}", code)
-    return _print_result(there, last, run_id, as_json=as_json, quiet=quiet)
+    return _print_result(there, last, run_id, place, as_json=as_json, quiet=quiet)
+
+
+def _failed_in(frame: Frame) -> str:
+    """` in node "<title>" (<id>)` of a frame that tells of a failure, else nothing."""
+    node = frame.data.get("data") or {}
+    if frame.event != "node_finished" or node.get("status") != "failed":
+        return ""
+    title, node_id = node.get("title"), node.get("node_id")
+    return f' in node "{title}" ({node_id})' if title not in (None, "", node_id) else f' in node "{node_id}"'
 
 
 def _frames(there: Server, run_id: str, started: Started | None, deadline: float | None, after: str) -> Any:
     return follow(there, run_id, started.response if started else None, deadline, after)
 
 
-def _print_result(there: Server, last: Frame, run_id: str, *, as_json: bool, quiet: bool) -> int:
+def _print_result(there: Server, last: Frame, run_id: str, place: str, *, as_json: bool, quiet: bool) -> int:
     end = last.data.get("data") or (there.get(f"/v1/runs/{run_id}") if last.event == "message_end" else {})
     talk_id = last.data.get("conversation_id")
     if as_json:
@@ -361,7 +372,8 @@ def _print_result(there: Server, last: Frame, run_id: str, *, as_json: bool, qui
         _print_pause(there, run_id, end["reasons"])
     elif code and not as_json:
         why = f": {end['error']}" if end.get("error") else ""
-        talk(f"run {run_id} {status}{why}. See what happened: {there.command(f'history {run_id}')}")
+        where = place if code == RUN_FAILED else ""
+        talk(f"run {run_id} {status}{where}{why}. See what happened: {there.command(f'history {run_id}')}")
     elif not quiet:
         talk(f"See all of it: {there.command(f'show {run_id}')}")
     if talk_id and not code and not as_json:

@@ -222,6 +222,14 @@ def test_the_exit_code_tells_how_the_run_ended(
         assert f"flowledger history {RUN}" in capsys.readouterr().err
 
 
+def test_a_failure_names_its_node(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = frame(4, "node_finished", id="e1", node_id="a", title="Ask", status="failed", error="busy")
+    ended = frame(5, "workflow_finished", id=RUN, status="failed", outputs={}, error="busy")
+    stand_in.story[2:] = [failed, ended]
+    assert run(["run", APP, "--url", stand_in.url]) == 1
+    assert f'run {RUN} failed in node "Ask" (a): busy. See' in capsys.readouterr().err
+
+
 def test_detach_prints_the_id_and_leaves_the_run_alone(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
     stand_in.hold.clear()
     assert run(["run", "Flow", "--detach"]) == 0
