@@ -456,8 +456,8 @@ def make_fit(engine: Engine) -> str | None:
 
 
 def check_complete(connection: Connection) -> None:
-    """Raises TablesError when tables are missing, or not ours."""
-    _check_none_gone(check_ours(connection))
+    """Raises TablesError when tables are missing, not ours, or another version's."""
+    _check_none_gone(check_fit(connection))
 
 
 def _check_none_gone(there: list[str]) -> None:

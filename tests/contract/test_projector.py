@@ -550,6 +550,20 @@ def test_a_table_that_was_dropped_is_named_and_a_rebuild_brings_it_back(
     assert dump(engine) == before
 
 
+def test_tables_of_another_version_are_named_and_a_rebuild_makes_them_anew(log: MemoryLog, engine: Engine) -> None:
+    fill(log, Owner(), 0, 3)
+    project_all(log, engine)
+    before = dump(engine)
+    with engine.begin() as connection:
+        connection.execute(metadata.tables["projection_schema"].update().values(version=1))
+    for work in (partial(create_tables, engine), partial(verify, log, engine), partial(find_runs, engine, "01")):
+        with pytest.raises(TablesError, match=r"tables have schema version 1, .*flowledger rebuild"):
+            work()
+    rebuild(log, engine)
+    assert verify(log, engine).differences == ()
+    assert dump(engine) == before
+
+
 def test_a_rebuild_that_did_not_end_leaves_a_database_in_which_tables_are_made(log: MemoryLog, engine: Engine) -> None:
     fill(log, Owner(), 0, 1)
 
