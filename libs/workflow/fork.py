@@ -10,7 +10,7 @@ that was open is asked anew under an address of its own.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
@@ -34,13 +34,13 @@ from libs.events.model import (
 )
 from libs.events.sealed_values import read_sealed
 from libs.events.slots import is_sealed
-from libs.workflow.definition import Definition, NodeKind
+from libs.workflow.definition import Definition, Node, NodeKind
 from libs.workflow.machine import apply, derived, new_state
 from libs.workflow.modes import graph_of
 from libs.workflow.pool import Pool, TypeMismatch, infer
 from libs.workflow.problems import WorkflowError, did_you_mean
 from libs.workflow.segments import NUMBER_TYPES
-from libs.workflow.state import ROOT, Key, RunState, round_path
+from libs.workflow.state import ROOT, Key, RunState, round_path, rounds_of
 
 __all__ = ["Fork", "ForkInvalid", "RetryPoint", "cause", "fork", "retry_point"]
 
@@ -55,7 +55,8 @@ Copied = (
     | RoundFinished
 )
 _NO_LIMIT = 2**62
-_OUTCOMES = NodeSucceeded | NodeRetryScheduled | NodeFailed | NodeExcepted
+_ENDS = NodeSucceeded | NodeFailed | NodeExcepted
+_OUTCOMES = _ENDS | NodeRetryScheduled
 
 
 class ForkInvalid(WorkflowError):
@@ -88,8 +89,8 @@ class Fork:
 @dataclass(frozen=True, slots=True)
 class RetryPoint:
     at: int
-    afresh: Key | None
-    """The failed execution: it begins anew with its first attempt."""
+    without: frozenset[int] = frozenset()
+    """Indices of events before it that are not copied: what failed begins anew with its first attempt."""
 
 
 def fork(
@@ -97,11 +98,11 @@ def fork(
     history: Sequence[RunEvent],
     at: int,
     edits: Mapping[str, JsonValue] | None = None,
-    afresh: Key | None = None,
+    without: Collection[int] = (),
 ) -> Fork:
     """The fork behind event `at` of `history` (from the run's first event on). Raises ForkInvalid.
 
-    `edits`: `node.name` -> another value of the same type. `afresh`: an execution that is not copied at all.
+    `edits`: `node.name` -> another value of the same type. `without`: as `RetryPoint` has it.
     Sealed values of `history` are copied as they stand; they are judged by what they show.
     """
     as_logged, history = history, [read_sealed(event, None) for event in history]
@@ -109,7 +110,7 @@ def fork(
     assert isinstance(accepted, RunAccepted)  # sequence 1 is nothing else
     definition = graph_of(definition, accepted)
     _check_place(history, at)
-    numbers = _copied(definition, history[:at], afresh)
+    numbers = _copied(definition, history[:at], without)
     copied = _numbered([history[number] for number in numbers])
     copies = _numbered([as_logged[number] for number in numbers])
     started, sealed = (
@@ -148,12 +149,12 @@ def retry_point(definition: Definition, history: Sequence[RunEvent]) -> RetryPoi
         )
     for number, event in enumerate(history):
         if isinstance(event, LimitExceeded):
-            return RetryPoint(number, None)
+            return RetryPoint(number, frozenset(_dooming(definition, history[:number])))
         if isinstance(event, NodeFailed) and event.path == ROOT:
             number = cause(definition, history, number)
-            failed = history[number]
+            failed, before = history[number], history[:number]
             assert isinstance(failed, NodeFailed)
-            return RetryPoint(number, Key(failed.path, failed.node_id))
+            return RetryPoint(number, frozenset({*_all_of(definition, before, failed), *_dooming(definition, before)}))
     raise ForkInvalid("the run failed before any of its nodes did: start a new one", "nothing_to_retry")
 
 
@@ -182,6 +183,42 @@ def cause(definition: Definition, history: Sequence[RunEvent], number: int) -> i
         number = found
 
 
+def _all_of(definition: Definition, history: Sequence[RunEvent], failed: NodeFailed) -> Iterator[int]:
+    """Indices of the events of an execution, and of its rounds when it is a container."""
+    path, node = failed.path, definition.nodes[failed.node_id]
+    rounds = round_path(path, node.type, node.id, 0)[:-1] if node.kind is NodeKind.CONTAINER else None
+    for number, event in enumerate(history):
+        if isinstance(event, Copied) and (
+            (event.path, event.node_id) == (path, node.id) or (rounds is not None and event.path.startswith(rounds))
+        ):
+            yield number
+
+
+def _dooming(definition: Definition, history: Sequence[RunEvent]) -> Iterator[int]:
+    """Indices of the events by which containers that are still open will fail, and the run with them."""
+    ended = {event.node_id for event in history if isinstance(event, _ENDS) and event.path == ROOT}
+
+    def doomed(path: str) -> bool:
+        around = rounds_of(path)
+        fatal = (_fails_with_a_round(definition.nodes[each.node_id]) for each in around)
+        return bool(around) and around[0].node_id not in ended and all(fatal)
+
+    for number, event in enumerate(history):
+        if isinstance(event, NodeFailed) and doomed(event.path):
+            if cause(definition, history, number) == number:
+                yield from _all_of(definition, history, event)
+            else:
+                yield number
+        elif isinstance(event, RoundFinished) and event.error is not None:
+            node = definition.nodes[event.node_id]
+            if doomed(round_path(event.path, node.type, node.id, event.index)):
+                yield number
+
+
+def _fails_with_a_round(node: Node) -> bool:
+    return node.strategy is None and (node.type == "loop" or node.config.error_handle_mode == "terminated")
+
+
 # --- what is copied --------------------------------------------------------------------------------------------------
 
 
@@ -194,12 +231,12 @@ def _check_place(history: Sequence[RunEvent], at: int) -> None:
         raise ForkInvalid(f"at: the run has events 1 to {last}. Fork at 1 to {last - ended}")
 
 
-def _copied(definition: Definition, history: Sequence[RunEvent], afresh: Key | None) -> list[int]:
+def _copied(definition: Definition, history: Sequence[RunEvent], without: Collection[int]) -> list[int]:
     """Which events are copied, by their index."""
     copied: list[int] = []
     begun: dict[Key, int] = {}
     for number, event in enumerate(history):
-        if not isinstance(event, Copied) or (afresh is not None and _belongs(definition, event, afresh)):
+        if not isinstance(event, Copied) or number in without:
             continue
         key = Key(event.path, event.node_id)
         if isinstance(event, NodeStarted):
@@ -211,14 +248,6 @@ def _copied(definition: Definition, history: Sequence[RunEvent], afresh: Key | N
         copied.append(number)
     without_outcome = set(begun.values())
     return [number for number in copied if number not in without_outcome]
-
-
-def _belongs(definition: Definition, event: Copied, key: Key) -> bool:
-    """Whether the event is of the execution, or of its rounds when it is a container."""
-    if (event.path, event.node_id) == key:
-        return True
-    node = definition.nodes[key.node_id]
-    return node.kind is NodeKind.CONTAINER and event.path.startswith(round_path(key.path, node.type, node.id, 0)[:-1])
 
 
 def _numbered(copied: list[RunEvent]) -> list[Copied]:

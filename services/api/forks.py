@@ -43,7 +43,7 @@ def fork_routes(parts: Parts) -> APIRouter:
         principal = await parts.access.anyone(request)
         body = await read_json(request, parts.limits.max_body_bytes)
         at, edits = _place(body), _edits(body)
-        return await _begin(parts, request, principal, run_id, body, RetryPoint(at, None), edits)
+        return await _begin(parts, request, principal, run_id, body, RetryPoint(at), edits)
 
     @router.post(
         "/{run_id}/retry",
@@ -132,7 +132,7 @@ def _make(parts: Parts, history: list[Recorded], point: RetryPoint | None, edits
     events: list[Any] = [recorded.event for recorded in history]
     if point is None:
         point = retry_point(definition, events)
-    return fork(definition, events, point.at, edits, point.afresh)
+    return fork(definition, events, point.at, edits, point.without)
 
 
 def _command(parts: Parts, origin: str, made: Fork, key: str | None, digest: str) -> StartRun:

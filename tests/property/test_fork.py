@@ -143,7 +143,7 @@ def test_a_retry_whose_nodes_work_succeeds(text: str, seed: int, order: int) -> 
     if whole.state.status != "failed":
         return
     point = retry_point(whole.definition, whole.events)
-    made = fork(whole.definition, whole.events, point.at, afresh=point.afresh)
+    made = fork(whole.definition, whole.events, point.at, without=point.without)
     forked = _new(whole, made.prefix)
     state = forked.run(lambda key, attempt: Succeeded(outputs={"result": "mended"}), person=_person(seed))
     assert state.status in ("succeeded", "partial-succeeded")

@@ -231,7 +231,7 @@ def test_a_retry_keeps_what_siblings_did_and_begins_with_the_first_attempt() -> 
     driver.run(_fails("a"))
     point = retry_point(driver.definition, driver.events)
     assert point.at == _seq(driver, "NodeFailed(a)") - 1
-    made = fork(driver.definition, driver.events, point.at, afresh=point.afresh)
+    made = fork(driver.definition, driver.events, point.at, without=point.without)
     assert made.first == ("a",)
     forked = _forked(driver, made)
     assert _starts(forked.events) == [("start", 1, 1), ("b", 1, 2), ("a", 1, 3), ("end", 1, 4)]
@@ -244,12 +244,41 @@ def test_a_retry_of_a_failed_container_begins_in_the_round_that_failed() -> None
     origin = Driver(text, items=["x", "y"])  # type: ignore[arg-type]
     origin.run(lambda key, attempt: Failed("no") if key.path.endswith(":1") else done(key, attempt))
     point = retry_point(origin.definition, origin.events)
-    assert point.afresh == Key("iteration:each:1", "a")
     asked: list[str] = []
-    made = fork(origin.definition, origin.events, point.at, afresh=point.afresh)
+    made = fork(origin.definition, origin.events, point.at, without=point.without)
     forked = _forked(origin, made, lambda key, attempt: asked.append(key.path) or done(key, attempt))
     assert asked == ["iteration:each:1"]
     assert forked.state.outputs == {"out": ["a done", "a done"]}
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["round-open", "round-ended"])
+def test_a_retry_tries_again_what_would_have_made_the_run_fail_next(ended: bool) -> None:
+    nodes = [
+        start(),
+        code("beside"),
+        *_iteration("start.items"),
+        code("b", iteration_id="each"),
+        end(out="each.output"),
+    ]
+    nodes[2]["data"] |= {"is_parallel": True, "parallel_nums": 2}
+    text = document(nodes, edges("start > each > end", "start > beside > end", "begin > a", "begin > b"))
+    origin = Driver(text, items=["x", "y"]).begin()  # type: ignore[arg-type]
+    origin.start_due()
+    first, second = "iteration:each:0", "iteration:each:1"
+    origin.complete(Key(second, "b"), done(Key(second, "b"), 1))
+    origin.complete(Key(first, "a"), Failed("no"))
+    if ended:
+        origin.complete(Key(first, "b"), done(Key(first, "b"), 1))
+    origin.complete(Key("", "beside"), Failed("first"))
+    origin.run()
+    assert (origin.state.status, origin.state.error) == ("failed", "first")
+    point = retry_point(origin.definition, origin.events)
+    asked: list[tuple[str, str]] = []
+    made = fork(origin.definition, origin.events, point.at, without=point.without)
+    forked = _forked(origin, made, lambda key, attempt: asked.append((key.path, key.node_id)) or done(key, attempt))
+    assert forked.state.outputs == {"out": ["a done", "a done"]}
+    again = {("", "beside"), (first, "a"), (second, "a"), (first, "b")}
+    assert set(asked) == again - ({(first, "b")} if ended else set())
 
 
 def test_a_container_that_could_not_open_is_opened_again() -> None:
@@ -257,10 +286,10 @@ def test_a_container_that_could_not_open_is_opened_again() -> None:
     text = document(nodes, edges("start > a > each > end", "begin > b"))
     origin = _run(text)
     point = retry_point(origin.definition, origin.events)
-    made = fork(origin.definition, origin.events, point.at, afresh=point.afresh)
+    made = fork(origin.definition, origin.events, point.at, without=point.without)
     assert (made.first, made.again) == (("each",), ("each",))
     with pytest.raises(ForkInvalid, match="expected a value of type string, got array"):
-        fork(origin.definition, origin.events, point.at, {"a.result": ["x"]}, point.afresh)
+        fork(origin.definition, origin.events, point.at, {"a.result": ["x"]}, point.without)
 
 
 def test_a_run_over_its_limit_is_retried_before_the_limit() -> None:

@@ -189,7 +189,7 @@ def test_a_retry_begins_at_the_root_of_the_run_that_failed() -> None:
     failed = _driver("tick")
     assert failed.run(_fails("c")).status == "failed"
     point = retry_point(failed.definition, failed.events)
-    made = fork(failed.definition, failed.events, point.at, None, point.afresh)
+    made = fork(failed.definition, failed.events, point.at, None, point.without)
     again = _driver(made.accepted.root, prefix=made.prefix)
     assert again.run().outputs == {"a": None, "b": None, "c": "c done", "shared": None}
 
