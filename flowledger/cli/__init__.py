@@ -63,8 +63,12 @@ class _ReaderGone(Exception):
     """Who read our output has left (`| head`). click would end with 1, as if a run had failed."""
 
 
+class _NoRoom(Problem):
+    """Our output finds no room."""
+
+
 @contextmanager
-def _told_of_a_reader_gone() -> Iterator[None]:
+def _told_of_output_that_fails() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError as error:
@@ -72,18 +76,18 @@ def _told_of_a_reader_gone() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise Problem(f"cannot write: {error.strerror}. Make room, or write elsewhere", USAGE) from error
+        raise _NoRoom(f"cannot write: {error.strerror}. Make room, or write elsewhere", USAGE) from error
 
 
 class _Verbs(click.Group):
     """Knows its verbs and their one-line help without importing them."""
 
     def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
-        with _told_of_a_reader_gone():
+        with _told_of_output_that_fails():
             return super().make_context(*arguments, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _told_of_a_reader_gone():
+        with _told_of_output_that_fails():
             return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -152,12 +156,22 @@ def run(arguments: list[str]) -> int:
                 raise Problem(f"argument {number}: not UTF-8. For bytes as they are: -i NAME=@FILE", USAGE)
         result = cli.main(arguments, prog_name="flowledger", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        try:
+            error.show()
+        except OSError:  # nobody reads, or there is no room for this either
+            _lead_nowhere(2)
+        if isinstance(error, _NoRoom):
+            _lead_nowhere(1, 2)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except _ReaderGone:
-        # No complaint, and none at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _lead_nowhere(1)
         return 0
     return result if isinstance(result, int) else 0
+
+
+def _lead_nowhere(*descriptors: int) -> None:
+    """What is still in the buffers of these would fail once more at exit, with a code and a complaint of its own."""
+    for descriptor in descriptors:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -335,16 +336,19 @@ def test_a_reader_that_goes_away_is_no_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_output_that_finds_no_room_is_said_without_a_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_that_finds_no_room_is_said_without_a_traceback(tmp_path: Path, buffered: bool) -> None:
+    environment = dict(os.environ) | {"PYTHONUNBUFFERED": "" if buffered else "1"}
+    doctor = [*FLOWLEDGER, "doctor", "--json", "--data", str(tmp_path)]
     with open("/dev/full", "w") as full:
-        said = subprocess.run(
-            [*FLOWLEDGER, "doctor", "--json", "--data", str(tmp_path)],
-            stdout=full, stderr=subprocess.PIPE, timeout=60, check=False, text=True,
-        )  # fmt: skip
+        run = partial(subprocess.run, env=environment, timeout=60, check=False, text=True)
+        said = run(doctor, stdout=full, stderr=subprocess.PIPE)
+        nothing = run([*FLOWLEDGER, "doctor", "--no-such-option"], stdout=full, stderr=full)
     assert (said.returncode, said.stderr) == (
         USAGE,
         "cannot write: No space left on device. Make room, or write elsewhere\n",
     )
+    assert nothing.returncode == USAGE
 
 
 def test_words_that_are_no_text_are_wrong_usage(typed: Type) -> None:
