@@ -10,7 +10,7 @@ import random
 import secrets
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -107,6 +107,7 @@ class Executor:
         """Partitions that placement wants here; what is being released may be among them again."""
         self._stopping = False
         self._collecting = False
+        self._acks: deque[list[Ack]] = deque()
         self._ticked_at = self._thawed_at = self.monotonic()
 
     async def start(self) -> None:
@@ -270,10 +271,19 @@ class Executor:
         self.appender.collect(PATIENCE_S)
 
     def _take_acks(self, acks: list[Ack]) -> None:
+        """The log calls in the order of its acknowledgements, on one thread at a time, of which the loop's is one.
+
+        What another thread has brought may still wait for its turn of the loop: it comes first.
+        """
+        self._acks.append(acks)
         if threading.get_ident() == self._thread:
-            self._on_acks(acks)
+            self._pass_acks()
         else:
-            _call(self._loop, self._on_acks, acks)
+            _call(self._loop, self._pass_acks)
+
+    def _pass_acks(self) -> None:
+        while self._acks:
+            self._on_acks(self._acks.popleft())
 
     def _on_acks(self, acks: list[Ack]) -> None:
         by_partition: dict[int, list[Ack]] = defaultdict(list)
