@@ -121,6 +121,8 @@ async def set_variable(parts: Parts, speaker: Speaker, conversation_id: str, var
     value: JsonValue = body["value"]
     tables, _ = await _found(parts, speaker, conversation_id)
     row = await _variable_row(tables, conversation_id, variable_id)
+    if row["value_type"] == "secret":
+        raise bad_request(f"value: {row['name']} is a secret. Only the workflow changes it")
     if not fits(value, row["value_type"]):
         raise bad_request(f"value: the variable {row['name']} is a {row['value_type']}. Send a value of that type")
     if len(encode(value)) > MAX_VARIABLE_BYTES:

@@ -16,7 +16,7 @@ from libs.events.log import LogError, LogTruncated
 from libs.events.model import Mark
 from libs.events.sealing import OtherKey
 from libs.workflow.catalog import DefinitionMissing
-from libs.workflow.conversation import opening, recall
+from libs.workflow.conversation import recall
 from libs.workflow.definition import DefinitionInvalid
 from libs.workflow.machine import new_state
 from libs.workflow.state import RunState
@@ -117,4 +117,4 @@ class Hydration:
         )
         if any(getattr(event, "conversation_id", conversation_id) != conversation_id for _, event in events):
             raise LogTruncated(f"what conversation {conversation_id} is made of is not where its runs say it is")
-        run.opening = opening(state.definition, conversation_id, recall(events))
+        run.open(state, recall(events))

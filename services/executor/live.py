@@ -13,6 +13,7 @@ from libs.events.model import RunEvent, RunSnapshotted
 from libs.events.positions import Position
 from libs.events.sealed_values import read_copied
 from libs.events.sealing import Vault
+from libs.workflow.conversation import Conversation, opening
 from libs.workflow.definition import Definition
 from libs.workflow.machine import apply, new_state
 from libs.workflow.pins import Pins, parse_pins
@@ -78,13 +79,25 @@ class LiveRun:
 
     def fold_ahead(self, state: RunState, epoch: int, vault: Vault) -> None:
         """Fold this epoch's own events; from then on `state` is the run's state."""
-        self.secrets = Secrets.of(state.definition, vault)
         for event, at_us in self.ahead:
             apply(state, read_copied(event, vault), at_us, epoch)
+        self.secrets = Secrets.of(state.definition, vault)
+        if state.accepted is not None:
+            self.secrets.learn(state.pool.secrets())  # and what was put into secret variables of the conversation
         self.ahead.clear()
         self.state = state
         if state.accepted is not None and state.accepted.pins:
             self.pins = parse_pins(state.accepted.pins)
+
+    def open(self, state: RunState, earlier: Conversation | None) -> None:
+        """`earlier`: the conversation that it continues, when it is known."""
+        accepted = state.accepted
+        assert accepted is not None
+        assert accepted.conversation_id is not None
+        assert self.secrets is not None
+        self.opening = opening(state.definition, accepted.conversation_id, earlier)
+        values = self.opening["variables"]
+        self.secrets.learn(values[each.name] for each in state.definition.conversation if each.type == "secret")
 
     def park(self, snapshot_offset: int) -> None:
         """Forget the state, which a snapshot holds; it comes back by hydration."""

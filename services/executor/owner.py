@@ -44,7 +44,7 @@ from libs.events.model import (
     RunStopped,
     StopRequested,
 )
-from libs.workflow.conversation import opening, recall
+from libs.workflow.conversation import recall
 from libs.workflow.machine import (
     Begin,
     CheckForms,
@@ -501,8 +501,7 @@ class PartitionOwner:
                 if run.placed:
                     self._hydration.recall(run, state, accepted.earlier)
                 return None
-            told = recall((), accepted.conversation) if accepted.conversation is not None else None
-            run.opening = opening(state.definition, accepted.conversation_id, told)
+            run.open(state, recall((), accepted.conversation) if accepted.conversation is not None else None)
         event = decide(state, Begin(self._x.max_steps, self._x.max_time_s, run.opening))
         return None if isinstance(event, Rejection) else event
 

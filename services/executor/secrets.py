@@ -24,13 +24,20 @@ class Secrets:
     """Of one run. Falsy when it has none; then only look-alikes of sealed values are sealed."""
 
     def __init__(self, values: Iterable[str], vault: Vault) -> None:
-        self._masks = Masks(values)
+        self._values = frozenset(values)
+        self._masks = Masks(self._values)
         self._vault = vault
 
     @classmethod
     def of(cls, definition: Definition, vault: Vault) -> "Secrets":
         declared = (*definition.environment, *definition.conversation)
         return cls((str(each.value) for each in declared if each.type == "secret"), vault)
+
+    def learn(self, values: Iterable[JsonValue]) -> None:
+        """More of them, for all that is recorded from here on."""
+        found = self._values.union(value for value in values if isinstance(value, str))
+        if found != self._values:
+            self._values, self._masks = found, Masks(found)
 
     def __bool__(self) -> bool:
         return bool(self._masks)
@@ -46,6 +53,7 @@ class Secrets:
         """The event as it is written. Raises SealError."""
         if isinstance(event, SENT):
             return event
+        self.learn(each.value for each in getattr(event, "updates", None) or () if each.value_type == "secret")
         made: dict[Slot, JsonValue] = {}
         for slot, value in slots(event):
             if is_sealed(value) or self._masks.hide(value):

@@ -5,6 +5,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from flowledger import Client
 from flowledger.cli import run as run_cli
 from flowledger.client import Refused, RunStopped
 from flowledger.dev import Embedded, start_embedded
-from libs.events.log import LogError
+from libs.events.codec import decode_event
+from libs.events.log import LogError, Topic
+from libs.events.sqlite import SqliteLog
 from libs.settings import Settings
 from tests.documents import code, document, edges, end, node, start, template
 
@@ -58,7 +61,8 @@ def called() -> Iterator[tuple[int, list[Any]]]:
             seen.append((self.path, dict(self.headers)))
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b"{}")
+            echoed = {"path": self.path, "basic": self.headers.get("X-Basic"), "error": repr(self.headers.get("X-Odd"))}
+            self.wfile.write(json.dumps(echoed).encode())
 
         def log_message(self, *arguments: Any) -> None:
             pass
@@ -129,6 +133,51 @@ def test_an_answer_of_a_chatflow_shows_a_mask(tmp_path: Path) -> None:
         )
         assert not shows(json.dumps([one.raw for one in events]))
     instance.stop()
+
+
+def test_what_a_run_puts_into_a_secret_of_its_conversation_is_one_from_there_on(tmp_path: Path) -> None:
+    variable = {"id": "c1", "name": "pin", "value_type": "secret", "value": "first-pin-0001"}
+    made = code("made", code="def main(q):\n    return {'result': 'sk-live-' + q[::-1] + '-abcdefghij'}\n",
+                variables=[{"variable": "q", "value_selector": ["sys", "query"]}])  # fmt: skip
+    written = node("set", "assigner", assigned_variable_selector=["conversation", "pin"], write_mode="over-write",
+                   input_variable_selector=["made", "result"])  # fmt: skip
+    text = document(
+        [start(), made, written, node("answer", "answer", answer="it is {{#conversation.pin#}}")],
+        edges("start > made > set > answer"),
+        mode="advanced-chat",
+        conversation_variables=[variable],
+    )  # fmt: skip
+    reading = document(
+        [start(), template("told", "{{ pin }}", pin="conversation.pin"),
+         node("answer", "answer", answer="still {{#told.output#}}")],
+        edges("start > told > answer"),
+        mode="advanced-chat",
+        conversation_variables=[variable],
+    )  # fmt: skip
+    query, said = "0123456789"[::-1], {}
+    for number in (1, 2):
+        instance = opened(tmp_path)
+        headers = {"Authorization": f"Bearer {instance.admin_token}"}
+        with httpx.Client(base_url=instance.url, timeout=30) as asked:
+            if number == 1:
+                app = asked.post("/v1/apps/import?key=true", content=text, headers=headers).json()
+            else:
+                asked.post("/v1/apps/import", params={"app_id": app["app_id"]}, content=reading, headers=headers)
+            key = {"Authorization": f"Bearer {app['api_key']}"}
+            body = {"inputs": {}, "query": query if number == 1 else "?", "user": "u"}
+            body |= {"conversation_id": said["conversation_id"]} if number == 2 else {}
+            said = asked.post("/v1/chat-messages", json=body, headers=key).json()
+            path = f"/v1/conversations/{said['conversation_id']}/variables"
+            listed = asked.get(path, params={"user": "u"}, headers=key).json()["data"]
+            refused = asked.put(f"{path}/c1", json={"user": "u", "value": "plain"}, headers=key)
+        instance.stop()
+        assert said["answer"] == ("it is " if number == 1 else "still ") + "sk-liv************ij"
+        assert [one["value"] for one in listed] == ["sk-liv************ij"]
+        assert (refused.status_code, refused.json()["code"]) == (400, "bad_request")
+    with closing(SqliteLog(tmp_path, read_only=True)) as log:
+        records = [record for batch in log.read(Topic.EVENTS, 0, 0) for record in batch]
+    plain = [decode_event(record).event for record in records if SECRET.encode() in (record.value or b"")]
+    assert {getattr(event, "node_id", "") for event in plain} == {"made"}, "what made it did not know that it was one"
 
 
 def test_a_fork_of_a_chatflow_works_with_the_secrets_of_its_conversation(

@@ -5,8 +5,9 @@ variables, where they are plain text.
 """
 
 import json
-from collections.abc import Iterable
-from urllib.parse import quote
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Iterable, Iterator
+from urllib.parse import quote, quote_plus
 
 from pydantic import JsonValue
 
@@ -16,6 +17,7 @@ from libs.workflow.segments import as_text, mask
 
 # Masking every "a" because some secret is "a" would destroy the record and hide nothing.
 _SHORTEST = 4
+_SHORTEST_IN_BASE64 = 8
 
 
 class Masks:
@@ -87,5 +89,22 @@ class Masking(Masks):
 
 
 def _forms(secret: str) -> tuple[str, ...]:
-    """The secret as it is, inside JSON, and inside URLs."""
-    return (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], quote(secret, safe=""))
+    """The secret as it is, inside JSON, URLs, forms and messages of Python, and inside base64 wherever it begins."""
+    plain = (
+        secret,
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+        quote(secret, safe=""),
+        quote_plus(secret),
+        repr(secret)[1:-1],
+    )
+    return tuple(dict.fromkeys((*plain, *_in_base64(secret.encode(errors="replace")))))
+
+
+def _in_base64(secret: bytes) -> Iterator[str]:
+    """What of it is the same whatever stands around it; too little is left of a short one to be told from anything."""
+    for before in range(3):
+        first, behind = (before * 8 + 5) // 6, (before + len(secret)) * 8 // 6
+        if behind - first >= _SHORTEST_IN_BASE64:
+            for encode in (b64encode, urlsafe_b64encode):
+                yield encode(bytes(before) + secret).decode()[first:behind]
