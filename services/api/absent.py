@@ -13,8 +13,8 @@ from services.api import schemas
 from services.api.about import enabled, published
 from services.api.access import required_user
 from services.api.errors import ApiError, invalid_param
-from services.api.files import read_form
 from services.api.parts import Parts
+from services.api.receiving import read_form
 from services.api.requests import read_json
 from services.api.schemas import errors, file_body, json_body, secured
 

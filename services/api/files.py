@@ -1,7 +1,7 @@
 """The reference's paths for files: upload, preview with the app's key, and preview by a signed link."""
 
 import re
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 from urllib.parse import quote
 
@@ -11,12 +11,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from libs.events.files import StoredFile
 from services.api import schemas
 from services.api.access import ANYBODY, Principal
-from services.api.errors import ApiError, bad_request, forbidden, invalid_param
-from services.api.multipart import MultipartInvalid, Part, parse_multipart
+from services.api.console.session import account
+from services.api.errors import ApiError, forbidden, invalid_param
+from services.api.multipart import Part
 from services.api.parts import Parts
-from services.api.requests import read_body
+from services.api.receiving import field_of, keep_upload
 from services.api.schemas import answers, errors, file_body, parameters, secured
-from services.api.uploads import MAX_UPLOAD_BYTES, uploaded
+from services.api.uploads import FileUser, uploaded
+from services.api.visitors import Visitor, visitor_of
 
 _MARKUP: Final = frozenset({"text/html", "application/xhtml+xml", "text/xml", "application/xml"})
 """What a browser would show as a page of this server."""
@@ -54,15 +56,21 @@ def file_routes(parts: Parts) -> APIRouter:
     @router.get(
         "/v1/files/{file_id}/preview",
         summary="Read a file of the app",
+        description="With a passport: a file that this visitor of the app's page uploaded, or that a node made.",
         responses=content | errors(401, 403, 404, 503),
-        openapi_extra=secured("app_key", "admin") | parameters("as_attachment", "user"),
+        openapi_extra=secured("app_key", "admin", "session", "passport") | parameters("as_attachment", "user"),
     )
     async def preview(request: Request, file_id: str) -> Response:
-        principal = await parts.access.anyone(request)
+        reader = await _reader(parts, request)
         file = await _found(parts, file_id)
-        if not principal.may_see(file.app_id):
-            raise ApiError(403, "file_access_denied", "the file belongs to another app")
-        return await _sent(parts, request, file)
+        if isinstance(reader, Visitor):
+            allowed = FileUser(reader.app.app_id, reader.principal, reader.user).may_use(file)
+        else:
+            allowed = reader.may_see(file.app_id)
+        if not allowed:
+            raise ApiError(403, "file_access_denied", "the file belongs to another app, or to another user of its page")
+        by_key = isinstance(reader, Principal) and "authorization" in request.headers
+        return await _sent(parts, request, file, "public" if by_key else "private")
 
     @router.get(
         "/files/{file_id}/file-preview",
@@ -79,40 +87,16 @@ def file_routes(parts: Parts) -> APIRouter:
     return router
 
 
-async def keep_upload(
-    parts: Parts, request: Request, app_id: str, principal: Principal, user_of: Callable[[list[Part]], str]
-) -> StoredFile:
-    """The file of the request's form, kept for the app and the user, whom the form may name. Raises ApiError."""
-    declared = request.headers.get("content-length", "")
-    size = min(int(declared), MAX_UPLOAD_BYTES) if declared.isdigit() else MAX_UPLOAD_BYTES
-    with parts.uploads.room.taken(size):
-        form = await read_form(request, MAX_UPLOAD_BYTES)
-        user = user_of(form)
-        file = await parts.uploads.take(form, app_id, principal.caller(user).id)
-    await parts.end_users.seen(principal, user)
-    return file
-
-
-async def read_form(request: Request, limit_bytes: int, code: str = "file_too_large") -> list[Part]:
-    """The parts of the body. Raises ApiError 413 (`code`), 408, 415, 400."""
-    kind = request.headers.get("content-type", "")
-    if not kind.lower().startswith("multipart/form-data"):
-        raise ApiError(415, "unsupported_media_type", "Content-Type must be multipart/form-data")
+async def _reader(parts: Parts, request: Request) -> Principal | Visitor:
+    """By a key of the app, the admin token, a session of the console or a passport. Raises ApiError 401."""
     try:
-        body = await read_body(request, limit_bytes)
+        return await parts.access.anyone(request)
     except ApiError as error:
-        if error.status != 413:
-            raise
-        raise ApiError(413, code, error.message, headers=error.headers) from error
-    try:
-        return parse_multipart(kind, body)
-    except MultipartInvalid as error:
-        raise bad_request(f"the form cannot be read: {error}") from error
-
-
-def field_of(form: list[Part], name: str) -> str:
-    """The text of a plain field; empty when there is none."""
-    return next((part.text for part in form if part.name == name and part.filename is None), "")
+        with suppress(ApiError):
+            return await account(parts, request, csrf=False)
+        with suppress(ApiError):
+            return await visitor_of(request)
+        raise error
 
 
 async def _found(parts: Parts, file_id: str) -> StoredFile:
@@ -122,9 +106,9 @@ async def _found(parts: Parts, file_id: str) -> StoredFile:
     return file
 
 
-async def _sent(parts: Parts, request: Request, file: StoredFile) -> Response:
+async def _sent(parts: Parts, request: Request, file: StoredFile, cached: str = "public") -> Response:
     headers = {
-        "Cache-Control": "public, max-age=3600",
+        "Cache-Control": f"{cached}, max-age=3600",
         "X-Content-Type-Options": "nosniff",
         # Whatever the bytes are, they run nothing in the name of this server.
         "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'",

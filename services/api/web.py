@@ -20,10 +20,10 @@ from services.api.annotating import reply_of
 from services.api.bodies import Body
 from services.api.chat import conversation_of, query_of, require_chat
 from services.api.errors import ApiError, invalid_param, not_found, unauthorized
-from services.api.files import keep_upload
 from services.api.forms import MAX_BYTES, shown, submitted
 from services.api.frames import Json
 from services.api.parts import Parts
+from services.api.receiving import keep_upload
 from services.api.requests import RunRequest, body_digest, read_json
 from services.api.schemas import answers, errors, file_body, json_body, parameters, streamed
 from services.api.starting import Wanted

@@ -211,6 +211,26 @@ def test_a_passport_opens_neither_the_service_api_nor_the_console(page: Page) ->
         assert page.server.http.get(path, headers=headers).status_code == 401
 
 
+def test_a_file_opens_for_who_uploaded_it_at_the_page_and_for_the_console(page: Page) -> None:
+    ann, bob, http = page.visit("ann"), page.visit("bob"), page.server.http
+    uploaded = http.post("/api/files/upload", files={"file": ("a.txt", b"hello")}, headers=ann).json()
+    path = f"/v1/files/{uploaded['id']}/preview"
+    cookie = {"Cookie": f"passport-{page.code}={ann['X-App-Passport']}", "X-App-Code": page.code}
+    for headers in (ann, cookie, {"Authorization": f"Bearer {ann['X-App-Passport']}"}):
+        answer = http.get(path, headers=headers)
+        assert (answer.status_code, answer.text, answer.headers["cache-control"]) == (
+            200,
+            "hello",
+            "private, max-age=3600",
+        )
+    assert code_of(http.get(path, headers=bob)) == (403, "file_access_denied")
+    assert code_of(http.get(path, headers=Page(page.server).visit("ann"))) == (403, "file_access_denied")
+    assert code_of(http.get(path)) == (401, "unauthorized")
+    logged = http.post("/console/api/login", json={"email": "a@b.c", "password": ADMIN})
+    with httpx.Client(base_url=http.base_url, cookies=logged.cookies, trust_env=False) as editor:
+        assert editor.get(path).text == "hello"
+
+
 def test_a_code_must_name_a_page(page: Page) -> None:
     http = page.server.http
     assert code_of(http.get("/api/passport")) == (401, "unauthorized")

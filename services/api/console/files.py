@@ -8,8 +8,8 @@ from services.api import schemas
 from services.api.account import ADMIN_ID
 from services.api.console.apps import CONSOLE
 from services.api.console.session import Account
-from services.api.files import keep_upload
 from services.api.parts import Parts
+from services.api.receiving import keep_upload
 from services.api.schemas import answers, file_body
 from services.api.uploads import uploaded
 
