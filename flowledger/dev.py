@@ -31,6 +31,7 @@ from libs.settings import Settings
 from libs.storage import blobs_by_setting
 from libs.workflow.catalog import Catalog
 from services.api.app import ApiDependencies, Beside, create_app
+from services.api.connections import Connection
 from services.api.main import limits_of, own_version, stored_admin_token
 from services.api.records import Records
 from services.executor.build import build_executor, build_handlers
@@ -178,7 +179,13 @@ async def _start_api(dependencies: ApiDependencies, listening: socket.socket, cl
     """Returns when requests are answered. Raises LogError when the API does not start."""
     app = create_app(dependencies)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", ws="none", timeout_graceful_shutdown=CLOSE_S
+        app,
+        http=Connection,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        timeout_graceful_shutdown=CLOSE_S,
     )
     server = _Announcing(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))

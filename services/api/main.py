@@ -26,6 +26,7 @@ from libs.storage import blobs_by_setting
 from libs.tables import TablesError, open_engine
 from libs.workflow.catalog import Catalog
 from services.api.app import ApiDependencies, Limits, create_app
+from services.api.connections import Connection
 from services.api.records import Records
 
 GRACE_S = 3
@@ -112,7 +113,9 @@ async def _serve(settings: Settings, kafka: str, engine: Engine, listener: socke
                 limits=limits_of(settings),
             )
         )
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S)
+        config = uvicorn.Config(
+            app, http=Connection, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S
+        )
         server = Server(config, f"flowledger api ready on http://{in_url(host)}:{listener.getsockname()[1]}")
         serving = asyncio.ensure_future(server.serve([listener]))
         asked = asyncio.ensure_future(until_asked_to_stop())
