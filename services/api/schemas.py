@@ -512,7 +512,9 @@ class RunItem(_Shape):
     created_at: str
     started_at: str | None
     finished_at: str | None
-    queue_time: float | None = Field(description="Seconds until it was admitted; what a running one waits for, such as a free slot, `why` says")
+    queue_time: float | None = Field(
+        description="Seconds until it was admitted. What a running one waits for `why` says"
+    )
     elapsed_time: float
     total_steps: int
     total_tokens: int
