@@ -79,7 +79,7 @@ class Fork:
     prefix: list[JsonValue]
     """The copied events, as their bodies in the log."""
     again: tuple[str, ...]
-    """Nodes that ran in the first run and run again, in the order in which they began there."""
+    """Nodes that ran in the first run and run again unless a branch is taken otherwise, in the order of that run."""
     first: tuple[str, ...]
     """Nodes that begin at once."""
     tokens: int

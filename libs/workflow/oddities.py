@@ -191,7 +191,9 @@ def _check_older_forms(node: Draft, findings: Findings) -> None:
 def _check_schedule(node: Draft, findings: Findings) -> None:
     """A warning: the workflow runs when somebody starts it. No clock does."""
     try:
-        schedule_of(node.data)
+        kept = schedule_of(node.data)
+        if kept.next_us(0) is None:
+            raise ScheduleInvalid("cron_expression: no day of any year matches it")
     except ScheduleInvalid as error:
         field, _, problem = str(error).partition(": ")
         findings.warn(f"{node.at}.data.{field}", problem, "Until it is corrected no clock starts this workflow")

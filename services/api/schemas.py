@@ -627,7 +627,9 @@ class Forked(_Shape):
     task_id: str
     forked_from: str
     forked_at: int
-    again: list[str] = Field(description="Nodes that ran in the first run and run again")
+    again: list[str] = Field(
+        description="Nodes that ran in the first run and are not copied: they run again, unless a branch is taken otherwise"
+    )
     first: list[str] = Field(description="Nodes that begin at once")
 
 

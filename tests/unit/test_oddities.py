@@ -67,6 +67,11 @@ ODDITIES: dict[str, tuple[Document | str, str, str]] = {
         "workflow.graph.nodes[0].data.cron_expression",
         'hour "25" is not in 0 to 23',
     ),
+    "a schedule of a day that never comes": (
+        scheduled(mode="cron", cron_expression="0 0 30 2 *"),
+        "workflow.graph.nodes[0].data.cron_expression",
+        "no day of any year matches it",
+    ),
     "a schedule of a zone that nobody knows": (
         scheduled(timezone="Mars/Olympus"),
         "workflow.graph.nodes[0].data.timezone",
