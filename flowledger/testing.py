@@ -15,7 +15,7 @@ import asyncio
 import selectors
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,7 @@ def run_document(
 
     `root`: id of the trigger at which it begins; else it begins at the start node, or the first trigger.
     `pins` as in a pins file (`{"nodes": {...}, "types": {...}}`); `answers`: functions by node id or node type.
+    Within a running event loop it works on a thread of its own, and the loop waits.
     `horizon_s`: virtual seconds after which the run is taken to hang; `patience_s`: real ones for code nodes.
 
     Raises DefinitionInvalid, RootInvalid, InputInvalid, PinsInvalid: what the server would refuse; AssertionError: the
@@ -136,12 +137,21 @@ def run_document(
             raise PinsInvalid(problems)
     if unknown := set(answers or ()) - set(definition.nodes) - {node.type for node in definition.nodes.values()}:
         raise ValueError(f"answers: no node and no type {', '.join(sorted(unknown))} in this document")
-    instance = _Instance(text, answers or {}, patience_s)
+    command = _command(definition, accepted, query, files, pins)
+
+    def run() -> TestRun:
+        instance = _Instance(text, answers or {}, patience_s)
+        try:
+            return instance.run(command, horizon_s)
+        finally:
+            instance.close()
+
     try:
-        command = _command(definition, accepted, query, files, pins)
-        return instance.run(command, horizon_s)
-    finally:
-        instance.close()
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return run()
+    with ThreadPoolExecutor(1) as apart:  # a thread runs one loop at a time
+        return apart.submit(run).result()
 
 
 def _text(document: str | bytes | Path) -> str:

@@ -140,7 +140,7 @@ class Client:
         return self._do(self._asking.why(run_id, node_id))
 
     def events(
-        self, run_id: str, after: str = "0", *, user: str | None = None, timeout_s: float | None = None
+        self, run_id: str, after: str | int = "0", *, user: str | None = None, timeout_s: float | None = None
     ) -> Iterator[Event]:
         """As `Run.events`."""
         return self._events(Following(self._servers, run_id, user or self.user, after, timeout_s))
@@ -229,8 +229,8 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({self.id})"
 
-    def events(self, after: str = "0", *, timeout_s: float | None = None) -> Iterator[Event]:
-        """Everything the run's stream says behind the event with the id `after`, until the run ends.
+    def events(self, after: str | int = "0", *, timeout_s: float | None = None) -> Iterator[Event]:
+        """Everything the run's stream says behind the event with the id or sequence `after`, until the run ends.
 
         After a broken connection it goes on where it was, at any replica, without a gap or a repeat. Text that had
         been shown and does not hold any more is replaced by an event `text_replace`. Raises StillRunning, Unreachable.

@@ -24,14 +24,14 @@ _FINISHED = frozenset({"node_finished", "iteration_completed", "loop_completed"}
 
 
 class Following:
-    """One reader of one run. `after`: the id of the last event that the reader has seen; "0": from the start."""
+    """One reader of one run. `after`: the id of the last event that the reader has seen, or its sequence; 0: all."""
 
     def __init__(
-        self, servers: Servers, run_id: str, user: str, after: str = "0", timeout_s: float | None = None
+        self, servers: Servers, run_id: str, user: str, after: str | int = "0", timeout_s: float | None = None
     ) -> None:
         self.run_id = run_id
         self.over = False
-        self.last_id = after
+        self.last_id = str(after)
         self._servers = servers
         self._user = user
         self._open = {run_id}

@@ -627,9 +627,7 @@ class Forked(_Shape):
     task_id: str
     forked_from: str
     forked_at: int
-    again: list[str] = Field(
-        description="Nodes that ran in the first run and are not copied: they run again, unless a branch is taken otherwise"
-    )
+    again: list[str] = Field(description="Ran in the first run and will run again, unless a branch is taken otherwise")
     first: list[str] = Field(description="Nodes that begin at once")
 
 

@@ -257,10 +257,16 @@ def _missing(config: WebhookConfig, event: Json) -> list[str]:
     def lacking(fields: Sequence[WebhookField], there: Any, what: str) -> list[str]:
         return [f"{what} {field.name}" for field in fields if field.required and not there(field.name)]
 
+    def sent(field: WebhookField) -> bool:
+        if raw:
+            return "raw" in body
+        found = files.get(field.name, body.get(field.name))
+        return isinstance(found, dict) if field.type == "file" else found is not None
+
     return [
         *lacking(config.headers, lambda name: name.lower() in headers, "header"),
         *lacking(config.params, lambda name: name in params, "query parameter"),
-        *lacking(config.body, lambda name: (raw and "raw" in body) or name in body or name in files, "body field"),
+        *(f"body field {field.name}" for field in config.body if field.required and not sent(field)),
     ]
 
 

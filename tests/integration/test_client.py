@@ -311,6 +311,8 @@ def test_events_go_on_behind_any_event(connect: Any, server: Server) -> None:
     for number, event in enumerate(whole[:-1]):
         if event.id:
             assert list(run.events(after=event.id)) == whole[number + 1 :]
+    fact = list(run.history())[3]
+    assert [event for event in whole if event.seq > fact.seq] == list(run.events(after=fact.seq))
 
 
 def test_behind_the_last_event_there_is_nothing(connect: Any, server: Server) -> None:

@@ -146,6 +146,15 @@ def test_what_a_call_lacks_is_said_at_once(http: httpx.Client, instance: Embedde
     assert code_of(form) == (400, "bad_request")
 
 
+def test_a_value_that_cannot_count_is_lacking(http: httpx.Client, instance: Embedded) -> None:
+    answer = http.post(Hook(http, instance).url, json={"who": None}, headers={"X-Kind": "k"})
+    assert (answer.status_code, "body field who" in answer.json()["message"]) == (400, True)
+    fields = [{"name": "doc", "type": "file", "required": True}]
+    uploading = Hook(http, instance, hook_with(content_type="multipart/form-data", body=fields))
+    answer = http.post(uploading.url, files={"doc": (None, "no file")})
+    assert (answer.status_code, "body field doc" in answer.json()["message"]) == (400, True)
+
+
 def test_a_webhook_is_open_only_while_the_published_version_begins_with_it(
     http: httpx.Client, instance: Embedded
 ) -> None:

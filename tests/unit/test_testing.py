@@ -1,5 +1,6 @@
 """`flowledger.testing`: what a test of a document can say and see, and that it neither waits nor calls anybody."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,16 @@ def test_a_document_runs_to_its_end() -> None:
     assert [event.seq for event in run.events] == list(range(1, len(run.events) + 1))
     assert run.output_of("t") == {"output": "hi!"}
     assert run.output_of("nowhere") is None
+
+
+def test_a_document_runs_within_a_test_that_has_a_loop_of_its_own() -> None:
+    text = document([start("q"), template("t", "{{ q }}!", q="start.q"), end(a="t.output")],
+                    edges("start > t > end"))  # fmt: skip
+
+    async def test() -> object:
+        return run_document(text, {"q": "hi"}).outputs
+
+    assert asyncio.run(test()) == {"a": "hi!"}
 
 
 def test_hours_of_retries_cost_no_real_time() -> None:
