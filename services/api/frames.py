@@ -264,7 +264,7 @@ class FrameMaker:
         if self._chat and self.text:
             bodies.append(self._body("message_replace") | {"answer": self.text, "reason": ""})
         for (path, _), node in self._nodes.items():
-            if node.started.node_type in CONTAINERS | MARKERS:
+            if node.started.node_type in MARKERS:
                 continue
             bodies.append(self._framed("node_started", _reduced(self._node_started(path, node), extras=True)))
             if node.finished is not None:
@@ -422,10 +422,10 @@ class FrameMaker:
         status, error = "succeeded", None
         if not isinstance(event, NodeSucceeded):
             status, error = "failed" if isinstance(event, NodeFailed) else "exception", event.error
-        if node.started.node_type in CONTAINERS:
-            return [self._container_completed(node, event, error, at_us)]
         result = self._result(event.path, node, event, at_us) | {"status": status, "error": error}
         node.finished = _reduced(result, extras=False)
+        if node.started.node_type in CONTAINERS:
+            return [self._container_completed(node, event, error, at_us)]
         return [self._framed("node_finished", self._shown(result))]
 
     def _closed(self) -> list[Json]:

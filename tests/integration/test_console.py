@@ -182,6 +182,7 @@ def test_an_app_is_made_read_changed_and_deleted(console: httpx.Client, server: 
     assert (app["name"], app["mode"], app["icon"], app["workflow"]) == ("Weather", "workflow", "🌦", None)
     assert app["api_base_url"] == f"{server.url}/v1"
     assert len(app["site"]["code"]) == 16
+    assert {"default_language", "custom_disclaimer", "show_workflow_steps", "copyright"} <= app["site"].keys()
     path = f"apps/{app['id']}"
     assert console.get(path).json() == app
     changed = console.put(path, json={"name": "Rain", "max_active_requests": 3, "use_icon_as_answer_icon": True}).json()
@@ -503,8 +504,8 @@ def test_a_new_app_has_no_draft_until_the_first_save(console: httpx.Client) -> N
     assert code_of(console.get(path)) == (404, "draft_workflow_not_exist")
     assert code_of(console.post(f"{path}/features", json={"features": {}})) == (404, "draft_workflow_not_exist")
     assert code_of(console.post(f"apps/{app_id}/workflows/publish")) == (404, "draft_workflow_not_exist")
+    saved = save(console, app_id, "of no draft, as none is stored").json()
     assert code_of(save(console, app_id, "no such hash")) == (409, "draft_workflow_not_sync")
-    saved = save(console, app_id).json()
     assert set(saved) == {"result", "hash", "updated_at"}
     draft = console.get(path).json()
     assert (draft["hash"], draft["version"], draft["graph"]) == (saved["hash"], "draft", GRAPH)
@@ -562,6 +563,7 @@ def test_a_save_keeps_secrets_that_come_back_as_their_mask(console: httpx.Client
     assert posted.json() == {"result": "success"}
     exported = console.get(f"apps/{app_id}/export", params={"include_secret": "1"}).json()["data"]
     kept = yaml.safe_load(exported)["workflow"]["environment_variables"]
+    assert yaml.safe_load(exported)["workflow"]["rag_pipeline_variables"] == []
     assert [(one["name"], one["value"]) for one in kept] == [("renamed", "very-secret"), ("place", "there")]
     assert console.get(path).json()["hash"] == hashed
 

@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from libs.events.registry import AppChanged, AppCreated, AppDeleted, Fact, KeyCreated
 from services.api import schemas
+from services.api.about import site_of
 from services.api.account import ADMIN_ACCOUNT, ADMIN_ID
 from services.api.bodies import Body, OptionalBody
 from services.api.console import shapes
@@ -225,15 +226,16 @@ def app_detail(parts: Parts, request: Request, app: AppCreated) -> Json:
         "enable_api": app.enable_api,
         "tracing": None,
         "api_base_url": f"{base}/v1",
-        "site": {
+        "site": site_of(app, None)
+        | {
             "access_token": app.site_code,
             "code": app.site_code,
-            "title": app.name,
             "icon_type": app.icon_type or None,
             "icon": app.icon,
             "icon_background": app.icon_background,
             "icon_url": None,
             "description": app.description,
+            "use_icon_as_answer_icon": app.use_icon_as_answer_icon,
             "app_base_url": base,
         },
         "deleted_tools": [],

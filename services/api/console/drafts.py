@@ -226,7 +226,7 @@ async def _save(parts: Parts, app: AppCreated, body: Json) -> Response:
             given[name] = _variables(body, name)
 
     def made(current: Draft | None) -> Json:
-        if (current.hash if current is not None else None) != (base or None):
+        if current is not None and current.hash != (base or None):
             raise not_in_sync()
         return _with(current, given)
 

@@ -185,7 +185,7 @@ def import_status(version: str) -> str:
 
 def exported(document: Json, *, secrets: bool) -> Json:
     """What of a document leaves here: nothing that belongs to this installation alone."""
-    workflow = dict(document["workflow"])
+    workflow = {"rag_pipeline_variables": []} | dict(document["workflow"])
     if not secrets:
         for name in VARIABLES:
             workflow[name] = without_secrets(workflow[name])

@@ -465,8 +465,28 @@ def test_a_snapshot_of_many_rounds_has_the_newest_and_keeps_no_more() -> None:
         history.add(NodeSucceeded(node_id="in", path=path, outputs={"large": "x" * 100}))
         history.add(RoundFinished(node_id="lo", index=index))
     shown = [json.loads(wire.split(b"data: ")[1]) for wire in history.maker.snapshot()]
-    assert len(shown) == 1 + 2 * KEPT_OF_ROUNDS
-    assert [shown[1]["data"]["index"], shown[-1]["data"]["index"]] == [502, rounds + 1]
+    assert len(shown) == 2 + 2 * KEPT_OF_ROUNDS
+    assert (shown[1]["event"], shown[1]["data"]["node_id"]) == ("node_started", "lo")
+    assert [shown[2]["data"]["index"], shown[-1]["data"]["index"]] == [502, rounds + 1]
+
+
+def test_a_snapshot_begins_a_container_and_ends_it() -> None:
+    history = History().begin()
+    history.add(started("each", "iteration", inputs={"iterator_selector": ["x"]}))
+    history.add(RoundStarted(node_id="each", index=0))
+    history.add(started("in", path="iteration:each:0", index=2))
+
+    def events() -> list[tuple[str, str]]:
+        frames = [json.loads(wire.split(b"data: ")[1]) for wire in history.maker.snapshot()]
+        return [(frame["event"], frame["data"].get("node_id")) for frame in frames]
+
+    assert events()[1:] == [("node_started", "each"), ("node_started", "in")]
+    history.add(NodeSucceeded(node_id="in", path="iteration:each:0"))
+    history.add(RoundFinished(node_id="each", index=0))
+    history.add(NodeSucceeded(node_id="each", outputs={"output": ["x"]}))
+    assert events()[1:] == [
+        ("node_started", "each"), ("node_finished", "each"), ("node_started", "in"), ("node_finished", "in"),
+    ]  # fmt: skip
 
 
 def test_an_error_frame_names_the_run() -> None:
