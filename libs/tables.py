@@ -102,6 +102,7 @@ workflow_runs = Table(
     Column("created_by_user", Text, comment="the caller's own name for its user"),
     Column("created_at", Moment, comment="accepted"),
     Column("started_at", Moment, comment="admitted"),
+    Column("begun_at", Moment, comment="the first node behind its root began"),
     Column("finished_at", Moment),
     Column("task_id", Text),
     Column("query", Text),

@@ -21,8 +21,8 @@ from libs.tables import end_users, positions, workflow_runs
 T = TypeVar("T")
 
 LIST_COLUMNS = (
-    "id", "app_id", "workflow_id", "version", "status", "error", "created_at", "started_at", "finished_at",
-    "elapsed_time", "total_steps", "total_tokens", "seq", "triggered_from", "only",
+    "id", "app_id", "workflow_id", "version", "status", "error", "created_at", "started_at", "begun_at",
+    "finished_at", "elapsed_time", "total_steps", "total_tokens", "seq", "triggered_from", "only",
     "forked_from", "forked_at",
 )  # fmt: skip
 

@@ -513,7 +513,7 @@ class RunItem(_Shape):
     started_at: str | None
     finished_at: str | None
     queue_time: float | None = Field(
-        description="Seconds until it was admitted. What a running one waits for `why` says"
+        description="Seconds until work began behind its root; null: it still waits, `why` says for what"
     )
     elapsed_time: float
     total_steps: int

@@ -100,15 +100,17 @@ def message_answer(maker: FrameMaker) -> tuple[int, bytes]:
 
 def listed(row: Mapping[str, Any]) -> Json:
     """An item of `GET /v1/runs`, from its row."""
-    item = dict(row) | {"queue_time": queue_s(row["created_at"], row["started_at"])}
+    begun_us = row["started_at"] if row["finished_at"] is not None and row["begun_at"] is None else row["begun_at"]
+    item = {name: value for name, value in row.items() if name != "begun_at"}
+    item["queue_time"] = queue_s(row["created_at"], begun_us)
     for name in ("created_at", "started_at", "finished_at"):
         item[name] = moment(item[name])
     return item
 
 
-def queue_s(created_us: int, started_us: int | None) -> float | None:
-    """How long the run waited to be admitted; None: it still waits, or has ended before."""
-    return None if started_us is None else max(started_us - created_us, 0) / 1e6
+def queue_s(created_us: int, begun_us: int | None) -> float | None:
+    """How long the run waited until work on it began; None: it still waits, or has ended before it was admitted."""
+    return None if begun_us is None else max(begun_us - created_us, 0) / 1e6
 
 
 def moment(at_us: int | None) -> str | None:
@@ -124,7 +126,7 @@ def show(run_id: str, history: Iterable[Recorded], definition: Definition | None
     nodes = _Nodes(run_id)
     accepted: RunAccepted | None = None
     end: RunEnd | None = None
-    created_us = started_us = ended_us = seq = 0
+    created_us = started_us = begun_us = ended_us = seq = 0
     stopping = False
     asked = Asked()
     for recorded in history:
@@ -137,6 +139,9 @@ def show(run_id: str, history: Iterable[Recorded], definition: Definition | None
             accepted, created_us = event, recorded.at_us
         elif isinstance(event, RunStarted):
             started_us = recorded.at_us
+        elif isinstance(event, NodeStarted):
+            if accepted is not None and event.attempt == 1 and event.index == (1 if accepted.only else 2):
+                begun_us = recorded.at_us
         elif isinstance(event, StopRequested):
             stopping = True
         elif type(event) in END_STATUS:
@@ -146,7 +151,7 @@ def show(run_id: str, history: Iterable[Recorded], definition: Definition | None
     ending = (end, ended_us if end else None)
     is_paused, pause = asked.paused is not None, asked.last_pause
     run = summarize(run_id, (accepted, created_us), started_us, ending, seq, paused=is_paused, pause=pause)
-    return _item(run) | {
+    return _item(run, begun_us or (started_us if end else 0)) | {
         "root": accepted.root if state is None else state.definition.root,
         "inputs": run.inputs,
         "outputs": run.outputs,
@@ -156,7 +161,7 @@ def show(run_id: str, history: Iterable[Recorded], definition: Definition | None
     }
 
 
-def _item(run: RunSummary) -> Json:
+def _item(run: RunSummary, begun_us: int) -> Json:
     return {
         "id": run.id,
         "app_id": run.app_id,
@@ -167,7 +172,7 @@ def _item(run: RunSummary) -> Json:
         "created_at": moment(run.created_us),
         "started_at": moment(run.started_us),
         "finished_at": moment(run.finished_us),
-        "queue_time": queue_s(run.created_us, run.started_us),
+        "queue_time": queue_s(run.created_us, begun_us or None),
         "elapsed_time": run.elapsed_s,
         "total_steps": run.total_steps,
         "total_tokens": run.total_tokens,

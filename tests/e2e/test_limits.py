@@ -145,7 +145,7 @@ def test_what_one_app_has_queued_does_not_delay_anothers_first_run_and_shows_how
     assert len(before) <= 4 * PROCESS_SLOTS < CROWD / 2
     for api in both:
         shown = [*listed(api, app=other["app_id"]), api.http.get(f"/v1/runs/{first}", headers=api.admin).json()]
-        waited_s = (own["RunStarted"] - own["RunAccepted"]).total_seconds()
+        waited_s = (own["NodeStarted"] - own["RunAccepted"]).total_seconds()
         assert [run["queue_time"] for run in shown] == [pytest.approx(waited_s, abs=0.002)] * 2
 
 

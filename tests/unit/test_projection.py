@@ -201,6 +201,19 @@ def set_columns(rows: dict[Any, Row]) -> dict[Any, Row]:
     return {key: {name: value for name, value in row.items() if value is not None} for key, row in rows.items()}
 
 
+def test_work_on_a_run_begins_with_the_node_behind_its_root() -> None:
+    def begun(*nodes: NodeStarted, **said: Any) -> Any:
+        events = history(accepted(RUN, **said), RunStarted(max_steps=9), *nodes)
+        at = next((each.at_us for each in events if each.event is nodes[-1]), None)
+        return rows(events).runs[RUN].get("begun_at"), at
+
+    assert begun(node("start", 1))[0] is None
+    assert len({*begun(node("start", 1), node("a", 2))}) == 1
+    assert len({*begun(node("a", 1), only="a")}) == 1
+    first, retried = begun(node("start", 1), node("a", 2), node("a", 2, attempt=2))
+    assert first < retried
+
+
 def test_a_run_of_one_node_and_a_fork_say_so_in_their_rows() -> None:
     changes = rows(history(accepted(RUN, only="n0", forked_from=Origin(run_id=run_id(2), seq=7)), node("n0", 1)))
     row = changes.runs[RUN]
