@@ -184,7 +184,8 @@ def prepare(
     unused: list[str] = []
     problems: list[str] = []
     for key, value in given.items():
-        selector = _selector(definition, node, key, names)
+        # A name may hold dots (`sys.query` of a start node): what the part reads says where they are.
+        selector = wanted.get(key) or _selector(definition, node, key, names)
         if selector is None:
             unused.append(key)
         elif value is not None and selector[0] != "env":

@@ -151,6 +151,12 @@ def test_the_items_of_an_iteration_have_the_editors_name() -> None:
     assert prepare(_definition(), "each", given).variables["split"] == {"items": [[1]], "prefix": ["p"]}
 
 
+def test_a_missing_value_is_given_by_the_key_that_names_it_whatever_dots_its_name_has() -> None:
+    said = node("said", "variable-aggregator", variables=[["start", "sys.query"]])
+    definition = compile_document(document([start(), said, end(out="said.output")], edges("start > said > end")))
+    assert prepare(definition, "said", {"#start.sys.query#": "hi"}).variables == {"start": {"sys.query": ["hi"]}}
+
+
 def test_all_that_is_missing_is_said_at_once() -> None:
     with pytest.raises(PartInvalid) as raised:
         prepare(_definition(), "greeting", {"a": None})
