@@ -271,6 +271,29 @@ def test_a_single_node_takes_what_earlier_runs_have_left(console: httpx.Client) 
     assert code_of(console.post(nowhere, json={"inputs": {}})) == (400, "invalid_param")
 
 
+def test_a_single_node_takes_what_was_said_from_the_start_node(console: httpx.Client) -> None:
+    repeated = node(
+        "shout", "template-transform", template="{{ q }}!",
+        variables=[{"variable": "q", "value_selector": ["start", "sys.query"]}],
+    )  # fmt: skip
+    answer = node("answer", "answer", answer="{{#shout.output#}}", variables=[])
+    app = imported(
+        console, document([start(), repeated, answer], edges("start > shout > answer"), mode="advanced-chat")
+    )
+    path = f"{app}/workflows/draft/nodes/shout/run"
+    assert code_of(console.post(path, json={"inputs": {}})) == (400, "invalid_param")
+    assert console.post(path, json={"inputs": {}, "query": "first"}).json()["outputs"] == {"output": "first!"}
+    frames(console.post(f"{app}/advanced-chat/workflows/draft/run", json={"query": "hello"}))
+    assert console.post(path, json={"inputs": {}}).json()["outputs"] == {"output": "hello!"}
+    assert console.post(path, json={"inputs": {}, "query": "bye"}).json()["outputs"] == {"output": "bye!"}
+    given = {"#start.sys.query#": "given"}
+    assert console.post(path, json={"inputs": given}).json()["outputs"] == {"output": "given!"}
+    assert by_name(console.get(f"{app}/workflows/draft/nodes/start/variables")) == {}
+    listed = console.get(f"{app}/workflows/draft/variables", params={"limit": 100}).json()["items"]
+    assert not [one["name"] for one in listed if one["name"].startswith("sys.")]
+    assert len([one for one in listed if one["name"] == "query"]) == 1
+
+
 def test_a_single_iteration_streams_its_rounds(console: httpx.Client) -> None:
     app = imported(console, ROUNDS)
     path = f"{app}/workflows/draft/iteration/nodes/each/run"

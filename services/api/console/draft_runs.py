@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from libs.events.registry import AppCreated
+from libs.workflow.roots import default_root
 from services.api.access import Principal
 from services.api.account import ADMIN_ID
 from services.api.bodies import Body
@@ -139,6 +140,9 @@ async def wanted_part(
     kept.pop(node_id, None)  # what it left itself is made anew
     if isinstance(query, str):
         kept["sys"] = {**kept.get("sys", {}), "query": [query]}
+        root = default_root(definition)
+        if definition.nodes[root].type == "start":  # it repeats the system's variables
+            kept[root] = {**kept.get(root, {}), "sys.query": [query]}
     return replace(wanted, only=node_id, kept=kept, lenient=True)
 
 

@@ -53,6 +53,11 @@ class Variable:
     def secret(self) -> bool:
         return self.declared == "secret"
 
+    @property
+    def listed(self) -> bool:
+        """Not so what a node repeats of the system's variables: nodes may read it, and it is shown once."""
+        return self.kind != "node" or not self.name.startswith(f"{SYSTEM}.")
+
     def id(self, app_id: str) -> str:
         return str(uuid.uuid5(_NAMESPACE, json.dumps([app_id, self.node_id, self.name])))
 
@@ -69,7 +74,7 @@ def variable_routes(parts: Parts) -> APIRouter:
     async def list_variables(request: Request, app: App) -> Response:
         page, limit = paging(request, default_limit=20)
         await parts.drafting.require(app)
-        known = await _everything(parts, app)
+        known = await _listed(parts, app)
         shown = known[(page - 1) * limit : page * limit]
         items = [_shown(app, one, values=False) for one in shown]
         return Response(encode({"items": items, "total": len(known)}), media_type="application/json")
@@ -94,7 +99,7 @@ def variable_routes(parts: Parts) -> APIRouter:
     async def node_variables(app: App, node_id: str) -> Response:
         _check_node(node_id)
         await parts.drafting.require(app)
-        return _items(app, [one for one in await _everything(parts, app) if one.node_id == node_id])
+        return _items(app, [one for one in await _listed(parts, app) if one.node_id == node_id])
 
     @router.delete(
         "/nodes/{node_id}/variables",
@@ -116,7 +121,7 @@ def variable_routes(parts: Parts) -> APIRouter:
     )
     async def conversation_variables(app: App) -> Response:
         await parts.drafting.require(app)
-        return _items(app, [one for one in await _everything(parts, app) if one.kind == CONVERSATION])
+        return _items(app, [one for one in await _listed(parts, app) if one.kind == CONVERSATION])
 
     @router.get(
         "/system-variables",
@@ -126,7 +131,7 @@ def variable_routes(parts: Parts) -> APIRouter:
     )
     async def system_variables(app: App) -> Response:
         await parts.drafting.require(app)
-        return _items(app, [one for one in await _everything(parts, app) if one.kind == SYSTEM])
+        return _items(app, [one for one in await _listed(parts, app) if one.kind == SYSTEM])
 
     @router.get(
         "/environment-variables",
@@ -217,6 +222,10 @@ async def kept_variables(parts: Parts, app: AppCreated) -> dict[str, JsonValue]:
     return dump
 
 
+async def _listed(parts: Parts, app: AppCreated) -> list[Variable]:
+    return [one for one in await _everything(parts, app) if one.listed]
+
+
 async def _everything(parts: Parts, app: AppCreated) -> list[Variable]:
     """All that is known now: of nodes, of the system, of conversations."""
     workflow_id = draft_workflow_id(app.app_id)
@@ -240,7 +249,6 @@ def _of_nodes(parts: Parts, outputs: Mapping[str, Mapping[str, Any]]) -> list[Va
         Variable("node", node_id, name, value, row["finished_at"] or 0)
         for node_id, row in outputs.items()
         for name, value in parts.reads.restored(row["outputs"]).items()
-        if not name.startswith("sys.")
     ]
 
 
@@ -271,7 +279,7 @@ def _changed(one: Variable, changes: tuple[DraftVariableChanged, ...]) -> Variab
 
 
 async def _find(parts: Parts, app: AppCreated, variable_id: str) -> Variable:
-    for one in await _everything(parts, app):
+    for one in await _listed(parts, app):
         if one.id(app.app_id) == variable_id:
             return one
     raise not_found(f'the draft has no variable "{variable_id[:64]}"')
