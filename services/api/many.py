@@ -74,10 +74,14 @@ async def _follow(parts: Parts, request: Request) -> Response:
     if not 1 <= len(run_ids) <= MOST_STREAMED:
         raise invalid_param(f"run: expected 1 to {MOST_STREAMED} runs, got {len(run_ids)}", "run")
     places = _places(request.headers.get("last-event-id"), len(run_ids))
-    for run_id in run_ids:
+    for run_id, place in zip(run_ids, places, strict=True):
         summary = await parts.reads.summary(run_id)
         if summary is None or not principal.may_see(summary.app_id):
             raise not_found(f'run "{run_id[:64]}" does not exist')
+        if place.seq > summary.seq:
+            raise invalid_param(
+                f"Last-Event-ID {place.seq}: the run {run_id} has {summary.seq} events. Is it another run's id?"
+            )
     together = _Together(parts, run_ids, places)
     return EventStream(together.outbox, together.write_all, parts.pinger, {}, on_close=together.discard)
 

@@ -151,6 +151,18 @@ def test_what_cannot_be_followed_has_its_code(
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
+def test_a_place_that_a_run_does_not_have_is_named(server: Server, executor: ScriptedExecutor) -> None:
+    key = server.import_app()["api_key"]
+    first, second = started(server, key, 2)
+    followed(server, key, [first, second])  # until both have ended
+    ends = [executor.seq(run) for run in (first, second)]
+    headers = {"Authorization": f"Bearer {key}", "Last-Event-ID": f"{ends[0]},{ends[1] + 1}"}
+    answer = server.http.get(path_of([first, second]), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_param")
+    assert f"the run {second} has {ends[1]} events" in answer.json()["message"]
+    assert followed(server, key, [first, second], f"{ends[0]},{ends[1]}") == []
+
+
 def test_runs_of_another_app_are_not_followed(server: Server) -> None:
     mine, other = server.import_app()["api_key"], server.import_app()["api_key"]
     run = started(server, mine)[0]
