@@ -61,6 +61,11 @@ def bulk(
     else:
         for one in done["changed"]:
             click.echo(f"{one['id']}  {one.get('retried_as') or ''}".rstrip())
+        for one in done["already"]:
+            talk(
+                f"run {one['id']}: an earlier bulk retry made {one['retried_as']} of it. To try again: "
+                f"flowledger retry {one['id']}"
+            )
         for one in done["failed"]:
             talk(f"run {one['id']}: {one['message']}")
         talk(f"{len(done['changed'])} of {count} runs: {action} asked for" if count else "No runs match")

@@ -105,6 +105,8 @@ class Bulk:
     done: bool
     changed: tuple[BulkChange, ...]
     failed: tuple[BulkFailure, ...]
+    already: tuple[BulkChange, ...] = ()
+    """Runs that an earlier `bulk` tried again, with what that made: nothing was done to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +195,12 @@ def run_state(found: Json) -> RunState:
 
 
 def bulk(found: Json) -> Bulk:
-    changed = tuple(BulkChange(each["id"], each.get("retried_as")) for each in found["changed"])
+    changed, already = (
+        tuple(BulkChange(each["id"], each.get("retried_as")) for each in found.get(name, ()))
+        for name in ("changed", "already")
+    )
     failed = tuple(BulkFailure(each["id"], each["code"], each["message"]) for each in found["failed"])
-    return Bulk(found["action"], found["count"], found["done"], changed, failed)
+    return Bulk(found["action"], found["count"], found["done"], changed, failed, already)
 
 
 def _problem_line(problem: Json) -> str:

@@ -18,6 +18,7 @@ from services.api.frames import Json
 from services.api.parts import Parts
 from services.api.requests import body_digest, idempotency_key, read_json
 from services.api.schemas import answers, json_body, secured
+from services.api.submit import Started
 from services.api.talks import name_of
 
 __all__ = ["fork_routes", "retry"]
@@ -85,22 +86,22 @@ async def _begin(
     edits: dict[str, JsonValue],
 ) -> Response:
     key = idempotency_key(request)
-    made, started_id = await _begun(parts, principal, run_id, key, body, point, edits)
+    made, started = await _begun(parts, principal, run_id, key, body, point, edits)
     answer = {
-        "id": started_id,
-        "task_id": task_id_of(started_id),
+        "id": started.run_id,
+        "task_id": task_id_of(started.run_id),
         "forked_from": run_id,
         "forked_at": made.at,
         "again": list(made.again),
         "first": list(made.first),
     }
-    return JSONResponse(answer, headers={"X-Workflow-Run-Id": started_id})
+    return JSONResponse(answer, headers={"X-Workflow-Run-Id": started.run_id})
 
 
-async def retry(parts: Parts, principal: Principal, run_id: str, key: str) -> str:
-    """A new run that tries again what made this one fail; its id. Raises ApiError."""
-    _, started_id = await _begun(parts, principal, run_id, key, {}, None, {})
-    return started_id
+async def retry(parts: Parts, principal: Principal, run_id: str, key: str) -> Started:
+    """A new run that tries again what made this one fail. Raises ApiError."""
+    _, started = await _begun(parts, principal, run_id, key, {}, None, {})
+    return started
 
 
 async def _begun(
@@ -111,8 +112,8 @@ async def _begun(
     body: Json,
     point: RetryPoint | None,
     edits: dict[str, JsonValue],
-) -> tuple[Fork, str]:
-    """(how it was forked, id of the new run). Raises ApiError."""
+) -> tuple[Fork, Started]:
+    """(how it was forked, the new run). Raises ApiError."""
     history = await parts.folds.history(run_id, principal, sealed=True)
     await parts.access.app(accepted_in(history).app_id, principal)
     try:
@@ -122,8 +123,7 @@ async def _begun(
             raise invalid_param(str(error), str(error).partition(":")[0]) from error
         raise ApiError(409, error.code, f"run {run_id}: {error}") from error
     command = _command(parts, run_id, made, key, body_digest(body, run_id))
-    started = await parts.submitter.start(command, answer_s=parts.limits.start_lifetime_s + 1.0)
-    return made, started.run_id
+    return made, await parts.submitter.start(command, answer_s=parts.limits.start_lifetime_s + 1.0)
 
 
 def _make(parts: Parts, history: list[Recorded], point: RetryPoint | None, edits: dict[str, JsonValue]) -> Fork:

@@ -9,7 +9,6 @@ with `expect` it is carried out if that is still the number.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
@@ -35,6 +34,9 @@ _TOGETHER = 32
 UNFINISHED = ("pending", "running", "paused")
 _ACTIONS: Mapping[str, tuple[str, ...]] = {"stop": UNFINISHED, "retry": ("failed",)}
 """What can be done, and to runs in which states."""
+
+_Act = Callable[[str], Awaitable[tuple[str, Json]]]
+"""What is done to one run; where the answer lists it, and as what. Raises ApiError."""
 
 
 def many_routes(parts: Parts) -> APIRouter:
@@ -175,7 +177,7 @@ async def _bulk(parts: Parts, request: Request) -> Response:
     if expect is not None and (type(expect) is not int or expect < 0):
         raise invalid_param("expect: expected the number of runs that was counted", "expect")
     found = await _matching(parts, _filters(principal, body.get("filter"), _ACTIONS[action]))
-    answer: Json = {"action": action, "count": len(found), "done": False, "changed": [], "failed": []}
+    answer: Json = {"action": action, "count": len(found), "done": False, "changed": [], "already": [], "failed": []}
     if expect is None:
         return JSONResponse(answer)
     if expect != len(found):
@@ -183,8 +185,7 @@ async def _bulk(parts: Parts, request: Request) -> Response:
         raise ApiError(409, "count_changed", message)
     reason = body.get("reason")
     act = _acting(parts, principal, action, reason if isinstance(reason, str) and reason else "Stopped with others")
-    changed, failed = await _each(found, act)
-    return JSONResponse(answer | {"done": True, "changed": changed, "failed": failed})
+    return JSONResponse(answer | {"done": True} | await _each(found, act))
 
 
 def _filters(principal: Principal, given: object, states: tuple[str, ...]) -> list[Filter]:
@@ -232,32 +233,31 @@ async def _matching(parts: Parts, filters: list[Filter]) -> list[str]:
     return found
 
 
-def _acting(parts: Parts, principal: Principal, action: str, reason: str) -> Callable[[str], Awaitable[dict[str, Any]]]:
-    async def stop(run_id: str) -> dict[str, Any]:
+def _acting(parts: Parts, principal: Principal, action: str, reason: str) -> _Act:
+    async def stop(run_id: str) -> tuple[str, Json]:
         await parts.submitter.stop(run_id, reason, "admin" if principal.admin else "")
-        return {"id": run_id}
+        return "changed", {"id": run_id}
 
-    async def try_again(run_id: str) -> dict[str, Any]:
+    async def try_again(run_id: str) -> tuple[str, Json]:
         # The key makes a bulk that is sent again after a lost answer attach to the runs of the first one.
-        return {"id": run_id, "retried_as": await retry(parts, principal, run_id, f"bulk-retry/{run_id}")}
+        started = await retry(parts, principal, run_id, f"bulk-retry/{run_id}")
+        return "already" if started.attached else "changed", {"id": run_id, "retried_as": started.run_id}
 
     return stop if action == "stop" else try_again
 
 
-async def _each(
-    run_ids: list[str], act: Callable[[str], Awaitable[dict[str, Any]]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(what was done, what was not and why)."""
-    changed: list[dict[str, Any]] = []
-    failed: list[dict[str, Any]] = []
+async def _each(run_ids: list[str], act: _Act) -> dict[str, list[Json]]:
+    """What was done, what had been done before, and what could not be done and why."""
+    told: dict[str, list[Json]] = {"changed": [], "already": [], "failed": []}
     free = asyncio.Semaphore(_TOGETHER)
 
     async def one(run_id: str) -> None:
         async with free:
             try:
-                changed.append(await act(run_id))
+                name, entry = await act(run_id)
             except ApiError as error:
-                failed.append({"id": run_id, "code": error.code, "message": error.message})
+                name, entry = "failed", {"id": run_id, "code": error.code, "message": error.message}
+            told[name].append(entry)
 
     await asyncio.gather(*map(one, run_ids))
-    return changed, failed
+    return told

@@ -619,6 +619,7 @@ class BulkDone(_Shape):
     count: int = Field(description="Runs that match")
     done: bool
     changed: list[BulkChanged]
+    already: list[BulkChanged] = Field(description="Runs that an earlier bulk retry tried again, with what it made")
     failed: list[BulkFailed]
 
 

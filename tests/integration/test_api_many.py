@@ -236,8 +236,12 @@ def test_failed_runs_are_tried_again_together_and_only_once(server: Server, exec
     assert {each["id"] for each in done["changed"]} == set(runs), json.dumps(done)
     made = {each["retried_as"] for each in done["changed"]}
     assert len(made) == 2
+    assert done["already"] == []
     again = bulk(server, {"action": "retry", "expect": 2}).json()
-    assert {each["retried_as"] for each in again["changed"]} == made
+    assert (again["changed"], again["failed"]) == ([], [])
+    assert {each["id"]: each["retried_as"] for each in again["already"]} == {
+        each["id"]: each["retried_as"] for each in done["changed"]
+    }
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,12 @@ def test_a_bulk_says_how_many_and_asks_before_it_does_anything(typed: Type, tmp_
     assert (nobody.code, "--yes" in nobody.err) == (USAGE, True)
     assert len(typed("runs", "--data", data, "--json").lines[0]) == 2
     done = typed("bulk", "retry", "--since", "1h", "--data", data, "--yes", "--json").lines[0]
-    assert (done["count"], done["done"], len(done["changed"])) == (2, True, 2)
+    assert (done["count"], done["done"], len(done["changed"]), done["already"]) == (2, True, 2, [])
+    again = typed("bulk", "retry", "--since", "1h", "--data", data, "--yes")
+    assert again.code == 0
+    for one in done["changed"]:
+        assert f"run {one['id']}: an earlier bulk retry made {one['retried_as']} of it" in again.err
+        assert one["id"] not in again.out
     assert typed("bulk", "stop", "--since", "2020-01-01T00:00:00Z", "--status", "paused", "--data", data).code == 0
     assert typed("bulk", "retry", "--status", "paused", "--data", data).code == USAGE
 

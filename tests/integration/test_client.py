@@ -524,6 +524,7 @@ def test_many_runs_are_counted_then_tried_again_or_stopped(connect: Any, real: t
     assert (done.done, done.failed) == (True, ())
     assert {change.run_id for change in done.changed} == {run.id for run in failed}
     assert len({change.retried_as for change in done.changed}) == 2
+    assert done.already == ()
     for change in done.changed:
         with pytest.raises(RunFailed):
             client.run(change.retried_as).result(timeout_s=30)
