@@ -147,8 +147,9 @@ def _made(there: Server, made: dict[str, Any], *, watching: bool, as_json: bool)
         output.data(made)
     else:
         click.echo(new)
-        again = ", ".join(made["again"]) or "no node that had run before"
-        talk(f"forked behind event {made['forked_at']} of {made['forked_from']}. Runs again: {again}")
+        names = ", ".join(made["again"])
+        again = f", unless a branch decides otherwise: {names}" if names else ": no node that had run before"
+        talk(f"forked behind event {made['forked_at']} of {made['forked_from']}. Runs again{again}")
     if watching:
         return follow_to_end(there, new, quiet=as_json, as_json=as_json)
     if not as_json:

@@ -79,7 +79,10 @@ class Fork:
     prefix: list[JsonValue]
     """The copied events, as their bodies in the log."""
     again: tuple[str, ...]
-    """Nodes that ran in the first run and run again unless a branch is taken otherwise, in the order of that run."""
+    """Nodes that ran in the first run and are not copied, in the order in which they began there.
+
+    They run again, unless a branch decides otherwise: by edited values, or by what a node gives this time.
+    """
     first: tuple[str, ...]
     """Nodes that begin at once."""
     tokens: int

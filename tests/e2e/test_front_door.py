@@ -369,6 +369,7 @@ def test_a_fork_is_followed_with_the_value_that_was_set(cli: CommandLine, hello:
     assert result["outputs"]["greeting"].endswith(" 42")
     plain = cli("fork", origin, "--at", str(at - 1))
     assert re.fullmatch(r"[0-9a-f-]{36}\n", plain.out)
+    assert "Runs again, unless a branch decides otherwise: choose" in plain.err
     assert cli("watch", plain.out.strip(), "--json").lines[-1]["outputs"] == hello["outputs"]
     cli("fork", origin, "--at", "99", code=2)
     cli("fork", origin, "--at", "3", "--set", "greet.text", code=2)

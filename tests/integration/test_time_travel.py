@@ -169,6 +169,16 @@ def test_a_fork_is_a_run_of_its_own_with_the_edited_value(server: Server) -> Non
     assert [(each["forked_from"], each["forked_at"]) for each in listed] == [(origin, at)]
 
 
+def test_an_edited_value_may_take_a_branch_without_nodes_that_would_run_again(server: Server) -> None:
+    origin = server.run(inputs={})["workflow_run_id"]
+    at = server.seq(origin, "NodeSucceeded", "llm")
+    made = server.post(f"/v1/runs/{origin}/fork", {"at": at, "set": {"start.most": "9"}}).json()
+    assert made["again"] == ["choice", "big", "yes"]
+    assert server.ended(made["id"])["outputs"] == {"said": 7}
+    begun = [each["node_id"] for each in server.history(made["id"]) if each["type"] == "NodeStarted"]
+    assert begun[-2:] == ["choice", "no"]
+
+
 def test_a_fork_with_a_key_is_made_once(server: Server) -> None:
     origin = server.run(inputs={})["workflow_run_id"]
     key = {"Idempotency-Key": f"fork-{origin}"}
