@@ -252,16 +252,20 @@ def _missing(config: WebhookConfig, event: Json) -> list[str]:
     """What the node requires and the event lacks."""
     headers = {name.lower(): value for name, value in event["headers"].items()}
     params, body, files = event["query_params"], event["body"], event["files"]
-    raw = config.content_type in ("text/plain", "application/octet-stream")
+    plain, binary = (config.content_type == kind for kind in ("text/plain", "application/octet-stream"))
 
     def lacking(fields: Sequence[WebhookField], there: Any, what: str) -> list[str]:
         return [f"{what} {field.name}" for field in fields if field.required and not there(field.name)]
 
     def sent(field: WebhookField) -> bool:
-        if raw:
-            return "raw" in body
-        found = files.get(field.name, body.get(field.name))
-        return isinstance(found, dict) if field.type == "file" else found is not None
+        """Whether the node finds something that can be what it declares."""
+        if plain:
+            return body.get("raw") is not None
+        if binary:
+            return isinstance(body.get("raw", body.get(field.name)), dict)
+        if field.type == "file":
+            return isinstance(files.get(field.name, body.get(field.name)), dict)
+        return body.get(field.name) is not None
 
     return [
         *lacking(config.headers, lambda name: name.lower() in headers, "header"),

@@ -155,6 +155,47 @@ def test_a_value_that_cannot_count_is_lacking(http: httpx.Client, instance: Embe
     assert (answer.status_code, "body field doc" in answer.json()["message"]) == (400, True)
 
 
+DOC = [{"name": "doc", "type": "file", "required": True}]
+WHO = [{"name": "who", "type": "string", "required": True}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "sent"),
+    [
+        ("application/json", WHO, {"json": {"who": None}}),
+        ("application/json", DOC, {"json": {"doc": "a text"}}),
+        ("multipart/form-data", DOC, {"data": {"doc": "a text"}, "files": {"other": ("x.txt", b"x", "text/plain")}}),
+        ("multipart/form-data", WHO, {"files": {"who": ("x.txt", b"x", "text/plain")}}),
+        ("application/x-www-form-urlencoded", DOC, {"data": {"doc": "a text"}}),
+        ("application/octet-stream", DOC, {"content": b"a text", "headers": {"Content-Type": "text/plain"}}),
+    ],
+)
+def test_what_cannot_be_a_required_field_is_missing(
+    http: httpx.Client, instance: Embedded, kind: str, body: list[Any], sent: dict[str, Any]
+) -> None:
+    hook = Hook(http, instance, hook_with(content_type=kind, body=body))
+    answer = http.post(hook.url, **sent)
+    assert code_of(answer) == (400, "invalid_param")
+    assert f"requires body field {body[0]['name']}" in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "sent"),
+    [
+        ("application/json", WHO, {"json": {"who": ""}}),
+        ("application/json", WHO, {"json": {"who": False}}),
+        ("text/plain", WHO, {"content": b"a text", "headers": {"Content-Type": "text/plain"}}),
+        ("application/octet-stream", DOC, {"content": b"x", "headers": {"Content-Type": "application/octet-stream"}}),
+    ],
+)
+def test_what_can_be_a_required_field_starts_a_run(
+    http: httpx.Client, instance: Embedded, kind: str, body: list[Any], sent: dict[str, Any]
+) -> None:
+    hook = Hook(http, instance, hook_with(content_type=kind, body=body))
+    run = hook.ended(http.post(hook.url, **sent))
+    assert run["status"] == "succeeded", run["error"]
+
+
 def test_a_webhook_is_open_only_while_the_published_version_begins_with_it(
     http: httpx.Client, instance: Embedded
 ) -> None:
