@@ -21,17 +21,20 @@ Emit = Callable[[str, str], None]
 
 
 class Secrets:
-    """Of one run. Falsy when it has none; then only look-alikes of sealed values are sealed."""
+    """Of one run. Falsy when it has none and can get none; then only look-alikes of sealed values are sealed."""
 
-    def __init__(self, values: Iterable[str], vault: Vault) -> None:
+    def __init__(self, values: Iterable[str], vault: Vault, *, learns: bool = False) -> None:
+        """`learns`: the run may write secrets that it does not know yet."""
         self._values = frozenset(values)
+        self._learns = learns
         self._masks = Masks(self._values)
         self._vault = vault
 
     @classmethod
     def of(cls, definition: Definition, vault: Vault) -> "Secrets":
         declared = (*definition.environment, *definition.conversation)
-        return cls((str(each.value) for each in declared if each.type == "secret"), vault)
+        values = (str(each.value) for each in declared if each.type == "secret")
+        return cls(values, vault, learns=any(each.type == "secret" for each in definition.conversation))
 
     def learn(self, values: Iterable[JsonValue]) -> None:
         """More of them, for all that is recorded from here on."""
@@ -40,7 +43,7 @@ class Secrets:
             self._values, self._masks = found, Masks(found)
 
     def __bool__(self) -> bool:
-        return bool(self._masks)
+        return self._learns or bool(self._masks)
 
     def without_errors(self, event: Any) -> Any:
         """The event with masked error texts: memory must hold what a fold of the log gives back."""
@@ -73,7 +76,7 @@ class Secrets:
 
     def withheld(self, emit: Emit) -> Emit:
         """`emit` for streamed text that ends before a secret."""
-        return Withholding(emit, self._masks.forms) if self else emit
+        return Withholding(emit, self._masks.forms) if self._masks else emit
 
 
 class Withholding:

@@ -135,8 +135,9 @@ def test_an_answer_of_a_chatflow_shows_a_mask(tmp_path: Path) -> None:
     instance.stop()
 
 
-def test_what_a_run_puts_into_a_secret_of_its_conversation_is_one_from_there_on(tmp_path: Path) -> None:
-    variable = {"id": "c1", "name": "pin", "value_type": "secret", "value": "first-pin-0001"}
+@pytest.mark.parametrize("initial", ["first-pin-0001", ""])
+def test_what_a_run_puts_into_a_secret_of_its_conversation_is_one_from_there_on(tmp_path: Path, initial: str) -> None:
+    variable = {"id": "c1", "name": "pin", "value_type": "secret", "value": initial}
     made = code("made", code="def main(q):\n    return {'result': 'sk-live-' + q[::-1] + '-abcdefghij'}\n",
                 variables=[{"variable": "q", "value_selector": ["sys", "query"]}])  # fmt: skip
     written = node("set", "assigner", assigned_variable_selector=["conversation", "pin"], write_mode="over-write",
