@@ -23,7 +23,7 @@ from libs.events.model import (
 )
 from libs.workflow.definition import Definition
 from libs.workflow.outcome import Values
-from libs.workflow.variables import Variable, family, fits
+from libs.workflow.variables import Variable, VariableKey, fits, variable_key
 
 MOST_TURNS: Final = 100
 """Earlier messages that a run can remember, at most: every run of the conversation carries them."""
@@ -39,12 +39,6 @@ class Turn(NamedTuple):
     answer: str
 
 
-VariableKey = tuple[str, str]
-"""Which variable it is: its id in the document, and the family of its type. Its name may change; one of another type is
-another variable.
-"""
-
-
 class Held(NamedTuple):
     """A variable with its value."""
 
@@ -54,7 +48,7 @@ class Held(NamedTuple):
 
     @property
     def key(self) -> VariableKey:
-        return self.form.id, family(self.form.value_type)
+        return variable_key(self.form.id, self.form.value_type)
 
 
 @dataclass(slots=True)
@@ -100,7 +94,7 @@ def _write(found: Conversation, name: str, id_: str | None, value_type: str, val
     if id_ is None:
         held = next((each for each in found.variables.values() if each.name == name), None)
     else:
-        held = found.variables.get((id_, family(value_type)))
+        held = found.variables.get(variable_key(id_, value_type))
     if held is None:  # of a version that has answered beside the one whose variables these are
         held = Held(name, VariableForm(id=id_ or variable_id(name), value_type=value_type), None)
     found.variables[held.key] = held._replace(value=value)
@@ -190,7 +184,7 @@ def opening(definition: Definition, conversation_id: str, earlier: Conversation 
 def _before(declared: Variable, definition: Definition, past: Conversation) -> Iterator[Held]:
     """What it may go on with: itself, others with its id, then those with its name whose id this version has not."""
     known = past.variables.values()
-    own = past.variables.get((declared.id, family(declared.type)))
+    own = past.variables.get(variable_key(declared.id, declared.type))
     if own is not None:
         yield own
     yield from (held for held in known if held.form.id == declared.id)

@@ -43,6 +43,12 @@ _DEFAULT_TYPES: Final = (
 _MEMBERS: Final[Mapping[str, type | tuple[type, ...]]] = {"string": str, "number": (int, float), "object": dict}
 
 
+VariableKey = tuple[str, str]
+"""Which conversation variable it is: its id in the document, and the family of its type. Its name may change; one of
+another type is another variable.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Variable:
     """An environment or conversation variable with its declared type and initial value."""
@@ -146,6 +152,10 @@ def family(declared: str) -> str:
     if declared in _NUMBERS:
         return "number"
     return "string" if declared == "secret" else declared
+
+
+def variable_key(id_: str, declared: str) -> VariableKey:
+    return id_, family(declared)
 
 
 def _is_loose_array(value: object, declared: str) -> bool:

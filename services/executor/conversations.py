@@ -16,7 +16,7 @@ from pydantic_core import from_json, to_json
 from libs.events.commands import StartRun
 from libs.events.model import ConversationDeleted, ConversationEvent, ConversationVariableSet, Mark, RunAccepted
 from libs.events.positions import Position
-from libs.workflow.variables import family
+from libs.workflow.variables import variable_key
 
 MOST_MARKED = 1_000
 """Unrepeated events of one conversation; beyond them the oldest are left out. Messages in order never come near."""
@@ -151,7 +151,7 @@ class Conversations:
             if talk is None:
                 talk = self._talks[event.conversation_id] = Talk("", "", complete=False)
             talk.changed_by = event.command_offset
-            variable = event.name if event.id is None else f"{event.id}:{family(event.value_type)}"
+            variable = event.name if event.id is None else ":".join(variable_key(event.id, event.value_type))
             talk.units = [unit for unit in talk.units if unit.variable != variable]
             cause = f"command:{event.command_offset}"
             self._happened(talk, Unit("edited", cause, talk.order + 1, before, None, variable), at_us)

@@ -28,10 +28,11 @@ from libs.events.model import (
     RunStopped,
     RunSucceeded,
     VariableForm,
+    VariableUpdate,
 )
 from libs.tables import TENANT_ID
 from libs.workflow.segments import is_file
-from libs.workflow.variables import family
+from libs.workflow.variables import VariableKey, variable_key
 from services.projector.rows import REPLACED, Row, as_json, clean, fold
 
 _NONE = frozenset[str]()
@@ -61,14 +62,12 @@ def project_talk(changes: TalkChanges, recorded: Recorded) -> None:
         case RunSucceeded() | RunPartiallySucceeded() | RunFailed() | RunStopped() if event.conversation_id is not None:
             _on_ended(changes, event, recorded)
             for update in event.updates or ():
-                name = update.selector[1]
-                _on_written(changes, event.conversation_id, name, update.id, update.value_type, update.value, recorded)
+                _on_written(changes, event.conversation_id, update.selector[1], update, recorded)
         case RunPaused() if event.answer is not None:  # of what a message waits with
             paused = {"id": message_id_of(recorded.run_id), **_place(recorded), "answer": _json(event.answer)}
             fold(changes.messages, paused, _NONE)
         case ConversationVariableSet():
-            talk = event.conversation_id
-            _on_written(changes, talk, event.name, event.id, event.value_type, event.value, recorded)
+            _on_written(changes, event.conversation_id, event.name, event, recorded)
             _change(changes, event.conversation_id, recorded, changed_by=event.command_offset)
         case ConversationRenamed():
             _change(changes, event.conversation_id, recorded, name=clean(event.name), updated_at=recorded.at_us)
@@ -159,20 +158,18 @@ def _on_found(
         row["declared_offset"] = recorded.offset
     if place in (event.renewed or ()):  # older records, whose writes went by name
         row |= _written(initial, recorded)
-    _variable(changes, conversation_id, form.id, family(form.value_type), row, recorded)
+    _variable(changes, conversation_id, variable_key(form.id, form.value_type), row, recorded)
 
 
 def _on_written(
     changes: TalkChanges,
     conversation_id: str,
     name: str,
-    id_: str | None,
-    value_type: str,
-    value: JsonValue,
+    said: VariableUpdate | ConversationVariableSet,
     recorded: Recorded,
 ) -> None:
-    key = (name, "") if id_ is None else (id_, family(value_type))
-    _variable(changes, conversation_id, *key, _written(_json(value), recorded), recorded)
+    key = (name, "") if said.id is None else variable_key(said.id, said.value_type)
+    _variable(changes, conversation_id, key, _written(_json(said.value), recorded), recorded)
 
 
 def _written(value: str, recorded: Recorded) -> Row:
@@ -180,9 +177,9 @@ def _written(value: str, recorded: Recorded) -> Row:
 
 
 def _variable(
-    changes: TalkChanges, conversation_id: str, id_: str, kind: str, columns: Row, recorded: Recorded
+    changes: TalkChanges, conversation_id: str, variable: VariableKey, columns: Row, recorded: Recorded
 ) -> None:
-    key = {"conversation_id": clean(conversation_id), "id": clean(id_), "family": clean(kind)}
+    key = {"conversation_id": clean(conversation_id), "id": clean(variable[0]), "family": clean(variable[1])}
     fold(changes.variables, {**key, **_place(recorded), **columns}, _NONE, tuple(key.values()))
 
 

@@ -18,9 +18,9 @@ from libs.events.commands import Caller, StartRun
 from libs.events.ids import new_conversation_id, new_run_id
 from libs.events.model import ConversationVariableSet, Event, RunAccepted, RunStarted, RunSucceeded, VariableUpdate
 from libs.tables import metadata, workflow_conversation_variables
-from libs.workflow.conversation import Conversation, Turn, VariableKey, opening, recall
+from libs.workflow.conversation import Conversation, Turn, opening, recall
 from libs.workflow.definition import Definition, compile_document
-from libs.workflow.variables import Variable, family
+from libs.workflow.variables import Variable, VariableKey, variable_key
 from services.api.talk_records import listed, variables
 from services.executor.partition import PartitionFold, Position
 from services.projector.talks import TalkChanges, project_talk
@@ -144,7 +144,7 @@ class Told:
     def _write(self, definition: Definition, index: int, value: int) -> tuple[Variable, Any]:
         variable = definition.conversation[index % len(definition.conversation)]
         written = str(value) if variable.type == "string" else value
-        self.written[(variable.id, family(variable.type))] = written
+        self.written[variable_key(variable.id, variable.type)] = written
         return variable, written
 
     def set(self, which: int, index: int, value: int) -> None:
