@@ -398,6 +398,10 @@ class NodeStarted(_AttemptEvent):
     pinned: bool = False
     """The answer is pinned: no handler runs, a container opens no rounds."""
 
+    def begins_work(self, *, alone: bool) -> bool:
+        """Whether the run's own work begins here: with the first node behind its root, or the one that runs alone."""
+        return self.attempt == 1 and self.index == (1 if alone else 2)
+
 
 class NodeRestarted(_AttemptEvent):
     """The attempt lost its owner and begins again: same attempt, same execution, same idempotency key."""

@@ -100,17 +100,20 @@ def message_answer(maker: FrameMaker) -> tuple[int, bytes]:
 
 def listed(row: Mapping[str, Any]) -> Json:
     """An item of `GET /v1/runs`, from its row."""
-    begun_us = row["started_at"] if row["finished_at"] is not None and row["begun_at"] is None else row["begun_at"]
     item = {name: value for name, value in row.items() if name != "begun_at"}
-    item["queue_time"] = queue_s(row["created_at"], begun_us)
+    item["queue_time"] = queue_s(row["created_at"], row["started_at"], row["begun_at"], row["finished_at"])
     for name in ("created_at", "started_at", "finished_at"):
         item[name] = moment(item[name])
     return item
 
 
-def queue_s(created_us: int, begun_us: int | None) -> float | None:
-    """How long the run waited until work on it began; None: it still waits, or has ended before it was admitted."""
-    return None if begun_us is None else max(begun_us - created_us, 0) / 1e6
+def queue_s(created_us: int, started_us: int | None, begun_us: int | None, finished_us: int | None) -> float | None:
+    """How long the run waited until work on it began; one that ends without any, until it was admitted.
+
+    None: it still waits, or has ended before it was admitted.
+    """
+    until_us = started_us if begun_us is None and finished_us is not None else begun_us
+    return None if until_us is None else max(until_us - created_us, 0) / 1e6
 
 
 def moment(at_us: int | None) -> str | None:
@@ -126,7 +129,8 @@ def show(run_id: str, history: Iterable[Recorded], definition: Definition | None
     nodes = _Nodes(run_id)
     accepted: RunAccepted | None = None
     end: RunEnd | None = None
-    created_us = started_us = begun_us = ended_us = seq = 0
+    created_us = started_us = ended_us = seq = 0
+    begun_us: int | None = None
     stopping = False
     asked = Asked()
     for recorded in history:
@@ -140,7 +144,7 @@ def show(run_id: str, history: Iterable[Recorded], definition: Definition | None
         elif isinstance(event, RunStarted):
             started_us = recorded.at_us
         elif isinstance(event, NodeStarted):
-            if accepted is not None and event.attempt == 1 and event.index == (1 if accepted.only else 2):
+            if accepted is not None and event.begins_work(alone=bool(accepted.only)):
                 begun_us = recorded.at_us
         elif isinstance(event, StopRequested):
             stopping = True
@@ -151,7 +155,7 @@ def show(run_id: str, history: Iterable[Recorded], definition: Definition | None
     ending = (end, ended_us if end else None)
     is_paused, pause = asked.paused is not None, asked.last_pause
     run = summarize(run_id, (accepted, created_us), started_us, ending, seq, paused=is_paused, pause=pause)
-    return _item(run, begun_us or (started_us if end else 0)) | {
+    return _item(run, begun_us) | {
         "root": accepted.root if state is None else state.definition.root,
         "inputs": run.inputs,
         "outputs": run.outputs,
@@ -161,7 +165,7 @@ def show(run_id: str, history: Iterable[Recorded], definition: Definition | None
     }
 
 
-def _item(run: RunSummary, begun_us: int) -> Json:
+def _item(run: RunSummary, begun_us: int | None) -> Json:
     return {
         "id": run.id,
         "app_id": run.app_id,
@@ -172,7 +176,7 @@ def _item(run: RunSummary, begun_us: int) -> Json:
         "created_at": moment(run.created_us),
         "started_at": moment(run.started_us),
         "finished_at": moment(run.finished_us),
-        "queue_time": queue_s(run.created_us, begun_us or None),
+        "queue_time": queue_s(run.created_us, run.started_us, begun_us, run.finished_us),
         "elapsed_time": run.elapsed_s,
         "total_steps": run.total_steps,
         "total_tokens": run.total_tokens,

@@ -156,7 +156,7 @@ def _project_one(changes: Changes, contexts: Mapping[str, RunContext], recorded:
             run |= _ended(event, recorded)
         case NodeStarted():
             context = changes.contexts.get(run_id) or contexts.get(run_id)
-            if event.attempt == 1 and event.index == (1 if context is not None and context.only else 2):
+            if event.begins_work(alone=context is not None and bool(context.only)):
                 run["begun_at"] = recorded.at_us
             _change_node(changes, recorded, event.path, event.node_id, _node_started(event, recorded, context))
         case NodeRestarted():
