@@ -7,10 +7,10 @@ waits for a call (`services.api.awaited`), and by the first call only.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request
@@ -254,8 +254,8 @@ def _missing(config: WebhookConfig, event: Json) -> list[str]:
     params, body, files = event["query_params"], event["body"], event["files"]
     plain, binary = (config.content_type == kind for kind in ("text/plain", "application/octet-stream"))
 
-    def lacking(fields: Sequence[WebhookField], there: Any, what: str) -> list[str]:
-        return [f"{what} {field.name}" for field in fields if field.required and not there(field.name)]
+    def lacking(fields: Sequence[WebhookField], there: Callable[[WebhookField], bool], what: str) -> list[str]:
+        return [f"{what} {field.name}" for field in fields if field.required and not there(field)]
 
     def sent(field: WebhookField) -> bool:
         """Whether the node finds something that can be what it declares."""
@@ -268,9 +268,9 @@ def _missing(config: WebhookConfig, event: Json) -> list[str]:
         return body.get(field.name) is not None
 
     return [
-        *lacking(config.headers, lambda name: name.lower() in headers, "header"),
-        *lacking(config.params, lambda name: name in params, "query parameter"),
-        *(f"body field {field.name}" for field in config.body if field.required and not sent(field)),
+        *lacking(config.headers, lambda field: field.name.lower() in headers, "header"),
+        *lacking(config.params, lambda field: field.name in params, "query parameter"),
+        *lacking(config.body, sent, "body field"),
     ]
 
 

@@ -364,8 +364,7 @@ def _workflow(workflow_id: str, version: str, document: Json, hashed: str, at_us
         "updated_by": NOBODY,
         "updated_at": at_us // 1_000_000,
         "tool_published": False,
-        "environment_variables": named(masked(workflow["environment_variables"])),
-        "conversation_variables": named(masked(workflow["conversation_variables"])),
+        **_shown_variables(workflow),
         "rag_pipeline_variables": [],
     }
 
@@ -378,9 +377,12 @@ def _backup(backup_id: str, hashed: str, at_us: int, document: Json) -> Json:
         "created_at": at_us // 1_000_000,
         "graph": workflow["graph"],
         "features": workflow["features"],
-        "environment_variables": named(masked(workflow["environment_variables"])),
-        "conversation_variables": named(masked(workflow["conversation_variables"])),
+        **_shown_variables(workflow),
     }
+
+
+def _shown_variables(workflow: Json) -> Json:
+    return {name: named(masked(workflow[name])) for name in VARIABLES}
 
 
 def _synced(draft: Draft) -> Json:
